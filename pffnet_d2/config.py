@@ -1,0 +1,101 @@
+"""The configuration keys this plugin adds to Detectron2's, and where its yaml files lie.
+
+One comment a key: what it does, the papers' symbol, and where it stands in the papers ([P] PFFNet, IEEE TIP 30, 2021;
+[V2] Cell R-CNN V2, IJCAI 2019) or in the code released with [P].
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def config_path(name: str = "") -> Path:
+    """Path of a yaml shipped with the package, such as ``PFFNet_R101_FPN.yaml`` or ``demo/PFFNet_R18_FPN.yaml``.
+
+    Raises:
+        FileNotFoundError: no such file; the message lists what there is.
+    """
+    here = Path(__file__).resolve().parent
+    installed = here / "configs"
+    root = installed if installed.is_dir() else here.parent / "configs"
+    path = root / name
+    if not path.exists():
+        known = ", ".join(sorted(str(p.relative_to(root)) for p in root.rglob("*.yaml")))
+        raise FileNotFoundError(f"{name}: no such config among those shipped with pffnet_d2: {known}")
+    return path
+
+
+def add_pffnet_config(cfg: Any) -> None:
+    """Add the keys of PFFNet and its family to ``cfg`` (a detectron2 ``CfgNode``), in place."""
+    import torch
+    from detectron2.config import CfgNode as CN
+
+    # Detectron2's default is "cuda" even where there is none.
+    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+    cfg.INPUT.PFFNET = CN()
+    # On-line augmentations, in order; names of data/augmentation.py ([P] IV-A: flips and rotations for every data set).
+    cfg.INPUT.PFFNET.AUGMENTATIONS = ["flip", "rotate90"]
+
+    cfg.MODEL.PFFNET = CN()
+    # What inference returns beside the instances: "semantic" (S_sem) and "panoptic". Without them GCN does not run.
+    cfg.MODEL.PFFNET.OUTPUTS = ["instances"]
+    # Weight of the mask loss.
+    cfg.MODEL.PFFNET.MASK_LOSS_WEIGHT = 1.0
+    # alpha_2 of [P] Eq. 6, the weight of the semantic consistency loss; 0 leaves it out.
+    cfg.MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT = 1.0
+
+    # From scored instances to a label map.
+    cfg.MODEL.PFFNET.LABEL_MAP = CN()
+    # beta: instances need a class score above it. Release: 0.5 Kumar and TNBC, 0.35 BBBC039, 0.6 CVPPP.
+    cfg.MODEL.PFFNET.LABEL_MAP.SCORE_THRESH = 0.5
+    # Mask probability from which a pixel belongs to an instance.
+    cfg.MODEL.PFFNET.LABEL_MAP.MASK_THRESH = 0.5
+    # An instance is dropped when more than this fraction of it is covered by better ones (release; not in [P]).
+    cfg.MODEL.PFFNET.LABEL_MAP.MAX_COVERED = 0.7
+
+    # Residual attention feature fusion (RAFF), [P] Algorithm 1.
+    cfg.MODEL.PFFNET.FUSION = CN()
+    # A name of FEATURE_FUSION_HEAD_REGISTRY; "" builds no fusion (Cell R-CNN).
+    cfg.MODEL.PFFNET.FUSION.NAME = "RAFFHead"
+    # [P] Fig. 10: "residual_attention" (d), "attention" (c), "summation" (b), "replacement" (a, Cell R-CNN V2).
+    cfg.MODEL.PFFNET.FUSION.MODE = "residual_attention"
+    # True: no gradient from the fused map into the masks (release). [P] wants it to train the mask generator.
+    cfg.MODEL.PFFNET.FUSION.DETACH = False
+    # Where P_i is pasted: "proposal" (the mask's own frame) or "predicted" (the regressed box, as released).
+    cfg.MODEL.PFFNET.FUSION.BOXES = "proposal"
+    # K: "all" positive ROIs (Algorithm 1, release) or the "best" scored one of each object ([V2]'s wording).
+    cfg.MODEL.PFFNET.FUSION.ROIS = "all"
+    # P_i: "foreground" (one map for both channels of F_0, [P]) or "per_channel" (each its own, release).
+    cfg.MODEL.PFFNET.FUSION.CHANNELS = "foreground"
+    # ReLU, conv 3x3, ReLU, conv 1x1 on F_K (release; not in [P]'s text).
+    cfg.MODEL.PFFNET.FUSION.POST_CONVS = True
+    # alpha_1 of [P] Eq. 6 for the loss of S_ins; that of S_sem is MODEL.SEM_SEG_HEAD.LOSS_WEIGHT. Release: 1.
+    cfg.MODEL.PFFNET.FUSION.LOSS_WEIGHT = 0.1
+
+    cfg.MODEL.ROI_MASK_QUALITY_HEAD = CN()
+    # A name of ROI_MASK_QUALITY_HEAD_REGISTRY; "" builds none, and scores are class scores.
+    cfg.MODEL.ROI_MASK_QUALITY_HEAD.NAME = "MaskQualityHead"
+    cfg.MODEL.ROI_MASK_QUALITY_HEAD.NUM_CONV = 4  # [P] Table I (its text says 3)
+    cfg.MODEL.ROI_MASK_QUALITY_HEAD.CONV_DIM = 256
+    cfg.MODEL.ROI_MASK_QUALITY_HEAD.FC_DIM = 1024
+    # How the 28x28 mask becomes 14x14 channels: "space_to_depth" (4, aligned with the ROI feature), "view" (4, the
+    # release's memory reshape) or "max_pool" (1, Mask Scoring R-CNN).
+    cfg.MODEL.ROI_MASK_QUALITY_HEAD.RESHAPE = "space_to_depth"
+    # Sigmoid on the output ([P]: a value in (0, 1)); False: linear (release).
+    cfg.MODEL.ROI_MASK_QUALITY_HEAD.SIGMOID = True
+    cfg.MODEL.ROI_MASK_QUALITY_HEAD.LOSS_WEIGHT = 1.0
+
+    # DualModalMaskHead; it takes NUM_CONV (shared convolutions), CONV_DIM and NORM from Detectron2's keys.
+    # "paper": NUM_CONV shared, the spatial path's first convolution its own ([V2] Table 1, NUM_CONV 3);
+    # "release": NUM_CONV shared (4) and the spatial path repeats the last of them with tied weights.
+    cfg.MODEL.ROI_MASK_HEAD.TRUNK = "paper"
+    # Channels entering the fully connected layer of the FC path (paper 128: 19.7 M parameters).
+    cfg.MODEL.ROI_MASK_HEAD.FC_PATH_DIM = 128
+    # ReLU on the FC path's map (release), which then can only raise the logits.
+    cfg.MODEL.ROI_MASK_HEAD.FC_RELU = False
+
+    # GCNHead; it takes CONVS_DIM (64), NORM and LOSS_WEIGHT (alpha_1) from Detectron2's keys.
+    # ReLU in the boundary refinement blocks, as in the original GCN; neither [P]'s code nor its text has it.
+    cfg.MODEL.SEM_SEG_HEAD.GCN_RELU = False

@@ -1,0 +1,12 @@
+"""The networks. Importing this package registers them with Detectron2."""
+
+from . import (  # noqa: F401  (imported for their registration)
+    backbone,
+    box_head,
+    fusion_head,
+    mask_head,
+    mask_quality_head,
+    meta_arch,
+    roi_heads,
+    semantic_head,
+)

@@ -1,0 +1,140 @@
+"""Feature fusion of [P] Algorithm 1 and Fig. 10: instance masks written into a semantic feature map.
+
+The papers describe a loop that changes the map one ROI at a time. Every variant has a closed form over all ROIs of
+the batch, computed here on the list of pixels that lie inside boxes: work and memory follow the sum of the box areas.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+MODES = ("residual_attention", "attention", "summation", "replacement")
+
+# Residual attention multiplies by up to 2 per ROI, and a training batch can hold more than a hundred ROIs of one
+# object. The gain of a pixel is bounded by 2^16 so that the map stays finite (2^128 leaves float32).
+MAX_LOG_GAIN = 16 * 0.6931471805599453
+# Attention takes the logarithm of probabilities; below this they count as this.
+MIN_PROBABILITY = 1e-12
+
+
+class BoxPixels(NamedTuple):
+    """The T pixels inside K boxes, box after box: one entry for each pixel of each box."""
+
+    pixel: Tensor  # (T,) int64: index into a flattened (N, H, W)
+    roi: Tensor  # (T,) int64: which box
+    u: Tensor  # (T,) float32: column of the pixel's centre in its box, from 0 to 1
+    v: Tensor  # (T,) float32: row of the pixel's centre in its box, from 0 to 1
+
+
+def box_pixels(boxes: Tensor, batch_index: Tensor, shape: tuple[int, int, int]) -> BoxPixels:
+    """List the pixels (x, y) whose centres lie in the boxes: x1 <= x + 1/2 < x2, and so for y.
+
+    Args:
+        boxes: (K, 4) XYXY in pixels of the map; may reach outside of it.
+        batch_index: (K,) int64, the image of each box.
+        shape: (N, H, W) of the map.
+    """
+    _, height, width = shape
+    x1, y1, x2, y2 = boxes.float().unbind(1)
+    left, right = (torch.ceil(x - 0.5).clamp(0, width).long() for x in (x1, x2))
+    top, bottom = (torch.ceil(y - 0.5).clamp(0, height).long() for y in (y1, y2))
+    columns = (right - left).clamp(min=0)
+    areas = columns * (bottom - top).clamp(min=0)
+
+    roi = torch.repeat_interleave(torch.arange(len(boxes), device=boxes.device), areas)
+    rank = torch.arange(len(roi), device=boxes.device) - (areas.cumsum(0) - areas)[roi]
+    y = top[roi] + torch.div(rank, columns[roi], rounding_mode="floor")
+    x = left[roi] + rank % columns[roi]
+    return BoxPixels(
+        pixel=(batch_index[roi] * height + y) * width + x,
+        roi=roi,
+        u=(x + 0.5 - x1[roi]) / (x2 - x1)[roi],
+        v=(y + 0.5 - y1[roi]) / (y2 - y1)[roi],
+    )
+
+
+def resize_into_boxes(masks: Tensor, where: BoxPixels) -> Tensor:
+    """R(.) of [P]: the bilinear resize (``align_corners=False``) of each mask to its box, at the listed pixels.
+
+    Args:
+        masks: (K, C, m, m) float.
+
+    Returns:
+        (T, C) in the dtype of ``masks``.
+    """
+    _, channels, rows, columns = masks.shape
+    v = (where.v * rows - 0.5).clamp(0, rows - 1)
+    u = (where.u * columns - 0.5).clamp(0, columns - 1)
+    top, left = v.long(), u.long()
+    bottom, right = (top + 1).clamp(max=rows - 1), (left + 1).clamp(max=columns - 1)
+    dv, du = (v - top).to(masks.dtype)[:, None], (u - left).to(masks.dtype)[:, None]
+
+    values = masks.permute(0, 2, 3, 1).reshape(-1, channels)
+
+    def at(row: Tensor, column: Tensor) -> Tensor:
+        return values.index_select(0, (where.roi * rows + row) * columns + column)
+
+    upper = at(top, left) * (1 - du) + at(top, right) * du
+    lower = at(bottom, left) * (1 - du) + at(bottom, right) * du
+    return upper * (1 - dv) + lower * dv
+
+
+def fuse(
+    features: Tensor, mask_logits: Tensor, boxes: Tensor, batch_index: Tensor, mode: str = "residual_attention"
+) -> Tensor:
+    """F_K: the semantic map F_0 after all K instance masks M_i have been written into their boxes B_i.
+
+    With P_i = sigmoid(M_i) resized into B_i, M'_i = M_i resized into B_i, and products and sums over the ROIs whose
+    box holds the pixel ([P] Fig. 10):
+
+    ======================  =============================
+    ``residual_attention``  F_0 * prod (1 + P_i), the product at most exp(MAX_LOG_GAIN); [P] Algorithm 1
+    ``attention``           F_0 * prod P_i, each P_i at least MIN_PROBABILITY
+    ``summation``           F_0 + sum M'_i
+    ``replacement``         M'_i of the last such ROI, else F_0; [V2]
+    ======================  =============================
+
+    Args:
+        features: F_0, (N, C, H, W).
+        mask_logits: M, (K, C, m, m), or (K, 1, m, m) to use one map for all channels. K may be 0.
+        boxes: (K, 4) XYXY in pixels of ``features``. A pixel (x, y) is inside when x1 <= x + 1/2 < x2.
+        batch_index: (K,) int64, the image of each ROI.
+        mode: one of ``MODES``.
+
+    Returns:
+        F_K, (N, C, H, W) in the dtype of ``features``; computed in at least float32.
+
+    Raises:
+        ValueError: unknown mode.
+    """
+    if mode not in MODES:
+        raise ValueError(f"fusion mode {mode!r} is not one of {', '.join(MODES)}")
+    n, _, height, width = features.shape
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    f0, logits = features.to(dtype), mask_logits.to(dtype)
+    channels = logits.shape[1]
+    where = box_pixels(boxes, batch_index, (n, height, width))
+
+    def scatter_sum(values: Tensor) -> Tensor:
+        total = values.new_zeros(n * height * width, channels).index_add(0, where.pixel, values)
+        return total.view(n, height, width, channels).permute(0, 3, 1, 2)
+
+    if mode == "residual_attention":
+        log_gain = scatter_sum(resize_into_boxes(logits.sigmoid(), where).log1p())
+        fused = f0 * log_gain.clamp(max=MAX_LOG_GAIN).exp()
+    elif mode == "attention":
+        probability = resize_into_boxes(logits.sigmoid(), where).clamp(min=MIN_PROBABILITY)
+        fused = f0 * scatter_sum(probability.log()).exp()
+    elif mode == "summation":
+        fused = f0 + scatter_sum(resize_into_boxes(logits, where))
+    else:
+        # The last ROI is the largest index that covers a pixel; only its entries are written.
+        last = where.roi.new_full((n * height * width,), -1).scatter_reduce(0, where.pixel, where.roi, "amax")
+        top = BoxPixels(*(entry[last[where.pixel] == where.roi] for entry in where))
+        flat = f0.permute(0, 2, 3, 1).reshape(n * height * width, -1)
+        values = resize_into_boxes(logits, top).expand(-1, flat.shape[1])
+        fused = flat.index_copy(0, top.pixel, values).view(n, height, width, -1).permute(0, 3, 1, 2)
+    return fused.to(features.dtype)

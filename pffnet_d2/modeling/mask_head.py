@@ -1,0 +1,146 @@
+"""The dual-modal mask head ([V2] Table 1 and Fig. 4, inherited by [P]) and the mask targets of a set of ROIs."""
+
+from __future__ import annotations
+
+from math import gcd
+from typing import Any
+
+import fvcore.nn.weight_init as weight_init
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.layers import Conv2d, ShapeSpec, cat, get_norm
+from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
+from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead, mask_rcnn_inference, mask_rcnn_loss
+from detectron2.structures import Instances
+from torch import Tensor, nn
+
+TRUNKS = ("paper", "release")
+
+
+def conv_norm_relu(dim_in: int, dim_out: int, norm: str, stride: int = 1) -> Conv2d:
+    """3x3 convolution, norm, ReLU. A width that GroupNorm's 32 groups do not divide gets the largest number that do."""
+    groups = gcd(32, dim_out)
+    layer = nn.GroupNorm(groups, dim_out) if norm == "GN" and groups < 32 else get_norm(norm, dim_out)
+    conv = Conv2d(
+        dim_in,
+        dim_out,
+        kernel_size=3,
+        stride=stride,
+        padding=1,
+        bias=layer is None,
+        norm=layer,
+        activation=F.relu,
+    )
+    weight_init.c2_msra_fill(conv)
+    return conv
+
+
+def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
+    """(K, C * factor^2, h, w) to (K, C, h * factor, w * factor); ``nn.PixelShuffle`` fails backward at K = 0."""
+    k, c, h, w = x.shape
+    c //= factor * factor
+    x = x.view(k, c, factor, factor, h, w).permute(0, 1, 4, 2, 5, 3)
+    return x.reshape(k, c, h * factor, w * factor)
+
+
+def mask_targets(instances: list[Instances], side: int) -> Tensor:
+    """T: the truth of each ROI, cropped to its proposal and resized. (K, side, side) float32 of 0 and 1.
+
+    Args:
+        instances: one entry an image, with ``proposal_boxes`` and ``gt_masks`` (BitMasks). Images without ROIs need none.
+    """
+    crops = [x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, side) for x in instances if len(x)]
+    return torch.cat(crops).float() if crops else instances[0].proposal_boxes.tensor.new_zeros(0, side, side)
+
+
+def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean binary cross-entropy of (K, m, m) logits; 0, with a gradient of 0, when there are no ROIs."""
+    total = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum")
+    return total / max(targets.numel(), 1)
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class DualModalMaskHead(BaseMaskRCNNHead):
+    """M = spatial path + fully connected path: (K, 2, 2h, 2w) logits, channel 0 background, channel 1 the object.
+
+    Spatial path: convolution, convolution to 4 * CONV_DIM, pixel shuffle by 2, 1x1 convolution to 2 channels.
+    FC path: convolution, convolution to FC_PATH_DIM, one linear layer to a 2h x 2w map used for both channels.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        input_shape: ShapeSpec,
+        *,
+        num_conv: int = 3,
+        conv_dim: int = 256,
+        fc_path_dim: int = 128,
+        norm: str = "GN",
+        trunk: str = "paper",
+        fc_relu: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            input_shape: channels, height h and width w of the ROI feature.
+            num_conv: convolutions shared by both paths (paper 3, release 4).
+            trunk, fc_relu: MODEL.ROI_MASK_HEAD.{TRUNK, FC_RELU}.
+        """
+        super().__init__(**kwargs)
+        if trunk not in TRUNKS:
+            raise ValueError(f"MODEL.ROI_MASK_HEAD.TRUNK {trunk!r} is not one of {', '.join(TRUNKS)}")
+        channels, height, width = input_shape.channels or 0, input_shape.height or 0, input_shape.width or 0
+        dims = [channels] + [conv_dim] * num_conv
+        self.shared = nn.ModuleList(conv_norm_relu(a, b, norm) for a, b in zip(dims[:-1], dims[1:], strict=True))
+        # The release applies the last shared convolution once more where the paper has one of its own.
+        self.spatial1 = conv_norm_relu(conv_dim, conv_dim, norm) if trunk == "paper" else None
+        self.spatial2 = Conv2d(conv_dim, 4 * conv_dim, kernel_size=3, padding=1, activation=F.relu)
+        self.predictor = Conv2d(conv_dim, 2, kernel_size=1)
+        self.fc_path = nn.Sequential(
+            conv_norm_relu(conv_dim, conv_dim, norm), conv_norm_relu(conv_dim, fc_path_dim, norm), nn.Flatten()
+        )
+        self.fc = nn.Linear(fc_path_dim * height * width, 4 * height * width)
+        for layer in (self.spatial2, self.predictor):
+            weight_init.c2_msra_fill(layer)
+        weight_init.c2_xavier_fill(self.fc)
+        self.fc_relu = fc_relu
+        self.out_size = (2 * height, 2 * width)
+
+    @classmethod
+    def from_config(cls, cfg: Any, input_shape: ShapeSpec) -> dict[str, Any]:
+        head = cfg.MODEL.ROI_MASK_HEAD
+        return {
+            **super().from_config(cfg, input_shape),
+            "input_shape": input_shape,
+            "num_conv": head.NUM_CONV,
+            "conv_dim": head.CONV_DIM,
+            "fc_path_dim": head.FC_PATH_DIM,
+            "norm": head.NORM,
+            "trunk": head.TRUNK,
+            "fc_relu": head.FC_RELU,
+        }
+
+    def layers(self, x: Tensor) -> Tensor:
+        """R (K, C, h, w) to M (K, 2, 2h, 2w), logits."""
+        for conv in self.shared:
+            x = conv(x)
+        spatial = (self.shared[-1] if self.spatial1 is None else self.spatial1)(x)
+        u = self.predictor(pixel_shuffle(self.spatial2(spatial), 2))
+        v = self.fc(self.fc_path(x)).view(-1, 1, *self.out_size)
+        return u + (v.relu() if self.fc_relu else v)
+
+    def forward(self, x: Tensor, instances: list[Instances]) -> Any:
+        """Detectron2's contract for mask heads, so that the head also serves in ``StandardROIHeads``."""
+        # Upstream takes channel = class; of two channels and class 0 it would take the background.
+        foreground = self.layers(x)[:, 1:]
+        if self.training:
+            return {"loss_mask": mask_rcnn_loss(foreground, instances, self.vis_period) * self.loss_weight}
+        mask_rcnn_inference(foreground, instances)
+        return instances
+
+
+def gt_areas(instances: list[Instances]) -> Tensor:
+    """(K,) float32, the pixels of the whole object each ROI is assigned to."""
+    areas = [x.gt_masks.tensor.flatten(1).sum(1).float() for x in instances if len(x)]
+    return cat(areas) if areas else instances[0].proposal_boxes.tensor.new_zeros(0)

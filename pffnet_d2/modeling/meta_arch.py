@@ -1,0 +1,194 @@
+"""PFFNet: one backbone pass, an instance branch, a semantic branch, and what ties them ([P] Fig. 2, Eq. 6)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_sem_seg_head
+from detectron2.modeling.meta_arch import GeneralizedRCNN
+from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_postprocess
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+
+from pffnet_d2.inference.label_map import instances_to_label_map
+
+from .fusion_head import build_feature_fusion_head
+
+OUTPUTS = ("instances", "semantic", "panoptic")
+
+
+def consistency_loss(s_sem: Tensor, s_ins: Tensor, valid: Tensor) -> Tensor:
+    """Mean squared difference of the two branches' class probabilities over the valid pixels ([P] Eq. 5).
+
+    Args:
+        s_sem, s_ins: logits (N, C, H, W); the gradient flows into both.
+        valid: (N, H, W) bool, False on padding.
+    """
+    difference = s_sem.float().softmax(1) - s_ins.float().softmax(1)
+    return (difference.square().mean(1) * valid).sum() / valid.sum().clamp(min=1)
+
+
+@META_ARCH_REGISTRY.register()
+class PFFNet(GeneralizedRCNN):
+    """Panoptic Feature Fusion Net, and by leaving heads out its predecessors.
+
+    ``paste_masks``: True returns (k, H, W) bool masks, as Detectron2 does; False leaves ``pred_masks`` as (k, 1, m, m)
+    probabilities in the frame of ``pred_boxes``, without a k x H x W stack.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        sem_seg_head: nn.Module | None = None,
+        fusion_head: nn.Module | None = None,
+        consistency_loss_weight: float = 1.0,
+        outputs: tuple[str, ...] = ("instances",),
+        label_map: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            sem_seg_head: S_sem; called with (features, targets or None), returns (logits at input size, losses).
+            fusion_head: S_ins; called with (features, instances, targets or None), returns likewise.
+            consistency_loss_weight: alpha_2 of [P] Eq. 6; used where both maps are there.
+            outputs: what inference returns, of ``OUTPUTS``.
+            label_map: keyword arguments of ``instances_to_label_map`` for the panoptic output.
+            kwargs: those of ``GeneralizedRCNN``.
+        """
+        super().__init__(**kwargs)
+        unknown = set(outputs) - set(OUTPUTS)
+        if unknown:
+            raise ValueError(f"MODEL.PFFNET.OUTPUTS {sorted(unknown)} are not among {', '.join(OUTPUTS)}")
+        if "semantic" in outputs and sem_seg_head is None:
+            raise ValueError("MODEL.PFFNET.OUTPUTS asks for semantic output without MODEL.SEM_SEG_HEAD.NAME")
+        self.sem_seg_head = sem_seg_head
+        self.fusion_head = fusion_head
+        self.consistency_loss_weight = consistency_loss_weight
+        self.outputs = tuple(outputs)
+        self.label_map = label_map or {}
+        self.paste_masks = True
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        ret = super().from_config(cfg)
+        shape = ret["backbone"].output_shape()
+        pffnet = cfg.MODEL.PFFNET
+        return {
+            **ret,
+            "sem_seg_head": build_sem_seg_head(cfg, shape) if cfg.MODEL.SEM_SEG_HEAD.NAME else None,
+            "fusion_head": build_feature_fusion_head(cfg, shape),
+            "consistency_loss_weight": pffnet.CONSISTENCY_LOSS_WEIGHT,
+            "outputs": tuple(pffnet.OUTPUTS),
+            "label_map": {
+                "score_threshold": pffnet.LABEL_MAP.SCORE_THRESH,
+                "mask_threshold": pffnet.LABEL_MAP.MASK_THRESH,
+                "max_covered": pffnet.LABEL_MAP.MAX_COVERED,
+            },
+        }
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """
+        Args:
+            batched_inputs: one dict an image, as Detectron2's: ``image`` (C, H, W); in training ``instances`` with
+                ``gt_boxes``, ``gt_classes``, ``gt_masks`` (BitMasks, maybe none) and ``sem_seg`` (H, W) int64.
+
+        Returns:
+            In training a dict of losses, each with its weight. Else one dict an image: ``instances``, and by
+            MODEL.PFFNET.OUTPUTS ``sem_seg`` (classes, H, W) logits and ``panoptic_seg`` (see ``inference``).
+        """
+        if not self.training:
+            return self.inference(batched_inputs)
+
+        images = self.preprocess_image(batched_inputs)
+        targets = [x["instances"].to(self.device) for x in batched_inputs]
+        features = self.backbone(images.tensor)
+        proposals, losses = self.proposal_generator(images, features, targets)
+        instances, detector_losses = self.roi_heads(images, features, proposals, targets)
+        losses = {**losses, **detector_losses}
+
+        s_sem = s_ins = semantic = None
+        if self.sem_seg_head is not None or self.fusion_head is not None:
+            semantic = self._semantic_targets(batched_inputs, images)
+        if self.sem_seg_head is not None:
+            s_sem, sem_losses = self.sem_seg_head(features, semantic)
+            losses.update(sem_losses)
+        if self.fusion_head is not None:
+            s_ins, fusion_losses = self.fusion_head(features, instances, semantic)
+            losses.update(fusion_losses)
+        if s_sem is not None and s_ins is not None and self.consistency_loss_weight > 0:
+            consistency = consistency_loss(s_sem, s_ins, semantic != self.sem_seg_head.ignore_value)
+            losses["loss_consistency"] = consistency * self.consistency_loss_weight
+        return losses
+
+    def _semantic_targets(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> Tensor:
+        """(N, H, W) int64 at the padded size; padding has the heads' ignore value."""
+        head = self.fusion_head if self.sem_seg_head is None else self.sem_seg_head
+        assert head is not None
+        maps = [x["sem_seg"].to(self.device) for x in batched_inputs]
+        return ImageList.from_tensors(maps, self.backbone.size_divisibility, head.ignore_value).tensor
+
+    def inference(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        detected_instances: list[Instances] | None = None,
+        do_postprocess: bool = True,
+    ) -> list[Any]:
+        """As ``GeneralizedRCNN.inference``; the panoptic output is (H, W) int32 segment ids, 0 void, and their infos.
+
+        Segments are instances only: the one class is a thing.
+        """
+        assert not self.training
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        if detected_instances is None:
+            proposals, _ = self.proposal_generator(images, features, None)
+            instances, _ = self.roi_heads(images, features, proposals, None)
+        else:
+            given = [x.to(self.device) for x in detected_instances]
+            instances = self.roi_heads.forward_with_given_boxes(features, given)
+        if not do_postprocess:
+            return instances
+
+        sizes = [
+            (x.get("height", size[0]), x.get("width", size[1]))
+            for x, size in zip(batched_inputs, images.image_sizes, strict=True)
+        ]
+        results = [
+            {"instances": self._rescale(x, *size, paste=self.paste_masks)}
+            for x, size in zip(instances, sizes, strict=True)
+        ]
+        if "panoptic" in self.outputs:
+            for result, x, size in zip(results, instances, sizes, strict=True):
+                result["panoptic_seg"] = self._panoptic(self._rescale(x, *size, paste=False))
+        if "semantic" in self.outputs:
+            assert self.sem_seg_head is not None
+            logits, _ = self.sem_seg_head(features, None)
+            for result, s_sem, net, size in zip(results, logits, images.image_sizes, sizes, strict=True):
+                result["sem_seg"] = sem_seg_postprocess(s_sem, net, *size)
+        return results
+
+    @staticmethod
+    def _rescale(instances: Instances, height: int, width: int, *, paste: bool) -> Instances:
+        """Boxes in pixels of the original image; masks pasted, or left in the frame of their boxes."""
+        if paste:
+            return detector_postprocess(instances, height, width)
+        # Upstream pastes what is called pred_masks; under another name the masks only follow the boxes it keeps.
+        held = Instances(instances.image_size, **instances.get_fields())
+        held.roi_masks = held.pred_masks
+        held.remove("pred_masks")
+        held = detector_postprocess(held, height, width)
+        held.pred_masks = held.roi_masks
+        held.remove("roi_masks")
+        return held
+
+    def _panoptic(self, instances: Instances) -> tuple[Tensor, list[dict[str, Any]]]:
+        segments = torch.from_numpy(instances_to_label_map(instances, **self.label_map))
+        infos = [
+            {"id": i, "isthing": True, "category_id": 0, "area": int(area)}
+            for i, area in enumerate(torch.bincount(segments.flatten().long())[1:].tolist(), start=1)
+        ]
+        return segments.to(self.device), infos

@@ -1,0 +1,170 @@
+"""PFFNet's ROI heads: which heads run, and on which ROIs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import configurable
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import StandardROIHeads, select_foreground_proposals
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+
+from .mask_head import gt_areas, mask_loss, mask_targets
+from .mask_quality_head import build_mask_quality_head, quality_loss, quality_target
+
+BOXES = ("proposal", "predicted")
+ROIS = ("all", "best")
+
+# Detections that go through the mask and quality heads at once: at the paper's widths the largest activation,
+# 1024 x 14 x 14 floats each, is then 205 MB.
+ROIS_PER_CHUNK = 256
+
+
+@ROI_HEADS_REGISTRY.register()
+class PFFNetROIHeads(StandardROIHeads):
+    """Box head on all sampled ROIs; mask head, quality head and fusion on the positive ones.
+
+    Training returns the positive ROIs an image with ``mask_logits`` (k, C, m, m) and ``fusion_boxes`` (k, 4), for the
+    fusion head, and the losses. Inference returns instances with ``class_scores`` s_cls, ``mask_quality`` s_qua,
+    ``scores`` = s_cls * s_qua (NMS has seen s_cls alone) and ``pred_masks`` (k, 1, m, m) probabilities.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        mask_quality_head: nn.Module | None = None,
+        mask_loss_weight: float = 1.0,
+        fusion_boxes: str = "proposal",
+        fusion_rois: str = "all",
+        **kwargs: Any,
+    ) -> None:
+        """
+        Args:
+            mask_quality_head: None leaves ``scores`` = s_cls.
+            mask_loss_weight: MODEL.PFFNET.MASK_LOSS_WEIGHT.
+            fusion_boxes, fusion_rois: MODEL.PFFNET.FUSION.{BOXES, ROIS}.
+            kwargs: those of ``StandardROIHeads``.
+        """
+        super().__init__(**kwargs)
+        for key, value, known in (("BOXES", fusion_boxes, BOXES), ("ROIS", fusion_rois, ROIS)):
+            if value not in known:
+                raise ValueError(f"MODEL.PFFNET.FUSION.{key} {value!r} is not one of {', '.join(known)}")
+        self.mask_quality_head = mask_quality_head
+        self.mask_loss_weight = mask_loss_weight
+        self.fusion_boxes = fusion_boxes
+        self.fusion_rois = fusion_rois
+
+    @classmethod
+    def from_config(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        ret = super().from_config(cfg, input_shape)
+        channels = input_shape[ret["mask_in_features"][0]].channels
+        side = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
+        ret["mask_quality_head"] = build_mask_quality_head(cfg, ShapeSpec(channels=channels, height=side, width=side))
+        ret["mask_loss_weight"] = cfg.MODEL.PFFNET.MASK_LOSS_WEIGHT
+        ret["fusion_boxes"] = cfg.MODEL.PFFNET.FUSION.BOXES
+        ret["fusion_rois"] = cfg.MODEL.PFFNET.FUSION.ROIS
+        return ret
+
+    def forward(
+        self,
+        images: ImageList,
+        features: dict[str, Tensor],
+        proposals: list[Instances],
+        targets: list[Instances] | None = None,
+    ) -> tuple[list[Instances], dict[str, Tensor]]:
+        if not self.training:
+            instances = self._forward_box(features, proposals)
+            return self.forward_with_given_boxes(features, instances), {}
+
+        assert targets is not None
+        for target in targets:
+            target.gt_index = torch.arange(len(target), device=target.gt_boxes.device)
+        sampled = self.label_and_sample_proposals(proposals, targets)
+        losses = self._box_losses(features, sampled)
+        positive, _ = select_foreground_proposals(sampled, self.num_classes)
+        losses.update(self._mask_losses(features, positive))
+        return [best_of_each_object(x) for x in positive] if self.fusion_rois == "best" else positive, losses
+
+    def _box_losses(self, features: dict[str, Tensor], sampled: list[Instances]) -> dict[str, Tensor]:
+        """Box losses; leaves ``fusion_boxes`` and ``foreground_score`` on the ROIs."""
+        pooled = self.box_pooler([features[f] for f in self.box_in_features], [x.proposal_boxes for x in sampled])
+        scores, deltas = self.box_predictor(self.box_head(pooled))
+        losses: dict[str, Tensor] = self.box_predictor.losses((scores, deltas), sampled)
+        with torch.no_grad():
+            foreground = 1 - scores.float().softmax(1)[:, -1]
+            if self.fusion_boxes == "predicted":
+                boxes = self.box_predictor.predict_boxes_for_gt_classes((scores, deltas), sampled)
+            else:
+                boxes = [x.proposal_boxes.tensor for x in sampled]
+            counts = [len(x) for x in sampled]
+            for roi, box, score in zip(sampled, boxes, foreground.split(counts), strict=True):
+                inside = Boxes(box.clone())
+                inside.clip(roi.image_size)
+                roi.fusion_boxes, roi.foreground_score = inside.tensor, score
+        return losses
+
+    def _mask_losses(self, features: dict[str, Tensor], positive: list[Instances]) -> dict[str, Tensor]:
+        """Mask and quality losses; leaves ``mask_logits`` on the ROIs."""
+        pooled = self._pool_masks(features, [x.proposal_boxes for x in positive])
+        logits = self.mask_head.layers(pooled)
+        for roi, mask in zip(positive, logits.split([len(x) for x in positive]), strict=True):
+            roi.mask_logits = mask
+        foreground = logits[:, -1]
+        targets = mask_targets(positive, foreground.shape[-1])
+        losses = {"loss_mask": mask_loss(foreground, targets) * self.mask_loss_weight}
+        if self.mask_quality_head is not None:
+            quality = self.mask_quality_head(pooled, foreground.sigmoid()[:, None])
+            box_areas = torch.cat([x.proposal_boxes.area() for x in positive])
+            target = quality_target(foreground, targets, gt_areas(positive), box_areas)
+            losses["loss_mask_quality"] = quality_loss(quality, target) * self.mask_quality_head.loss_weight
+        return losses
+
+    def _pool_masks(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
+        return self.mask_pooler([features[f] for f in self.mask_in_features], boxes)
+
+    def forward_with_given_boxes(self, features: dict[str, Tensor], instances: list[Instances]) -> list[Instances]:
+        """Masks and quality for instances with ``pred_boxes``, ``pred_classes`` and ``scores``.
+
+        ``scores`` are s_cls unless ``class_scores`` is there already (test-time augmentation calls this again on its
+        own results); either way they become ``class_scores`` * ``mask_quality`` once.
+        """
+        assert not self.training
+        boxes = [x.pred_boxes.tensor for x in instances]
+        counts = [len(b) for b in boxes]
+        total = sum(counts)
+        masks, qualities = [], []
+        # At least one round, so that no detections at all still make tensors of the right shape.
+        for start in range(0, max(total, 1), ROIS_PER_CHUNK):
+            stop, before, chunk = start + ROIS_PER_CHUNK, 0, []
+            for box in boxes:
+                chunk.append(Boxes(box[max(start - before, 0) : max(stop - before, 0)]))
+                before += len(box)
+            pooled = self._pool_masks(features, chunk)
+            masks.append(self.mask_head.layers(pooled)[:, -1:].sigmoid())
+            if self.mask_quality_head is not None:
+                qualities.append(self.mask_quality_head(pooled, masks[-1]))
+
+        for x, mask in zip(instances, torch.cat(masks).split(counts), strict=True):
+            x.pred_masks = mask
+            if not x.has("class_scores"):
+                x.class_scores = x.scores
+        if qualities:
+            for x, quality in zip(instances, torch.cat(qualities).split(counts), strict=True):
+                x.mask_quality = quality.to(x.class_scores.dtype)
+                x.scores = x.class_scores * x.mask_quality
+        return instances
+
+
+def best_of_each_object(rois: Instances) -> Instances:
+    """Of the positive ROIs of each object, the one with the highest foreground score."""
+    if len(rois) == 0:
+        return rois
+    order = rois.foreground_score.argsort(descending=True, stable=True)
+    objects = rois.gt_index[order]
+    # The first entry of each object in descending order of score: no equal entry before it.
+    earlier = (objects[:, None] == objects[None]).tril(-1).any(1)
+    return rois[order[~earlier].sort().values]
