@@ -23,15 +23,16 @@ class ResNetFPN(FPN):
         """(N, 3, H, W) with H and W multiples of 32 to maps of stride 4 .. 32 (res*, p2 .. p5) and 64 (p6)."""
         features: dict[str, Tensor] = self.bottom_up(x)
         pyramid: list[Tensor] = []
+        level: Tensor | None = None
         # From the coarsest level down, as upstream orders its convolutions.
         names = reversed(self.in_features)
         for name, lateral, output in zip(names, self.lateral_convs, self.output_convs, strict=True):
-            level = lateral(features[name])
-            if pyramid:
-                level = level + F.interpolate(coarser, scale_factor=2.0, mode="nearest")
+            merged = lateral(features[name])
+            if level is not None:
+                merged = merged + F.interpolate(level, scale_factor=2.0, mode="nearest")
                 if self._fuse_type == "avg":
-                    level = level / 2
-            coarser = level
+                    merged = merged / 2
+            level = merged
             pyramid.insert(0, output(level))
         if self.top_block is not None:
             source = dict(zip(self._out_features, pyramid, strict=False)).get(self.top_block.in_feature)

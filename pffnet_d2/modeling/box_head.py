@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from math import prod
 from typing import Any
 
@@ -27,7 +28,7 @@ class FastRCNNFCNormHead(nn.Module):
     def __init__(self, input_shape: ShapeSpec, *, fc_dims: list[int], norm: str = "GN") -> None:
         super().__init__()
         dims = [prod((input_shape.channels or 1, input_shape.height or 1, input_shape.width or 1)), *fc_dims]
-        self.fcs = nn.Sequential(*(fc_norm_relu(a, b, norm) for a, b in zip(dims[:-1], dims[1:], strict=True)))
+        self.fcs = nn.Sequential(*(fc_norm_relu(a, b, norm) for a, b in itertools.pairwise(dims)))
         self._output_shape = ShapeSpec(channels=dims[-1])
 
     @classmethod

@@ -25,20 +25,20 @@ class BoxPixels(NamedTuple):
 
     pixel: Tensor  # (T,) int64: index into a flattened (N, H, W)
     roi: Tensor  # (T,) int64: which box
-    u: Tensor  # (T,) float32: column of the pixel's centre in its box, from 0 to 1
-    v: Tensor  # (T,) float32: row of the pixel's centre in its box, from 0 to 1
+    u: Tensor  # (T,) float: column of the pixel's centre in its box, from 0 to 1
+    v: Tensor  # (T,) float: row of the pixel's centre in its box, from 0 to 1
 
 
 def box_pixels(boxes: Tensor, batch_index: Tensor, shape: tuple[int, int, int]) -> BoxPixels:
     """List the pixels (x, y) whose centres lie in the boxes: x1 <= x + 1/2 < x2, and so for y.
 
     Args:
-        boxes: (K, 4) XYXY in pixels of the map; may reach outside of it.
+        boxes: (K, 4) float, XYXY in pixels of the map; may reach outside of it.
         batch_index: (K,) int64, the image of each box.
         shape: (N, H, W) of the map.
     """
     _, height, width = shape
-    x1, y1, x2, y2 = boxes.float().unbind(1)
+    x1, y1, x2, y2 = boxes.unbind(1)
     left, right = (torch.ceil(x - 0.5).clamp(0, width).long() for x in (x1, x2))
     top, bottom = (torch.ceil(y - 0.5).clamp(0, height).long() for y in (y1, y2))
     columns = (right - left).clamp(min=0)
@@ -116,7 +116,7 @@ def fuse(
     dtype = torch.promote_types(features.dtype, torch.float32)
     f0, logits = features.to(dtype), mask_logits.to(dtype)
     channels = logits.shape[1]
-    where = box_pixels(boxes, batch_index, (n, height, width))
+    where = box_pixels(boxes.to(dtype), batch_index, (n, height, width))
 
     def scatter_sum(values: Tensor) -> Tensor:
         total = values.new_zeros(n * height * width, channels).index_add(0, where.pixel, values)

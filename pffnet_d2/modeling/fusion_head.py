@@ -116,8 +116,8 @@ class RAFFHead(nn.Module):
         """
         Args:
             features: holds ``in_feature``, (N, C, H / stride, W / stride).
-            instances: one entry an image, with ``mask_logits`` (k, 2 or 1, m, m) and ``fusion_boxes`` (k, 4) in pixels of
-                the network's input; in the order in which they are written.
+            instances: one entry an image, with ``mask_logits`` (k, 2 or 1, m, m) and ``fusion_boxes`` (k, 4) in
+                pixels of the network's input; in the order in which they are written.
             targets: (N, H, W) int64 classes; training only.
 
         Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from math import gcd
 from typing import Any
 
@@ -48,7 +49,8 @@ def mask_targets(instances: list[Instances], side: int) -> Tensor:
     """T: the truth of each ROI, cropped to its proposal and resized. (K, side, side) float32 of 0 and 1.
 
     Args:
-        instances: one entry an image, with ``proposal_boxes`` and ``gt_masks`` (BitMasks). Images without ROIs need none.
+        instances: one entry an image, with ``proposal_boxes`` and ``gt_masks`` (BitMasks; an image without ROIs needs
+            none).
     """
     crops = [x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, side) for x in instances if len(x)]
     return torch.cat(crops).float() if crops else instances[0].proposal_boxes.tensor.new_zeros(0, side, side)
@@ -92,7 +94,7 @@ class DualModalMaskHead(BaseMaskRCNNHead):
             raise ValueError(f"MODEL.ROI_MASK_HEAD.TRUNK {trunk!r} is not one of {', '.join(TRUNKS)}")
         channels, height, width = input_shape.channels or 0, input_shape.height or 0, input_shape.width or 0
         dims = [channels] + [conv_dim] * num_conv
-        self.shared = nn.ModuleList(conv_norm_relu(a, b, norm) for a, b in zip(dims[:-1], dims[1:], strict=True))
+        self.shared = nn.ModuleList(conv_norm_relu(a, b, norm) for a, b in itertools.pairwise(dims))
         # The release applies the last shared convolution once more where the paper has one of its own.
         self.spatial1 = conv_norm_relu(conv_dim, conv_dim, norm) if trunk == "paper" else None
         self.spatial2 = Conv2d(conv_dim, 4 * conv_dim, kernel_size=3, padding=1, activation=F.relu)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -76,7 +77,6 @@ class MaskQualityHead(nn.Module):
         norm: str = "GN",
         reshape: str = "space_to_depth",
         sigmoid: bool = True,
-        loss_weight: float = 1.0,
     ) -> None:
         """
         Args:
@@ -85,15 +85,13 @@ class MaskQualityHead(nn.Module):
         """
         super().__init__()
         if reshape not in RESHAPES:
-            raise ValueError(
-                f"MODEL.ROI_MASK_QUALITY_HEAD.RESHAPE {reshape!r} is not one of {', '.join(RESHAPES)}"
-            )
+            raise ValueError(f"MODEL.ROI_MASK_QUALITY_HEAD.RESHAPE {reshape!r} is not one of {', '.join(RESHAPES)}")
         channels, height, width = input_shape.channels or 0, input_shape.height or 0, input_shape.width or 0
         dims = [channels + (1 if reshape == "max_pool" else 4)] + [conv_dim] * num_conv
         self.convs = nn.Sequential(
             *(
                 conv_norm_relu(a, b, norm, stride=2 if i == num_conv - 1 else 1)
-                for i, (a, b) in enumerate(zip(dims[:-1], dims[1:], strict=True))
+                for i, (a, b) in enumerate(itertools.pairwise(dims))
             )
         )
         flat = conv_dim * ((height + 1) // 2) * ((width + 1) // 2)
@@ -103,7 +101,6 @@ class MaskQualityHead(nn.Module):
         nn.init.zeros_(self.predictor.bias)
         self.reshape = reshape
         self.sigmoid = sigmoid
-        self.loss_weight = loss_weight
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -116,7 +113,6 @@ class MaskQualityHead(nn.Module):
             "norm": cfg.MODEL.ROI_MASK_HEAD.NORM,
             "reshape": head.RESHAPE,
             "sigmoid": head.SIGMOID,
-            "loss_weight": head.LOSS_WEIGHT,
         }
 
     def forward(self, roi_features: Tensor, mask_probabilities: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, build_sem_seg_head
 from detectron2.modeling.meta_arch import GeneralizedRCNN
@@ -46,6 +45,7 @@ class PFFNet(GeneralizedRCNN):
         sem_seg_head: nn.Module | None = None,
         fusion_head: nn.Module | None = None,
         consistency_loss_weight: float = 1.0,
+        ignore_value: int = 255,
         outputs: tuple[str, ...] = ("instances",),
         label_map: dict[str, float] | None = None,
         **kwargs: Any,
@@ -55,6 +55,7 @@ class PFFNet(GeneralizedRCNN):
             sem_seg_head: S_sem; called with (features, targets or None), returns (logits at input size, losses).
             fusion_head: S_ins; called with (features, instances, targets or None), returns likewise.
             consistency_loss_weight: alpha_2 of [P] Eq. 6; used where both maps are there.
+            ignore_value: the value of pixels without truth in semantic targets, the same as the heads'.
             outputs: what inference returns, of ``OUTPUTS``.
             label_map: keyword arguments of ``instances_to_label_map`` for the panoptic output.
             kwargs: those of ``GeneralizedRCNN``.
@@ -68,6 +69,7 @@ class PFFNet(GeneralizedRCNN):
         self.sem_seg_head = sem_seg_head
         self.fusion_head = fusion_head
         self.consistency_loss_weight = consistency_loss_weight
+        self.ignore_value = ignore_value
         self.outputs = tuple(outputs)
         self.label_map = label_map or {}
         self.paste_masks = True
@@ -82,6 +84,7 @@ class PFFNet(GeneralizedRCNN):
             "sem_seg_head": build_sem_seg_head(cfg, shape) if cfg.MODEL.SEM_SEG_HEAD.NAME else None,
             "fusion_head": build_feature_fusion_head(cfg, shape),
             "consistency_loss_weight": pffnet.CONSISTENCY_LOSS_WEIGHT,
+            "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "outputs": tuple(pffnet.OUTPUTS),
             "label_map": {
                 "score_threshold": pffnet.LABEL_MAP.SCORE_THRESH,
@@ -110,9 +113,10 @@ class PFFNet(GeneralizedRCNN):
         instances, detector_losses = self.roi_heads(images, features, proposals, targets)
         losses = {**losses, **detector_losses}
 
-        s_sem = s_ins = semantic = None
-        if self.sem_seg_head is not None or self.fusion_head is not None:
-            semantic = self._semantic_targets(batched_inputs, images)
+        if self.sem_seg_head is None and self.fusion_head is None:
+            return losses
+        s_sem = s_ins = None
+        semantic = self._semantic_targets(batched_inputs, images)
         if self.sem_seg_head is not None:
             s_sem, sem_losses = self.sem_seg_head(features, semantic)
             losses.update(sem_losses)
@@ -120,16 +124,14 @@ class PFFNet(GeneralizedRCNN):
             s_ins, fusion_losses = self.fusion_head(features, instances, semantic)
             losses.update(fusion_losses)
         if s_sem is not None and s_ins is not None and self.consistency_loss_weight > 0:
-            consistency = consistency_loss(s_sem, s_ins, semantic != self.sem_seg_head.ignore_value)
+            consistency = consistency_loss(s_sem, s_ins, semantic != self.ignore_value)
             losses["loss_consistency"] = consistency * self.consistency_loss_weight
         return losses
 
     def _semantic_targets(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> Tensor:
-        """(N, H, W) int64 at the padded size; padding has the heads' ignore value."""
-        head = self.fusion_head if self.sem_seg_head is None else self.sem_seg_head
-        assert head is not None
+        """(N, H, W) int64 at the padded size; padding is ``ignore_value``."""
         maps = [x["sem_seg"].to(self.device) for x in batched_inputs]
-        return ImageList.from_tensors(maps, self.backbone.size_divisibility, head.ignore_value).tensor
+        return ImageList.from_tensors(maps, self.backbone.size_divisibility, self.ignore_value).tensor
 
     def inference(
         self,

@@ -38,6 +38,7 @@ class PFFNetROIHeads(StandardROIHeads):
         *,
         mask_quality_head: nn.Module | None = None,
         mask_loss_weight: float = 1.0,
+        mask_quality_loss_weight: float = 1.0,
         fusion_boxes: str = "proposal",
         fusion_rois: str = "all",
         **kwargs: Any,
@@ -46,6 +47,7 @@ class PFFNetROIHeads(StandardROIHeads):
         Args:
             mask_quality_head: None leaves ``scores`` = s_cls.
             mask_loss_weight: MODEL.PFFNET.MASK_LOSS_WEIGHT.
+            mask_quality_loss_weight: MODEL.ROI_MASK_QUALITY_HEAD.LOSS_WEIGHT.
             fusion_boxes, fusion_rois: MODEL.PFFNET.FUSION.{BOXES, ROIS}.
             kwargs: those of ``StandardROIHeads``.
         """
@@ -55,6 +57,7 @@ class PFFNetROIHeads(StandardROIHeads):
                 raise ValueError(f"MODEL.PFFNET.FUSION.{key} {value!r} is not one of {', '.join(known)}")
         self.mask_quality_head = mask_quality_head
         self.mask_loss_weight = mask_loss_weight
+        self.mask_quality_loss_weight = mask_quality_loss_weight
         self.fusion_boxes = fusion_boxes
         self.fusion_rois = fusion_rois
 
@@ -65,6 +68,7 @@ class PFFNetROIHeads(StandardROIHeads):
         side = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
         ret["mask_quality_head"] = build_mask_quality_head(cfg, ShapeSpec(channels=channels, height=side, width=side))
         ret["mask_loss_weight"] = cfg.MODEL.PFFNET.MASK_LOSS_WEIGHT
+        ret["mask_quality_loss_weight"] = cfg.MODEL.ROI_MASK_QUALITY_HEAD.LOSS_WEIGHT
         ret["fusion_boxes"] = cfg.MODEL.PFFNET.FUSION.BOXES
         ret["fusion_rois"] = cfg.MODEL.PFFNET.FUSION.ROIS
         return ret
@@ -120,7 +124,7 @@ class PFFNetROIHeads(StandardROIHeads):
             quality = self.mask_quality_head(pooled, foreground.sigmoid()[:, None])
             box_areas = torch.cat([x.proposal_boxes.area() for x in positive])
             target = quality_target(foreground, targets, gt_areas(positive), box_areas)
-            losses["loss_mask_quality"] = quality_loss(quality, target) * self.mask_quality_head.loss_weight
+            losses["loss_mask_quality"] = quality_loss(quality, target) * self.mask_quality_loss_weight
         return losses
 
     def _pool_masks(self, features: dict[str, Tensor], boxes: list[Boxes]) -> Tensor:
