@@ -13,6 +13,8 @@ from detectron2.structures import Instances
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from pffnet_d2.errors import InputError
+
 from .fusion import MODES, fuse
 from .mask_head import pixel_shuffle
 
@@ -79,7 +81,7 @@ class RAFFHead(nn.Module):
         super().__init__()
         for key, value, known in (("MODE", mode, MODES), ("CHANNELS", channels, CHANNELS)):
             if value not in known:
-                raise ValueError(f"MODEL.PFFNET.FUSION.{key} {value!r} is not one of {', '.join(known)}")
+                raise InputError(f"MODEL.PFFNET.FUSION.{key} {value!r} is not one of {', '.join(known)}")
         self.f0 = UpsampledConv(input_shape.channels or 0, num_classes, input_shape.stride or 1)
         self.post = nn.Sequential()
         if post_convs:

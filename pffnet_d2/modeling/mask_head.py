@@ -16,6 +16,8 @@ from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead, mask_rcnn_
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
+from pffnet_d2.errors import InputError
+
 TRUNKS = ("paper", "release")
 
 
@@ -91,7 +93,7 @@ class DualModalMaskHead(BaseMaskRCNNHead):
         """
         super().__init__(**kwargs)
         if trunk not in TRUNKS:
-            raise ValueError(f"MODEL.ROI_MASK_HEAD.TRUNK {trunk!r} is not one of {', '.join(TRUNKS)}")
+            raise InputError(f"MODEL.ROI_MASK_HEAD.TRUNK {trunk!r} is not one of {', '.join(TRUNKS)}")
         channels, height, width = input_shape.channels or 0, input_shape.height or 0, input_shape.width or 0
         dims = [channels] + [conv_dim] * num_conv
         self.shared = nn.ModuleList(conv_norm_relu(a, b, norm) for a, b in itertools.pairwise(dims))

@@ -11,6 +11,8 @@ from detectron2.layers import ShapeSpec
 from detectron2.utils.registry import Registry
 from torch import Tensor, nn
 
+from pffnet_d2.errors import InputError
+
 from .box_head import fc_norm_relu
 from .mask_head import conv_norm_relu
 
@@ -85,7 +87,7 @@ class MaskQualityHead(nn.Module):
         """
         super().__init__()
         if reshape not in RESHAPES:
-            raise ValueError(f"MODEL.ROI_MASK_QUALITY_HEAD.RESHAPE {reshape!r} is not one of {', '.join(RESHAPES)}")
+            raise InputError(f"MODEL.ROI_MASK_QUALITY_HEAD.RESHAPE {reshape!r} is not one of {', '.join(RESHAPES)}")
         channels, height, width = input_shape.channels or 0, input_shape.height or 0, input_shape.width or 0
         dims = [channels + (1 if reshape == "max_pool" else 4)] + [conv_dim] * num_conv
         self.convs = nn.Sequential(

@@ -12,6 +12,7 @@ from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_pos
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from pffnet_d2.errors import InputError
 from pffnet_d2.inference.label_map import instances_to_label_map
 
 from .fusion_head import build_feature_fusion_head
@@ -63,9 +64,9 @@ class PFFNet(GeneralizedRCNN):
         super().__init__(**kwargs)
         unknown = set(outputs) - set(OUTPUTS)
         if unknown:
-            raise ValueError(f"MODEL.PFFNET.OUTPUTS {sorted(unknown)} are not among {', '.join(OUTPUTS)}")
+            raise InputError(f"MODEL.PFFNET.OUTPUTS {sorted(unknown)} are not among {', '.join(OUTPUTS)}")
         if "semantic" in outputs and sem_seg_head is None:
-            raise ValueError("MODEL.PFFNET.OUTPUTS asks for semantic output without MODEL.SEM_SEG_HEAD.NAME")
+            raise InputError("MODEL.PFFNET.OUTPUTS asks for semantic output without MODEL.SEM_SEG_HEAD.NAME")
         self.sem_seg_head = sem_seg_head
         self.fusion_head = fusion_head
         self.consistency_loss_weight = consistency_loss_weight

@@ -12,6 +12,8 @@ from detectron2.modeling.roi_heads import StandardROIHeads, select_foreground_pr
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
+from pffnet_d2.errors import InputError
+
 from .mask_head import gt_areas, mask_loss, mask_targets
 from .mask_quality_head import build_mask_quality_head, quality_loss, quality_target
 
@@ -54,7 +56,7 @@ class PFFNetROIHeads(StandardROIHeads):
         super().__init__(**kwargs)
         for key, value, known in (("BOXES", fusion_boxes, BOXES), ("ROIS", fusion_rois, ROIS)):
             if value not in known:
-                raise ValueError(f"MODEL.PFFNET.FUSION.{key} {value!r} is not one of {', '.join(known)}")
+                raise InputError(f"MODEL.PFFNET.FUSION.{key} {value!r} is not one of {', '.join(known)}")
         self.mask_quality_head = mask_quality_head
         self.mask_loss_weight = mask_loss_weight
         self.mask_quality_loss_weight = mask_quality_loss_weight

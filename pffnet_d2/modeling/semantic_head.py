@@ -11,6 +11,8 @@ from detectron2.layers import Conv2d, ShapeSpec, get_norm
 from detectron2.modeling import SEM_SEG_HEADS_REGISTRY
 from torch import Tensor, nn
 
+from pffnet_d2.errors import InputError
+
 KERNEL = 5  # [V2] 3.2: the original's kernel reduced to 5 for memory
 
 
@@ -92,7 +94,7 @@ class GCNHead(nn.Module):
         # From the coarsest level down.
         self.in_features = sorted(input_shape, key=lambda name: -(input_shape[name].stride or 0))
         if input_shape[self.in_features[-1]].stride != common_stride:
-            raise ValueError(f"GCNHead: the finest of {self.in_features} must have stride {common_stride}")
+            raise InputError(f"GCNHead: the finest of {self.in_features} must have stride {common_stride}")
         self.global_convs = nn.ModuleDict()
         self.level_refinements = nn.ModuleDict()
         self.merge_refinements = nn.ModuleDict()

@@ -1,0 +1,60 @@
+# make demo   train on generated images, evaluate, draw: output/demo
+# make test   lint and tests          make slow   the tests that take minutes
+# make lint   make bench   make setup   make clean
+#
+# The first of them installs everything into .venv; later ones install nothing until a requirement changes.
+# To choose: make setup PYTHON=python3.12 TORCH_VERSION=2.9.1 TORCHVISION_VERSION=0.24.1 (the same words for later calls)
+
+PYTHON ?= python3
+TORCH_VERSION ?= 2.14.1
+TORCHVISION_VERSION ?= 0.29.1
+
+VENV := .venv
+BIN := $(VENV)/bin
+# One stamp for each choice of versions, so that another choice installs it.
+READY := $(VENV)/ready-$(TORCH_VERSION)-$(TORCHVISION_VERSION)
+
+.PHONY: demo test slow lint bench setup clean
+
+demo: $(READY)
+	$(BIN)/python -m pffnet_d2.cli demo --out output/demo
+
+test: lint
+	$(BIN)/python -m pytest -q
+
+slow: $(READY)
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy pffnet_d2
+
+bench: $(READY)
+	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+
+setup: $(READY)
+
+$(READY): Makefile setup.py $(wildcard third_party/detectron2/*)
+# An environment that works is kept, whatever Python made it: `make clean` before choosing another one.
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
+		command -v $(PYTHON) >/dev/null \
+			|| { echo "make: $(PYTHON) is missing: install Python 3.10 or newer, or name one: make PYTHON=..." >&2; exit 1; }; \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+			|| { echo "make: $(PYTHON) is too old: install Python 3.10 or newer and name it: make PYTHON=..." >&2; exit 1; }; \
+		$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+			|| { echo "make: $(PYTHON) cannot make an environment: install the system package python3-venv" >&2; exit 1; }; \
+		$(PYTHON) -m venv --clear $(VENV); \
+	}
+	@rm -f $(VENV)/ready-*
+	$(BIN)/python -m pip install "torch==$(TORCH_VERSION)" "torchvision==$(TORCHVISION_VERSION)"
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(BIN)/python -m pip install opencv-python-headless
+# A Detectron2 that works and is not ours is left alone.
+	@$(BIN)/python -c 'import importlib.metadata as m, sys, detectron2.engine, detectron2.evaluation; sys.exit(any("+pffnet" in d.version for d in m.distributions(name="detectron2")))' 2>/dev/null \
+		|| $(BIN)/python -m pip install ./third_party/detectron2
+	$(BIN)/python -m pip install -e '.[test]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist pffnet_d2.egg-info output/demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,189 @@
+"""Reading and writing checkpoints: nothing but weights is taken from a file, and a file that does not fit says so.
+
+Upstream reads ``.pkl`` files with pickle, which runs whatever code such a file carries, and starts from whatever part
+of a checkpoint happens to fit. Here a file is refused in one line instead (:class:`~pffnet_d2.errors.InputError`).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import Tensor
+
+from pffnet_d2.errors import InputError
+
+WITHOUT_WEIGHTS = "set MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 or a local file"
+
+# What a pickled numpy array or scalar is rebuilt by, whatever numpy release wrote it (numpy.core or numpy._core).
+_NUMPY_REBUILDERS: dict[str, Any] = {
+    "_reconstruct": np.zeros(1).__reduce__()[0],
+    "scalar": np.float64(0).__reduce__()[0],
+    "_frombuffer": np.zeros(1).__reduce_ex__(5)[0],
+}
+_ADMITTED = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("collections", "OrderedDict"),
+    # How protocols 0 to 2 hold bytes, and no bytes.
+    ("_codecs", "encode"),
+    ("__builtin__", "bytes"),
+}
+
+
+class NumpyUnpickler(pickle.Unpickler):
+    """Unpickler of builtin containers, strings, numbers and numpy arrays; any other object is refused unread."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        # latin1: Caffe2's files were pickled by Python 2.
+        super().__init__(file, encoding="latin1")
+
+    def find_class(self, module: str, name: str) -> Any:
+        if re.fullmatch(r"numpy\._?core\.(multiarray|numeric)", module) and name in _NUMPY_REBUILDERS:
+            return _NUMPY_REBUILDERS[name]
+        if (module, name) in _ADMITTED:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it holds {module}.{name}, not only numpy arrays")
+
+
+def read_weights(path: str) -> dict[str, Any]:
+    """Read a checkpoint file without running anything in it.
+
+    Args:
+        path: a local file. ``.pkl``: of Detectron2's model zoo (``{"model", "__author__"}``) or of Caffe2 / Detectron
+            (names to arrays, perhaps under ``"blobs"``); any other ending: of PyTorch, read with ``weights_only``.
+
+    Returns:
+        ``{"model": {name: Tensor or ndarray}, ...}`` with what else the file holds (``trainer``, ``iteration``,
+        ``matching_heuristics``: names are matched by their endings, as upstream does for these files).
+
+    Raises:
+        InputError: the file is missing, damaged, or holds anything but weights and plain values.
+    """
+    try:
+        if path.endswith(".pkl"):
+            with open(path, "rb") as file:
+                loaded = NumpyUnpickler(file).load()
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such weights file; {WITHOUT_WEIGHTS}") from None
+    except pickle.UnpicklingError as error:
+        raise InputError(f"{path}: not read: {_reason(error)}; give a file of weights only") from error
+    except Exception as error:  # a damaged file ends in whatever its bytes happen to ask for
+        raise InputError(f"{path}: truncated or no weights file ({type(error).__name__}); fetch it again") from error
+
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path}: no checkpoint: it holds a {type(loaded).__name__}, not names and weights")
+    if path.endswith(".pkl") and not {"model", "__author__"} <= loaded.keys():
+        blobs = loaded.get("blobs", loaded)
+        weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum") and k != "weight_order"}
+        loaded = {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+    elif "model" not in loaded:
+        loaded = {"model": loaded}
+    model = loaded["model"]
+    if not isinstance(model, dict) or not model or not all(isinstance(v, (Tensor, np.ndarray)) for v in model.values()):
+        raise InputError(f"{path}: no checkpoint: its weights are not a table of names and arrays")
+    return loaded
+
+
+def _reason(error: pickle.UnpicklingError) -> str:
+    """The one thing worth saying of PyTorch's page-long refusal, or of ours."""
+    text = str(error)
+    if found := re.search(r"GLOBAL (\S+)", text):
+        return f"it holds {found.group(1)}, not only weights"
+    if "Weights only load failed" in text or not text.startswith("it holds"):
+        return "truncated, or no weights file"
+    return text
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer with safe reading, whole files and an error where weights do not fit.
+
+    ``load(path)`` wants every weight of the model in the file (evaluation, prediction, resuming);
+    ``load(path, checkpointables=[])``, which is how training starts, wants the backbone's and lets heads be new.
+    """
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load ``path`` (a file, ``catalog://`` or a URL; "" loads nothing) and return what is left of it.
+
+        Raises:
+            InputError: the file cannot be had or read, or does not fit the model.
+        """
+        if path:
+            path = self._local(path)
+        self._source = path
+        self._whole = checkpointables is None
+        left: dict[str, Any] = super().load(path, checkpointables=checkpointables)
+        return left
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``<save_dir>/<name>.pth``; a run killed meanwhile leaves the checkpoint before it in force.
+
+        Scalars of numpy become Python's: files that hold them cannot be read back as weights only.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data: dict[str, Any] = {"model": self.model.state_dict()}
+        data |= {key: stateful.state_dict() for key, stateful in self.checkpointables.items()}
+        data |= {key: value.item() if isinstance(value, np.generic) else value for key, value in kwargs.items()}
+        file = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info(f"Saving checkpoint to {file}")
+        part = file.with_name(f".{file.name}.part")
+        try:
+            torch.save(data, part)
+            os.replace(part, file)
+        finally:
+            part.unlink(missing_ok=True)
+        self.tag_last_checkpoint(file.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        part = Path(self.save_dir) / ".last_checkpoint.part"
+        part.write_text(last_filename_basename)
+        os.replace(part, Path(self.save_dir) / "last_checkpoint")
+
+    def _local(self, path: str) -> str:
+        try:
+            local = str(self.path_manager.get_local_path(path))
+        except Exception as error:  # no network, no such catalog entry, a page that is gone: one remedy
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise InputError(f"{path}: these weights cannot be had ({reason}); {WITHOUT_WEIGHTS}") from error
+        if not os.path.isfile(local):
+            raise InputError(f"{path}: no such weights file; {WITHOUT_WEIGHTS}")
+        return local
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        return read_weights(filename)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        try:
+            incompatible = super()._load_model(checkpoint)
+        except ValueError as error:  # upstream's name matching found two places for one weight
+            raise InputError(f"{self._source}: {error} These weights do not fit the config") from error
+
+        misfits = [f"{key} {file} in the file, {model} here" for key, file, model in incompatible.incorrect_shapes]
+        if not misfits:
+            missing = sorted(set(incompatible.missing_keys))
+            if not self._whole:
+                # Upstream's name matching also counts a weight of another shape as missing.
+                missing = sorted(self._backbone_parameters().intersection(missing))
+            misfits = [f"{key} missing" for key in missing]
+        if misfits:
+            more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
+            raise InputError(
+                f"{self._source}: does not fit the model: {', '.join(misfits[:3])}{more}; "
+                "give the weights that belong to this config"
+            )
+        return incompatible
+
+    def _backbone_parameters(self) -> set[str]:
+        """Names of the parameters that files for starting from (ImageNet classifiers) must hold."""
+        names = [name for name, _ in self.model.named_parameters()]
+        bottom_up = {name for name in names if name.startswith("backbone.bottom_up.")}
+        return bottom_up or {name for name in names if name.startswith("backbone.")}

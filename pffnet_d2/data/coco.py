@@ -1,0 +1,211 @@
+"""Between label maps and COCO: annotations as run lengths, the json of a split, the semantic PNG.
+
+Run lengths, not polygons: they are lossless (a traced polygon shrinks nuclei) and may have several parts.
+Configurations that train on them set INPUT.MASK_FORMAT "bitmask".
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pycocotools.mask as mask_util
+from PIL import Image
+from scipy.ndimage import find_objects
+
+from pffnet_d2.errors import InputError
+
+CATEGORY_ID = 1
+
+
+def label_map_to_annotations(
+    label_map: npt.NDArray[np.int32], image_id: int = 1, first_id: int = 1
+) -> list[dict[str, Any]]:
+    """COCO annotations, one an object in the order of the labels; ``first_id`` and on are their ids.
+
+    Args:
+        label_map: (H, W) integers, 0 background. Labels may have gaps and several parts.
+
+    Returns:
+        dicts with id, image_id, category_id 1, iscrowd 0, area (pixels), bbox [x, y, w, h] (pixels, the extent of the
+        mask) and segmentation {"size": [H, W], "counts": str}, byte for byte what ``pycocotools.mask.encode`` gives for
+        each mask.
+    """
+    height, width = label_map.shape
+    windows = find_objects(label_map)
+    areas = np.bincount(label_map.ravel(), minlength=len(windows) + 1)
+    labels = [label for label, window in enumerate(windows, 1) if window is not None]
+    runs = [{"counts": counts, "size": [height, width]} for counts in _run_lengths(label_map)]
+    encoded = mask_util.frPyObjects(runs, height, width) if runs else []
+    annotations = []
+    for i, (label, rle) in enumerate(zip(labels, encoded, strict=True)):
+        rows, columns = windows[label - 1]
+        annotations.append(
+            {
+                "id": first_id + i,
+                "image_id": image_id,
+                "category_id": CATEGORY_ID,
+                "iscrowd": 0,
+                "area": int(areas[label]),
+                "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
+                "segmentation": {"size": [height, width], "counts": rle["counts"].decode("ascii")},
+            }
+        )
+    return annotations
+
+
+def _run_lengths(label_map: npt.NDArray[np.int32]) -> list[npt.NDArray[np.int64]]:
+    """COCO's uncompressed counts (zeros, ones, zeros, ... down the columns) of every label, ascending, in one pass."""
+    flat = label_map.ravel(order="F")
+    starts = np.concatenate(([0], np.flatnonzero(flat[1:] != flat[:-1]) + 1))
+    ends = np.append(starts[1:], flat.size)
+    value = flat[starts]
+    order = np.argsort(value, kind="stable")[np.count_nonzero(value == 0) :]  # background first, then label by label
+    starts, ends, value = starts[order], ends[order], value[order]
+    edges = np.stack([starts, ends], axis=1).ravel()
+    counts = []
+    for own in np.split(edges, 2 * np.flatnonzero(value[1:] != value[:-1]) + 2):
+        if own.size and own[-1] < flat.size:
+            own = np.append(own, flat.size)  # the zeros after the last run; COCO leaves them out where there are none
+        if own.size:
+            counts.append(np.diff(own, prepend=0))
+    return counts
+
+
+def annotations_to_label_map(annotations: Sequence[dict[str, Any]], height: int, width: int) -> npt.NDArray[np.int32]:
+    """(H, W) int32 label map, ids in the order of the annotations.
+
+    Where masks overlap the smaller one is on top (of equal ones the later), which keeps every object seen that can be.
+    One that nevertheless has no pixel left, or never had one, gets no id, so that ids are 1..n without gaps.
+
+    Raises:
+        InputError: naming the annotation whose mask is of another size or cannot be decoded.
+    """
+    painted, _ = paint(annotations, height, width)
+    present = np.bincount(painted.ravel(), minlength=len(annotations) + 1) > 0
+    present[0] = False
+    if present.sum() == len(annotations):
+        return painted
+    return np.where(present, np.cumsum(present), 0).astype(np.int32)[painted]
+
+
+def paint(
+    annotations: Sequence[dict[str, Any]], height: int, width: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Like ``annotations_to_label_map``, but id i + 1 is always annotation i, so ids of hidden ones are missing; and
+    the areas of the whole masks.
+
+    The areas sum to the painted pixels exactly when no two masks overlap.
+    """
+    start, length, owner = _runs(annotations, height, width)
+    areas = np.bincount(owner, weights=length, minlength=len(annotations)).astype(np.int64)
+    order = np.argsort(-areas[owner], kind="stable")  # large first; runs of equal owners stay in order
+    start, length, owner = start[order], length[order], owner[order]
+    pixels = np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())
+    flat = np.zeros(height * width, np.int32)
+    flat[pixels] = np.repeat(owner + 1, length)  # of repeated pixels the last value stays
+    return np.ascontiguousarray(flat.reshape(width, height).T), areas
+
+
+def decode_mask(annotation: dict[str, Any], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """(H, W) uint8 0/1 of one annotation."""
+    return paint([annotation], height, width)[0].astype(np.uint8)
+
+
+Runs = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
+
+
+def _runs(annotations: Sequence[dict[str, Any]], height: int, width: int) -> Runs:
+    """Start (index into the column-major image), length and owner (index of the annotation) of every run of pixels of
+    the masks.
+
+    Decodes the strings of all annotations at once: pycocotools would fill a whole image for each object (133 nuclei of
+    a 520 x 696 field: 40 ms against 2 ms). The string holds numbers of base-32 digits, lowest first, 48 added to each
+    digit, 32 marking that more follow, 16 in the last one the sign; from the fourth number on they are differences to
+    the number before the last (rleToString in pycocotools' maskApi.c).
+    """
+    if not annotations:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
+    strings = [_compressed(annotation, height, width) for annotation in annotations]
+    digits = np.frombuffer(b"".join(strings), np.uint8).astype(np.int64) - 48
+    last = (digits & 32) == 0
+    string_ends = np.cumsum([len(string) for string in strings])
+    broken = ~last[string_ends - 1]
+    last[string_ends - 1] = True
+    first = np.flatnonzero(np.append(True, last[:-1]))
+    digit_count = np.diff(first, append=len(digits))
+    place = np.arange(len(digits)) - np.repeat(first, digit_count)
+    numbers = np.add.reduceat((digits & 31) << 5 * np.minimum(place, 10), first)
+    numbers -= np.where(digits[last] & 16, 1 << 5 * np.minimum(digit_count, 10), 0)
+
+    number_ends = np.cumsum(last)[string_ends - 1]
+    number_starts = np.append(0, number_ends[:-1])
+    for begin, end in zip(number_starts, number_ends, strict=True):
+        for chain in (numbers[begin + 1 : end : 2], numbers[begin + 2 : end : 2]):
+            np.cumsum(chain, out=chain)
+    broken |= (np.add.reduceat(numbers, number_starts) != height * width) | (
+        np.minimum.reduceat(numbers, number_starts) < 0
+    )
+    if broken.any():
+        name = _name(annotations[int(np.argmax(broken))])
+        raise InputError(f"{name}: its run lengths do not fill {height} x {width} pixels; prepare the data set again")
+    owner = np.repeat(np.arange(len(strings)), number_ends - number_starts)
+    ones = (np.arange(len(numbers)) - number_starts[owner]) % 2 == 1
+    start = np.cumsum(numbers) - numbers - owner * (height * width)
+    return start[ones], numbers[ones], owner[ones]
+
+
+def _compressed(annotation: dict[str, Any], height: int, width: int) -> bytes:
+    """The run-length string of an annotation given as run lengths (compressed or not) or polygons."""
+    try:
+        segmentation = annotation["segmentation"]
+        if isinstance(segmentation, list):
+            segmentation = mask_util.merge(mask_util.frPyObjects(segmentation, height, width))
+        size, counts = list(segmentation["size"]), segmentation["counts"]
+        if isinstance(counts, list):
+            counts = mask_util.frPyObjects(segmentation, *size)["counts"]
+        string: bytes = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
+    except Exception as error:  # pycocotools raises bare ones
+        raise InputError(
+            f"{_name(annotation)}: its segmentation is neither run lengths nor polygons; prepare the data set again"
+        ) from error
+    if size != [height, width]:
+        raise InputError(
+            f"{_name(annotation)}: its mask is for {size[0]} x {size[1]} pixels, the image has {height} x {width}"
+        )
+    if not string:
+        raise InputError(f"{_name(annotation)}: its run lengths are empty; prepare the data set again")
+    return string
+
+
+def _name(annotation: dict[str, Any]) -> str:
+    return f"annotation {annotation.get('id', '?')} of image {annotation.get('image_id', '?')}"
+
+
+def write_semantic(path: Path, label_map: npt.NDArray[np.int32]) -> None:
+    """The semantic truth: an 8-bit PNG, 0 background, 1 any object."""
+    Image.fromarray((label_map > 0).astype(np.uint8)).save(path)
+
+
+def write_coco(
+    path: Path,
+    images: Sequence[dict[str, Any]],
+    annotations: Sequence[dict[str, Any]],
+    info: dict[str, Any],
+    category: str,
+) -> None:
+    """The json of a split with its one category (id 1), written beside its place and moved when whole."""
+    data = {
+        "info": info,
+        "images": list(images),
+        "annotations": list(annotations),
+        "categories": [{"id": CATEGORY_ID, "name": category, "supercategory": category}],
+    }
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(json.dumps(data), encoding="utf-8")
+    os.replace(beside, path)

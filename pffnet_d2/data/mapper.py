@@ -1,0 +1,142 @@
+"""From a data set's dict to what the models take: Detectron2's DatasetMapper for many small objects.
+
+Upstream's mapper decodes, transforms and stores one full-size mask an object. Here the objects of an image travel
+through the transforms as one label map and become masks after the crop; only where annotations overlap, which a label
+map cannot hold, they go one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from detectron2.config import configurable
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks, Boxes, Instances
+from scipy.ndimage import find_objects
+
+from pffnet_d2.data.augmentation import build_augmentations
+from pffnet_d2.data.coco import decode_mask, paint
+from pffnet_d2.data.images import default_normalisation, read_image, to_rgb8
+from pffnet_d2.errors import InputError
+
+Masks = npt.NDArray[np.bool_]
+
+
+class PFFNetDatasetMapper:
+    """Callable that reads an image and its truth and transforms both alike.
+
+    Returns the given dict without ``annotations`` and ``sem_seg_file_name`` and with
+
+    - image: (3, H, W) uint8 tensor in ``image_format``;
+    - sem_seg (training): (H, W) int64, 0 background, 1 object, 255 ignored;
+    - instances (training): gt_boxes (the extents of the transformed masks, pixels), gt_classes and gt_masks (BitMasks,
+      (N, H, W)). Objects without a pixel left are gone; an image without objects has N = 0.
+
+    ``height`` and ``width`` stay those of the file. In training a dict without ``annotations`` gets neither instances
+    nor, without a semantic file, sem_seg.
+    """
+
+    @configurable
+    def __init__(
+        self, is_train: bool = True, *, augmentations: Sequence[T.Augmentation], image_format: str = "BGR"
+    ) -> None:
+        """
+        Args:
+            is_train: whether to hand on the truth.
+            augmentations: applied in this order to image, masks and semantic map together.
+            image_format: "BGR" or "RGB".
+        """
+        if image_format not in ("BGR", "RGB"):
+            raise InputError(f"INPUT.FORMAT {image_format!r} is not supported; use BGR or RGB")
+        self.is_train = is_train
+        self.augmentations = T.AugmentationList(list(augmentations))
+        self.image_format = image_format
+
+    @classmethod
+    def from_config(cls, cfg: Any, is_train: bool = True) -> dict[str, Any]:
+        return {
+            "is_train": is_train,
+            "augmentations": build_augmentations(cfg, is_train),
+            "image_format": cfg.INPUT.FORMAT,
+        }
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        out = {key: value for key, value in dataset_dict.items() if key not in ("annotations", "sem_seg_file_name")}
+        image = read_image(dataset_dict["file_name"])
+        height, width = image.shape[:2]
+        _check_size(dataset_dict["file_name"], (height, width), dataset_dict)
+        out["height"], out["width"] = height, width
+        rgb = to_rgb8(image, default_normalisation(image))
+        semantic_file = dataset_dict.get("sem_seg_file_name") if self.is_train else None
+        semantic = None
+        if semantic_file:
+            semantic = read_image(semantic_file)
+            _check_size(semantic_file, semantic.shape, dataset_dict)
+
+        transformed = T.AugInput(rgb if self.image_format == "RGB" else rgb[:, :, ::-1], sem_seg=semantic)
+        transforms = self.augmentations(transformed)
+        out["image"] = torch.from_numpy(np.ascontiguousarray(transformed.image.transpose(2, 0, 1)))
+        if not self.is_train:
+            return out
+
+        masks: Masks | None = None
+        if "annotations" in dataset_dict:
+            annotations = [
+                a for a in dataset_dict["annotations"] if a.get("iscrowd", 0) == 0
+            ]  # crowds are no objects, as upstream
+            masks, boxes, kept = _transform_masks(annotations, height, width, transforms, dataset_dict["file_name"])
+            instances = Instances(masks.shape[1:])
+            instances.gt_boxes = Boxes(torch.from_numpy(boxes))
+            instances.gt_classes = torch.tensor([annotations[i]["category_id"] for i in kept], dtype=torch.int64)
+            instances.gt_masks = BitMasks(torch.from_numpy(masks))
+            out["instances"] = instances
+        if semantic is not None:
+            out["sem_seg"] = torch.from_numpy(transformed.sem_seg.astype(np.int64))
+        elif masks is not None:
+            out["sem_seg"] = torch.from_numpy(masks.any(axis=0).astype(np.int64))
+        return out
+
+
+def _transform_masks(
+    annotations: list[dict[str, Any]], height: int, width: int, transforms: Any, file_name: str
+) -> tuple[Masks, npt.NDArray[np.float32], list[int]]:
+    """After the transforms: masks (N, h, w), their extents (N, 4) x0, y0, x1, y1, and which annotations they are."""
+    try:
+        label_map, areas = paint(annotations, height, width)
+        # four bytes a pixel: every transform moves 8-bit channels by nearest neighbour, on the same grid as the image
+        turned = transforms.apply_segmentation(label_map.view(np.uint8).reshape(height, width, 4))
+        if areas.sum() == np.count_nonzero(label_map):
+            turned = np.ascontiguousarray(turned).view(np.int32)[:, :, 0]
+            windows = [(i, window) for i, window in enumerate(find_objects(turned)) if window is not None]
+            masks = np.zeros((len(windows), *turned.shape), np.bool_)
+            for mask, (i, window) in zip(masks, windows, strict=True):
+                mask[window] = turned[window] == i + 1
+            return masks, _boxes([window for _, window in windows]), [i for i, _ in windows]
+        decoded = (transforms.apply_segmentation(decode_mask(a, height, width)) for a in annotations)
+        seen = [(i, mask) for i, mask in enumerate(decoded) if mask.any()]
+        masks = (
+            np.stack([mask.astype(np.bool_) for _, mask in seen])
+            if seen
+            else np.zeros((0, *turned.shape[:2]), np.bool_)
+        )
+        return masks, _boxes([find_objects(mask)[0] for _, mask in seen]), [i for i, _ in seen]
+    except InputError as error:
+        raise InputError(f"{file_name}: {error}") from error
+
+
+def _boxes(windows: list[tuple[slice, slice]]) -> npt.NDArray[np.float32]:
+    extents = [(columns.start, rows.start, columns.stop, rows.stop) for rows, columns in windows]
+    return np.array(extents, np.float32).reshape(-1, 4)
+
+
+def _check_size(file_name: str, shape: tuple[int, ...], dataset_dict: dict[str, Any]) -> None:
+    wanted = (dataset_dict.get("height", shape[0]), dataset_dict.get("width", shape[1]))
+    if tuple(shape[:2]) != wanted or len(shape) != 2:
+        raise InputError(
+            f"{file_name}: {shape[0]} x {shape[1]} pixels where the data set says {wanted[0]} x {wanted[1]}; "
+            "prepare it again"
+        )

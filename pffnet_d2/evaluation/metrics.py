@@ -1,0 +1,325 @@
+"""The metrics of the papers and of the field, on label maps.
+
+Every metric is ``f(gt, pred)`` on two (H, W) integer label maps of one image, truth first (0 background), or
+``f(table)`` on their :class:`~pffnet_d2.evaluation.contingency.ContingencyTable`, which several metrics can share.
+Label maps that cannot be compared raise :class:`~pffnet_d2.errors.InputError`.
+
+Edge rules, the same for all: truth and prediction both empty score 1 (a difference scores 0); exactly one of them empty
+scores 0. Where two candidates are equally good, the rule is stated with the metric.
+
+Several published rules go by the name AJI and differ by points on one prediction, hence the four functions here.
+[P] is PFFNet (IEEE TIP 30, 2021), [V2] Cell R-CNN V2 (IJCAI 2019).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import connected_components, maximum_bipartite_matching
+
+from pffnet_d2.evaluation.contingency import ContingencyTable
+
+Labels = ArrayLike | ContingencyTable
+
+DSB_THRESHOLDS = (0.50, 0.55, 0.60, 0.65, 0.70, 0.75, 0.80, 0.85, 0.90, 0.95)
+
+
+class PanopticQuality(NamedTuple):
+    """PQ = DQ * SQ, and the counts behind it."""
+
+    pq: float
+    dq: float
+    sq: float
+    tp: int
+    fp: int
+    fn: int
+
+
+def _table(gt: Labels, pred: ArrayLike | None) -> ContingencyTable:
+    if isinstance(gt, ContingencyTable):
+        if pred is not None:
+            raise TypeError("a contingency table already holds the prediction: pass the table alone, or two label maps")
+        return gt
+    if pred is None:
+        raise TypeError("pass truth and prediction, or one contingency table")
+    return ContingencyTable.from_labels(gt, pred)
+
+
+def _empty_score(table: ContingencyTable) -> float | None:
+    """1 if there is nothing on either side, 0 if on one side, None if both have objects."""
+    if table.n_gt and table.n_pred:
+        return None
+    return 0.0 if table.n_gt or table.n_pred else 1.0
+
+
+# --- Aggregated Jaccard index ---------------------------------------------------------------------------------------
+
+
+def aji(gt: Labels, pred: ArrayLike | None = None) -> float:
+    """Aggregated Jaccard index (Kumar et al., IEEE TMI 36, 2017; [P] Eq. 7-8).
+
+    sum |G_i ∩ P_i| / (sum |G_i ∪ P_i| + area of the predictions left over), where each truth in order of its id takes
+    the not yet taken prediction of highest IoU (of equals the one with the lowest id). A truth without one adds its own
+    area to the denominator.
+    """
+    table = _table(gt, pred)
+    score = _empty_score(table)
+    return _one_to_one_aji(table, _greedy_pairs(table)) if score is None else score
+
+
+def aji_pffnet(gt: Labels, pred: ArrayLike | None = None) -> float:
+    """AJI as the code released with [P] computes it (``agg_jc_index``), flaw included; for comparison only.
+
+    As :func:`aji`, but a truth that overlaps no free prediction uses up the prediction with the lowest id (the most
+    confident one), which a later truth then cannot take. Empty maps follow this module's rule; the release raises or
+    returns NaN there.
+    """
+    table = _table(gt, pred)
+    score = _empty_score(table)
+    return _one_to_one_aji(table, _greedy_pairs(table, miss_takes_first=True)) if score is None else score
+
+
+def aji_plus(gt: Labels, pred: ArrayLike | None = None) -> float:
+    """AJI+ (HoVer-Net, Graham et al., Medical Image Analysis 58, 2019): AJI on the pairing of highest total IoU.
+
+    The pairing is one-to-one (Hungarian). Of pairings with equal total IoU the one sharing most pixels counts, so the
+    value does not depend on the ids.
+    """
+    table = _table(gt, pred)
+    score = _empty_score(table)
+    return _one_to_one_aji(table, _optimal_pairs(table)) if score is None else score
+
+
+def aji_reuse(gt: Labels, pred: ArrayLike | None = None) -> float:
+    """AJI as HoVer-Net's ``get_fast_aji`` computes it: a prediction may serve several truths.
+
+    Each truth takes the prediction of highest IoU (of equals the one with the lowest id), taken before or not; truths
+    without overlap and predictions never taken add their areas to the denominator.
+    """
+    table = _table(gt, pred)
+    score = _empty_score(table)
+    if score is not None:
+        return score
+    best = _best_pair(table.gt_index, (table.iou,))
+    intersection = table.intersections[best].sum()
+    union = table.unions[best].sum()
+    lone_gt = np.ones(table.n_gt, dtype=bool)
+    lone_gt[table.gt_index[best]] = False
+    lone_pred = np.ones(table.n_pred, dtype=bool)
+    lone_pred[table.pred_index[best]] = False
+    return float(intersection / (union + table.gt_areas[lone_gt].sum() + table.pred_areas[lone_pred].sum()))
+
+
+def _one_to_one_aji(table: ContingencyTable, pairs: NDArray[np.intp]) -> float:
+    # With every object in at most one pair, all unions and all areas left over add up to |G| + |P| - |paired|.
+    paired = table.intersections[pairs].sum()
+    return float(paired / (table.gt_areas.sum() + table.pred_areas.sum() - paired))
+
+
+def _greedy_pairs(table: ContingencyTable, *, miss_takes_first: bool = False) -> NDArray[np.intp]:
+    """Pairs chosen truth by truth in order, each time the highest IoU among predictions not yet taken."""
+    order = np.lexsort((table.pred_index, -table.iou, table.gt_index))
+    candidates = iter(
+        zip(table.gt_index[order].tolist(), table.pred_index[order].tolist(), order.tolist(), strict=True)
+    )
+    taken = [False] * table.n_pred
+    chosen: list[int] = []
+    candidate = next(candidates, None)
+    for truth in range(table.n_gt):
+        matched = False
+        while candidate is not None and candidate[0] == truth:
+            _, prediction, pair = candidate
+            if not matched and not taken[prediction]:
+                taken[prediction] = matched = True
+                chosen.append(pair)
+            candidate = next(candidates, None)
+        if miss_takes_first and not matched:
+            taken[0] = True
+    return np.array(chosen, dtype=np.intp)
+
+
+def _optimal_pairs(table: ContingencyTable) -> NDArray[np.intp]:
+    """Pairs of the one-to-one assignment of highest total IoU; of equal totals, most shared pixels."""
+    n_gt, n_pred = table.n_gt, table.n_pred
+    if not len(table.intersections):
+        return np.empty(0, dtype=np.intp)
+    # Too small to change an order that IoU decides.
+    weight = table.iou + 1e-9 * table.intersections / table.intersections.sum()
+    # Objects that are not linked through overlaps do not compete, so each connected group is solved by itself.
+    edges = (np.ones(len(weight)), (table.gt_index, n_gt + table.pred_index))
+    _, group_of = connected_components(csr_matrix(edges, shape=(n_gt + n_pred, n_gt + n_pred)), directed=False)
+    groups = group_of.max() + 1
+    truths = np.bincount(group_of[:n_gt], minlength=groups)
+    predictions = np.bincount(group_of[n_gt:], minlength=groups)
+    group = group_of[table.gt_index]
+    star = (truths == 1) | (predictions == 1)  # one object against one or several: the best pair wins
+    in_star = np.flatnonzero(star[group])
+    chosen = [in_star[_best_pair(group[in_star], (weight[in_star],))]]
+    rest = np.flatnonzero(~star[group])
+    rest = rest[np.argsort(group[rest], kind="stable")]
+    for pairs in np.split(rest, np.flatnonzero(np.diff(group[rest])) + 1):
+        if not len(pairs):
+            continue
+        rows, row = np.unique(table.gt_index[pairs], return_inverse=True)
+        columns, column = np.unique(table.pred_index[pairs], return_inverse=True)
+        weights = np.zeros((len(rows), len(columns)))
+        weights[row, column] = weight[pairs]
+        pair_at = np.full(weights.shape, -1, dtype=np.intp)
+        pair_at[row, column] = pairs
+        assigned = pair_at[linear_sum_assignment(weights, maximize=True)]
+        chosen.append(assigned[assigned >= 0])
+    return np.concatenate(chosen)
+
+
+def _best_pair(owner: NDArray[np.integer], keys: tuple[NDArray, ...]) -> NDArray[np.intp]:
+    """For each distinct owner the index of its pair with the largest keys (first key first; of equals the first)."""
+    order = np.lexsort((*(-key for key in reversed(keys)), owner))
+    sorted_owner = owner[order]
+    first = np.ones(len(order), dtype=bool)
+    first[1:] = sorted_owner[1:] != sorted_owner[:-1]
+    return order[first]
+
+
+# --- Detection and panoptic quality ---------------------------------------------------------------------------------
+
+
+def panoptic_quality(gt: Labels, pred: ArrayLike | None = None) -> PanopticQuality:
+    """Panoptic quality (Kirillov et al., CVPR 2019; [P] Eq. 10) with its factors and counts.
+
+    TP are the pairs of IoU > 0.5 (at most one for each object), DQ = TP / (TP + FP/2 + FN/2), SQ the mean IoU of the TP
+    (0 without any), PQ = DQ * SQ.
+    """
+    table = _table(gt, pred)
+    hits = table.iou[table.iou > 0.5]
+    tp, fp, fn = len(hits), table.n_pred - len(hits), table.n_gt - len(hits)
+    score = _empty_score(table)
+    if score is not None:
+        return PanopticQuality(score, score, score, tp, fp, fn)
+    dq = tp / (tp + 0.5 * fp + 0.5 * fn)
+    sq = float(hits.mean()) if tp else 0.0
+    return PanopticQuality(dq * sq, dq, sq, tp, fp, fn)
+
+
+def object_f1(gt: Labels, pred: ArrayLike | None = None) -> float:
+    """Object-level F1 = 2TP / (2TP + FP + FN) ([P] Eq. 9; the rule of DCAN and the GlaS contest).
+
+    A prediction belongs to the truth with which it shares most pixels (of equals the one it covers most of), and is a
+    TP if it covers more than half of it.
+    """
+    table = _table(gt, pred)
+    score = _empty_score(table)
+    if score is not None:
+        return score
+    covered = table.intersections / table.gt_areas[table.gt_index]
+    belongs = _best_pair(table.pred_index, (table.intersections, covered))
+    # Two predictions cannot both cover more than half of one truth, so no truth is counted twice.
+    tp = int((covered[belongs] > 0.5).sum())
+    return 2 * tp / (table.n_gt + table.n_pred)
+
+
+def true_positives(gt: Labels, pred: ArrayLike | None = None, *, threshold: float = 0.5, strict: bool = False) -> int:
+    """The most pairs of IoU >= ``threshold`` (> with ``strict``) that can be formed with each object in at most one."""
+    table = _table(gt, pred)
+    hit = table.iou > threshold if strict else table.iou >= threshold
+    if threshold > 0.5 or (strict and threshold == 0.5):
+        return int(hit.sum())  # such pairs never compete
+    edges = (np.ones(hit.sum(), dtype=np.int8), (table.gt_index[hit], table.pred_index[hit]))
+    matching = maximum_bipartite_matching(csr_matrix(edges, shape=(table.n_gt, table.n_pred)))
+    return int((matching >= 0).sum())
+
+
+def f1_at_iou(gt: Labels, pred: ArrayLike | None = None, *, threshold: float = 0.5, strict: bool = False) -> float:
+    """F1 = 2TP / (2TP + FP + FN) where a TP is a one-to-one pair of IoU >= ``threshold`` (> with ``strict``)."""
+    table = _table(gt, pred)
+    score = _empty_score(table)
+    if score is not None:
+        return score
+    return 2 * true_positives(table, threshold=threshold, strict=strict) / (table.n_gt + table.n_pred)
+
+
+def dsb_average_precision(gt: Labels, pred: ArrayLike | None = None, *, strict: bool = False) -> float:
+    """Score of the 2018 Data Science Bowl: mean over IoU thresholds 0.50, 0.55 ... 0.95 of TP / (TP + FP + FN).
+
+    Pairs of IoU >= threshold count (> with ``strict``, as the contest's text says). StarDist and Cellpose call the
+    summands "AP"; they are not the area under a precision-recall curve.
+    """
+    table = _table(gt, pred)
+    score = _empty_score(table)
+    if score is not None:
+        return score
+    tp = np.array([true_positives(table, threshold=t, strict=strict) for t in DSB_THRESHOLDS])
+    return float(np.mean(tp / (table.n_gt + table.n_pred - tp)))
+
+
+# --- Dice, of pixels and of objects ---------------------------------------------------------------------------------
+
+
+def dice(gt: Labels, pred: ArrayLike | None = None) -> float:
+    """Dice = 2|P ∩ G| / (|P| + |G|) of the two foregrounds ([P] Eq. 11; "pixel F1" in [V2])."""
+    table = _table(gt, pred)
+    score = _empty_score(table)
+    if score is not None:
+        return score
+    return float(2 * table.intersections.sum() / (table.gt_areas.sum() + table.pred_areas.sum()))
+
+
+def best_dice(gt: Labels, pred: ArrayLike | None = None) -> float:
+    """BD(gt, pred), [P] Eq. 13: mean over the objects of the FIRST map of their highest Dice with any of the second.
+
+    Not symmetric: objects of the second map that match nothing cost nothing. ``best_dice(pred, gt)``, or
+    ``best_dice(table.swapped())``, is the other direction.
+    """
+    table = _table(gt, pred)
+    score = _empty_score(table)
+    if score is not None:
+        return score
+    best = np.zeros(table.n_gt)
+    np.maximum.at(best, table.gt_index, table.dice)
+    return float(best.mean())
+
+
+def symmetric_best_dice(gt: Labels, pred: ArrayLike | None = None) -> float:
+    """SBD = min(BD(pred, gt), BD(gt, pred)) ([P] Eq. 12; CVPPP leaf segmentation challenge)."""
+    table = _table(gt, pred)
+    return min(best_dice(table), best_dice(table.swapped()))
+
+
+def difference_in_count(gt: Labels, pred: ArrayLike | None = None) -> int:
+    """DiC = number of predictions - number of truths (CVPPP); its absolute value is |DiC|."""
+    table = _table(gt, pred)
+    return table.n_pred - table.n_gt
+
+
+def object_dice(gt: Labels, pred: ArrayLike | None = None) -> float:
+    """Object Dice of the GlaS contest (Sirinukunwattana et al., Medical Image Analysis 35, 2017; [V2] Table 5).
+
+    The mean of two sums: over truths, and over predictions, of the Dice with the object of the other side sharing most
+    pixels (of equals the one of higher Dice; 0 without overlap), each weighted by its share of its side's foreground.
+    """
+    table = _table(gt, pred)
+    score = _empty_score(table)
+    if score is not None:
+        return score
+
+    def one_side(owner: NDArray[np.int64], areas: NDArray[np.int64]) -> float:
+        best = _best_pair(owner, (table.intersections, table.dice))
+        return float((areas[owner[best]] * table.dice[best]).sum() / areas.sum())
+
+    return 0.5 * (one_side(table.gt_index, table.gt_areas) + one_side(table.pred_index, table.pred_areas))
+
+
+def dice_2(gt: Labels, pred: ArrayLike | None = None) -> float:
+    """DICE2 of HoVer-Net's code (Vu et al., Frontiers in Bioengineering and Biotechnology 7, 2019: "ensemble Dice").
+
+    2 sum |G_i ∩ P_j| / sum (|G_i| + |P_j|) over all overlapping pairs; an object counts once for every overlap.
+    """
+    table = _table(gt, pred)
+    score = _empty_score(table)
+    if score is not None:
+        return score
+    areas = table.gt_areas[table.gt_index] + table.pred_areas[table.pred_index]
+    return float(2 * table.intersections.sum() / areas.sum()) if len(areas) else 0.0

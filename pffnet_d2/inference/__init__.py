@@ -1,0 +1,1 @@
+"""From what a model returns to what people use."""

@@ -1,0 +1,141 @@
+"""Pictures a person judges a run by: contours over images, and the learning curve."""
+
+from __future__ import annotations
+
+import colorsys
+import json
+import logging
+import os
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+from skimage.segmentation import find_boundaries
+
+from pffnet_d2.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+GOLDEN_RATIO = 0.618033988749895
+GAP = 4  # white pixels between the panels
+# Names of the scores worth a curve; "<task>/<name>" in metrics.json.
+SCORES = ("AJI", "Dice", "F1", "PQ")
+
+
+def colours(count: int) -> npt.NDArray[np.uint8]:
+    """(count, 3) uint8 RGB, bright; consecutive ones lie a golden section of the colour circle apart."""
+    table = [colorsys.hsv_to_rgb(i * GOLDEN_RATIO % 1, 0.9 - 0.3 * (i % 2), 1.0) for i in range(count)]
+    return np.rint(255 * np.array(table).reshape(count, 3)).astype(np.uint8)
+
+
+def overlay(image: npt.NDArray[np.uint8], label_map: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """The image with the outline of every object, drawn one pixel wide inside it in a colour of its own.
+
+    Args:
+        image: (H, W) or (H, W, 3) uint8.
+        label_map: (H, W) integers, 0 background.
+
+    Returns:
+        (H, W, 3) uint8, a new array.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    if image.shape[:2] != label_map.shape:
+        raise ValueError(f"image {image.shape[:2]} and label map {label_map.shape} differ in size")
+    drawn = np.array(np.broadcast_to(image[..., None], (*image.shape, 3)) if image.ndim == 2 else image)
+    outline = find_boundaries(label_map, mode="inner", background=0)
+    ids = label_map[outline]
+    drawn[outline] = colours(int(label_map.max(initial=0)) + 1)[ids]
+    return drawn
+
+
+def side_by_side(
+    image: npt.NDArray[np.uint8], truth: npt.NDArray[Any], prediction: npt.NDArray[Any]
+) -> npt.NDArray[np.uint8]:
+    """(H, 3W + gaps, 3) uint8: the image, with the outlines of the truth, with those of the prediction."""
+    plain = overlay(image, np.zeros_like(truth))
+    gap = np.full((len(plain), GAP, 3), 255, np.uint8)
+    return np.concatenate([plain, gap, overlay(image, truth), gap, overlay(image, prediction)], axis=1)
+
+
+def write_png(path: Path, picture: npt.NDArray[np.uint8]) -> None:
+    """Write (H, W, 3) uint8 as PNG, whole or not at all; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    Image.fromarray(picture).save(part, format="PNG")
+    os.replace(part, path)
+
+
+def read_metrics(metrics_json: Path) -> list[dict[str, float]]:
+    """Detectron2's metrics.json, a dict a line, by iteration; where a resumed run repeats iterations the last counts.
+
+    Raises:
+        InputError: no such file, or nothing in it can be read.
+    """
+    try:
+        lines = metrics_json.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise InputError(f"{metrics_json}: {error.strerror}; give the metrics.json of a training run") from error
+    by_iteration: dict[int, dict[str, float]] = defaultdict(dict)
+    for number, line in enumerate(lines, start=1):
+        try:
+            scalars = json.loads(line)
+            iteration = int(scalars["iteration"])
+        except (ValueError, KeyError, TypeError):
+            # A run killed while writing leaves half a line, which the resumed run continues.
+            logger.warning("%s, line %d: not readable, left out", metrics_json, number)
+            continue
+        by_iteration[iteration].update(scalars)
+    if not by_iteration:
+        raise InputError(f"{metrics_json}: holds no iterations; give the metrics.json of a training run")
+    return [by_iteration[iteration] for iteration in sorted(by_iteration)]
+
+
+def learning_curve(metrics_json: Path, out_png: Path) -> None:
+    """Draw the total loss and its parts, and below them the scores of every evaluation, over the iterations.
+
+    Args:
+        metrics_json: what Detectron2's JSONWriter wrote; losses there are medians of 20 iterations.
+        out_png: written whole or not at all.
+
+    Raises:
+        InputError: see :func:`read_metrics`.
+    """
+    metrics = read_metrics(metrics_json)
+    keys = sorted({key for scalars in metrics for key in scalars})
+    losses = [key for key in keys if "loss" in key and key != "total_loss"]
+    scores = [key for key in keys if "/" in key and key.rsplit("/", 1)[1] in SCORES]
+
+    figure = Figure(figsize=(8, 8 if scores else 5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2 if scores else 1, 1, sharex=True, squeeze=False)[:, 0]
+    for key in [*(["total_loss"] if "total_loss" in keys else []), *losses]:
+        total = key == "total_loss"
+        _draw(axes[0], metrics, key, key, color="black" if total else None, linewidth=2 if total else 1)
+    axes[0].set(ylabel="loss", yscale="log")
+    for key in scores:
+        _draw(axes[1], metrics, key, key.rsplit("/", 1)[1], marker="o")
+    if scores:
+        axes[1].set(ylabel="score")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        if axis.lines:
+            axis.legend(fontsize="small", ncols=2)
+    axes[-1].set(xlabel="iteration")
+
+    out_png.parent.mkdir(parents=True, exist_ok=True)
+    part = out_png.with_name(f".{out_png.name}.part")
+    figure.savefig(part, format="png", dpi=120)
+    os.replace(part, out_png)
+
+
+def _draw(axis: Axes, metrics: list[dict[str, float]], key: str, label: str, **style: Any) -> None:
+    points = [(scalars["iteration"], scalars[key]) for scalars in metrics if key in scalars]
+    axis.plot(*zip(*points, strict=True), label=label, **style)

@@ -1,0 +1,45 @@
+"""Metadata of pffnet_d2. The settings of ruff, mypy and pytest are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+setup(
+    name="pffnet_d2",
+    version=re.findall(r'^__version__ = "(.+)"$', (ROOT / "pffnet_d2/__init__.py").read_text(), re.MULTILINE)[0],
+    description="PFFNet and its relatives for Detectron2: instance segmentation of nuclei, cells and leaves",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["pffnet_d2", "pffnet_d2.*"]), "pffnet_d2.configs"],
+    package_dir={"pffnet_d2.configs": "configs"},
+    package_data={
+        "pffnet_d2.configs": ["**/*.yaml"],
+        "pffnet_d2.data": ["splits/*.json"],
+    },
+    entry_points={"console_scripts": ["pffnet = pffnet_d2.cli:main"]},
+    # Not here: torch and torchvision (CPU or CUDA is the choice of the user), OpenCV (several packages provide it) and
+    # Detectron2 (on no index under its name: `pip install ./third_party/detectron2`). `pffnet env` names what is
+    # missing.
+    install_requires=[
+        "numpy>=1.24",
+        "scipy>=1.10",
+        "scikit-image>=0.21",
+        "tifffile>=2023.2.3",
+        "Pillow>=10",
+        "pycocotools>=2.0.6",
+        "tqdm>=4.60",
+        "matplotlib>=3.6",
+    ],
+    extras_require={
+        "export": ["roifile>=2023.2.12"],
+        "fast": ["faster-coco-eval>=1.5"],
+        # ruff and mypy are held: another release formats and judges differently.
+        "test": ["pytest>=8", "hypothesis>=6.80", "ruff>=0.17.5,<0.18", "mypy>=2.4,<2.5"],
+    },
+)

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from PIL import Image
+from pycocotools.coco import COCO
+
+from pffnet_d2.data.coco import (
+    annotations_to_label_map,
+    decode_mask,
+    label_map_to_annotations,
+    paint,
+    write_coco,
+    write_semantic,
+)
+from pffnet_d2.data.phantoms import phantom
+from pffnet_d2.errors import InputError
+
+label_maps = arrays(np.int32, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12), elements=st.integers(0, 5))
+
+
+def annotation(mask: Any, i: int = 1) -> dict[str, Any]:
+    rle = mask_util.encode(np.asfortranarray(np.asarray(mask, np.uint8)))
+    return {"id": i, "image_id": 7, "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()}}
+
+
+def contiguous(label_map: np.ndarray) -> np.ndarray:
+    present = np.unique(label_map[label_map > 0])
+    return np.where(label_map > 0, np.searchsorted(present, label_map) + 1, 0)
+
+
+def test_by_hand() -> None:
+    label_map = np.array([[0, 2, 2, 0], [0, 2, 0, 0], [5, 0, 0, 2]], np.int32)
+    two, five = label_map_to_annotations(label_map, image_id=3, first_id=10)
+    assert (two["id"], two["image_id"], two["category_id"], two["iscrowd"]) == (10, 3, 1, 0)
+    assert (two["area"], two["bbox"]) == (4, [1, 0, 3, 3])
+    assert (five["id"], five["area"], five["bbox"]) == (11, 1, [0, 2, 1, 1])
+    # down the columns: 2: 000 220 200 002; 5: 005 000 000 000
+    expected = [mask_util.frPyObjects({"size": [3, 4], "counts": c}, 3, 4) for c in ([3, 2, 1, 1, 4, 1], [2, 1, 9])]
+    assert [a["segmentation"]["counts"].encode() for a in (two, five)] == [e["counts"] for e in expected]
+
+
+@given(label_maps)
+@settings(max_examples=150, deadline=None)
+def test_same_bytes_as_pycocotools(label_map: np.ndarray) -> None:
+    annotations = label_map_to_annotations(label_map)
+    labels = [label for label in range(1, 6) if (label_map == label).any()]
+    assert len(annotations) == len(labels)
+    for label, a in zip(labels, annotations, strict=True):
+        mask = np.asfortranarray(label_map == label).astype(np.uint8)
+        assert a["segmentation"]["counts"].encode() == mask_util.encode(mask)["counts"]
+        assert a["segmentation"]["size"] == list(label_map.shape)
+        assert a["area"] == mask.sum()
+        assert a["bbox"] == mask_util.toBbox(a["segmentation"]).tolist()
+
+
+@given(label_maps)
+@settings(max_examples=150, deadline=None)
+def test_there_and_back(label_map: np.ndarray) -> None:
+    back = annotations_to_label_map(label_map_to_annotations(label_map), *label_map.shape)
+    assert back.dtype == np.int32
+    assert back.flags.c_contiguous
+    np.testing.assert_array_equal(back, contiguous(label_map))
+
+
+@given(st.lists(arrays(np.bool_, (6, 7)), max_size=5))
+@settings(max_examples=150, deadline=None)
+def test_overlaps_as_painted_one_by_one(masks: list[np.ndarray]) -> None:
+    expected = np.zeros((6, 7), np.int32)
+    for i in sorted(range(len(masks)), key=lambda i: -masks[i].sum()):
+        expected[masks[i]] = i + 1
+    annotations = [annotation(m, i) for i, m in enumerate(masks)]
+    painted, areas = paint(annotations, 6, 7)
+    np.testing.assert_array_equal(painted, expected)
+    assert areas.tolist() == [m.sum() for m in masks]
+    np.testing.assert_array_equal(annotations_to_label_map(annotations, 6, 7), contiguous(expected))
+    for a, mask in zip(annotations, masks, strict=True):
+        np.testing.assert_array_equal(decode_mask(a, 6, 7), mask)
+
+
+def test_smaller_on_top_and_hidden_left_out() -> None:
+    big, small, same = np.zeros((3, 5, 5), np.uint8)
+    big[:, :], small[1:3, 1:3], same[1:3, 1:3] = 1, 1, 1
+    label_map = annotations_to_label_map([annotation(m) for m in (small, big, same)], 5, 5)
+    # `same` lies over `small`, which vanishes; big is the second of the list, so 1 of what is left
+    np.testing.assert_array_equal(label_map, np.where(same, 2, 1))
+
+
+def test_other_encodings() -> None:
+    mask = np.zeros((4, 6), np.uint8)
+    mask[1:3, 2:5] = 1
+    for segmentation in (
+        {"size": [4, 6], "counts": [9, 2, 2, 2, 2, 2, 5]},
+        {"size": [4, 6], "counts": mask_util.encode(np.asfortranarray(mask))["counts"]},
+        [[2, 1, 5, 1, 5, 3, 2, 3]],
+    ):
+        np.testing.assert_array_equal(annotations_to_label_map([{"segmentation": segmentation}], 4, 6), mask)
+
+
+def test_phantom_with_large_numbers_in_the_string() -> None:
+    label_map = phantom(5, 0, size=(300, 4000), style="fluorescence")[1]
+    annotations = label_map_to_annotations(label_map)
+    assert len(annotations) == label_map.max() > 100
+    np.testing.assert_array_equal(annotations_to_label_map(annotations, 300, 4000), label_map)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "words"),
+    [
+        ({"size": [4, 5], "counts": "0d0"}, "4 x 5 pixels, the image has 4 x 4"),
+        ({"size": [4, 4], "counts": "05"}, "do not fill"),
+        ({"size": [4, 4], "counts": "0P"}, "do not fill"),
+        ({"size": [4, 4], "counts": ""}, "empty"),
+        ({"size": [4, 4]}, "neither run lengths nor polygons"),
+        ([[1, 2]], "neither|fill"),
+        (None, "neither run lengths nor polygons"),
+        ({"size": [4, 4], "counts": [3, -1]}, "neither|fill"),
+    ],
+)
+def test_bad_masks_name_the_annotation(segmentation: Any, words: str) -> None:
+    good = annotation(np.eye(4), 1)
+    with pytest.raises(InputError, match=rf"annotation 42 of image 7.*({words})"):
+        annotations_to_label_map([good, {"id": 42, "image_id": 7, "segmentation": segmentation}], 4, 4)
+
+
+@given(st.text(st.characters(min_codepoint=0, max_codepoint=127), max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_any_string_is_decoded_or_refused(counts: str) -> None:
+    try:
+        label_map = annotations_to_label_map(
+            [annotation(np.eye(3)), {"segmentation": {"size": [3, 3], "counts": counts}}], 3, 3
+        )
+    except InputError:
+        return
+    assert label_map.shape == (3, 3)
+
+
+def test_files(tmp_path: Path) -> None:
+    label_map = np.array([[0, 1, 1], [2, 2, 0]], np.int32)
+    write_semantic(tmp_path / "s.png", label_map)
+    assert np.asarray(Image.open(tmp_path / "s.png")).tolist() == [[0, 1, 1], [1, 1, 0]]
+    path = tmp_path / "instances.json"
+    image = {"id": 1, "file_name": "s.png", "height": 2, "width": 3}
+    write_coco(path, [image], label_map_to_annotations(label_map), {"description": "d"}, "nucleus")
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+    assert json.loads(path.read_text())["categories"] == [{"id": 1, "name": "nucleus", "supercategory": "nucleus"}]
+    coco = COCO(str(path))
+    np.testing.assert_array_equal(coco.annToMask(coco.anns[2]), label_map == 2)

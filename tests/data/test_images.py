@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from pffnet_d2.data.images import (
+    AS_IS,
+    PERCENTILE_16_BIT,
+    Normalisation,
+    decode_image,
+    default_normalisation,
+    read_image,
+    to_rgb8,
+)
+from pffnet_d2.errors import InputError
+
+
+def encode(array: np.ndarray, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    if kind == "TIFF16":
+        tifffile.imwrite(buffer, array)
+    else:
+        Image.fromarray(array).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_percentile_by_hand() -> None:
+    # 1001 evenly spaced values: percentile 0.1 is the second (102), 99.9 the last but one (2098), 1996 apart
+    image = np.arange(100, 2102, 2, dtype=np.uint16)[None, :]
+    out = to_rgb8(image, PERCENTILE_16_BIT)
+    assert out.shape == (1, 1001, 3)
+    assert out.dtype == np.uint8
+    assert (out == out[:, :, :1]).all()
+    assert out[0, [0, 1, 499, 999, 1000], 0].tolist() == [0, 0, 127, 255, 255]  # (1098 - 102) * 255 / 1996 = 127.24
+    assert (np.diff(out[0, :, 0].astype(int)) >= 0).all()
+    assert len(np.unique(out)) == 256
+
+
+def test_minimum_range_keeps_noise_dark() -> None:
+    rng = np.random.default_rng(0)
+    empty = rng.integers(120, 173, (64, 64)).astype(np.uint16)
+    assert to_rgb8(empty, PERCENTILE_16_BIT).max() <= 26  # 52 of 512 grey values
+    assert to_rgb8(empty, Normalisation("percentile", 0.1, 99.9)).max() == 255
+    assert to_rgb8(np.full((4, 4), 4095, np.uint16), PERCENTILE_16_BIT).max() == 0
+
+
+def test_percentiles_keep_the_ratio_of_channels() -> None:
+    image = np.zeros((10, 10, 3), np.uint16)
+    image[..., 0], image[..., 1] = 4000, 2000
+    out = to_rgb8(image, Normalisation("percentile", 0, 100))
+    assert out[0, 0].tolist() == [255, 128, 0]
+
+
+def test_eight_bit_stays() -> None:
+    rng = np.random.default_rng(1)
+    rgba = rng.integers(0, 256, (5, 7, 4)).astype(np.uint8)
+    np.testing.assert_array_equal(to_rgb8(rgba, AS_IS), rgba[..., :3])
+    np.testing.assert_array_equal(to_rgb8(rgba[..., :2], AS_IS), rgba[..., [0, 0, 0]])
+    np.testing.assert_array_equal(to_rgb8(rgba[..., 0] > 100, AS_IS)[..., 2], np.where(rgba[..., 0] > 100, 255, 0))
+    assert to_rgb8(rgba, AS_IS).flags.writeable
+
+
+def test_default_normalisation() -> None:
+    assert default_normalisation(np.zeros((2, 2), np.uint8)) is AS_IS
+    assert default_normalisation(np.zeros((2, 2), np.uint16)) is PERCENTILE_16_BIT
+    half = np.linspace(0, 1, 101, dtype=np.float32)[None]
+    assert abs(int(to_rgb8(half, default_normalisation(half))[0, 50, 0]) - 128) <= 1
+    assert Normalisation(**PERCENTILE_16_BIT.info()) == PERCENTILE_16_BIT
+
+
+@pytest.mark.parametrize(
+    ("image", "normalisation", "words"),
+    [
+        (np.zeros((4, 4), np.uint16), AS_IS, "8 bit"),
+        (np.full((4, 4), np.nan), Normalisation("percentile", 0, 100), "finite"),
+        (np.zeros((2, 4, 4, 3), np.uint8), AS_IS, "shape"),
+        (np.zeros((4, 4, 5), np.uint8), AS_IS, "shape"),
+        (np.zeros((0, 4), np.uint8), AS_IS, "shape"),
+        (np.zeros((4, 4), np.uint8), Normalisation("gamma"), "gamma"),
+    ],
+)
+def test_refused(image: np.ndarray, normalisation: Normalisation, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        to_rgb8(image, normalisation)
+
+
+def test_depth_survives_decoding() -> None:
+    rng = np.random.default_rng(2)
+    deep = rng.integers(0, 65536, (6, 9)).astype(np.uint16)
+    rgb = rng.integers(0, 256, (6, 9, 3)).astype(np.uint8)
+    for array, data in (
+        (deep, encode(deep, "TIFF16")),
+        (deep, encode(deep, "PNG")),
+        (rgb, encode(rgb, "PNG")),
+        (rgb, encode(rgb, "TIFF", compression="tiff_lzw")),
+    ):
+        decoded = decode_image(data, "x")
+        assert decoded.dtype == array.dtype
+        np.testing.assert_array_equal(decoded, array)
+    palette = Image.fromarray(np.array([[0, 1]], np.uint8), "L").convert("P")
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    buffer = io.BytesIO()
+    palette.save(buffer, "PNG")
+    assert decode_image(buffer.getvalue(), "x").tolist() == [[[10, 20, 30], [40, 50, 60]]]
+
+
+@pytest.mark.parametrize("part", [0.0, 0.001, 0.05, 0.5, 0.95])
+@pytest.mark.parametrize("kind", ["PNG", "TIFF16", "TIFF", "JPEG"])
+def test_truncated_file_is_named(tmp_path: Path, kind: str, part: float) -> None:
+    image = np.random.default_rng(3).integers(0, 256, (50, 60)).astype(np.uint16 if kind == "TIFF16" else np.uint8)
+    data = encode(image, kind)
+    path = tmp_path / "broken file"
+    path.write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(InputError, match=r"broken file: .*truncated"):
+        read_image(path)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"none\.png: cannot be read"):
+        read_image(tmp_path / "none.png")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_image(tmp_path)

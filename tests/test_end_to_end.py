@@ -1,0 +1,141 @@
+"""From generated images to scores and back: train, evaluate, resume and draw with PFFNet, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from detectron2.utils.logger import setup_logger
+from PIL import Image
+
+from pffnet_d2 import demo
+from pffnet_d2.cli import main
+from pffnet_d2.config import config_path
+from pffnet_d2.data.prepare import prepare
+from pffnet_d2.pictures import read_metrics
+
+COMPACT = ["--config-file", str(config_path("demo/PFFNet_R18_FPN.yaml"))]
+TINY = [
+    *("MODEL.DEVICE", "cpu", "SEED", "7", "INPUT.CROP.SIZE", "[96, 96]", "SOLVER.CHECKPOINT_PERIOD", "2"),
+    # Random weights detect hundreds of nothings in every image.
+    *("MODEL.RPN.POST_NMS_TOPK_TEST", "50", "TEST.DETECTIONS_PER_IMAGE", "20"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """OUTPUT_DIR of two iterations on two images."""
+    root = tmp_path_factory.mktemp("end_to_end")
+    prepare("phantoms", None, root / "datasets", count=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(root / "datasets"))
+        out = root / "run"
+        assert main(["train", *COMPACT, *TINY, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(out)]) == 0
+        yield out
+
+
+@pytest.fixture(autouse=True)
+def leave_no_trace() -> Iterator[None]:
+    """What a run sets for the process: loggers on a stdout that pytest then closes, and no denormal numbers."""
+    yield
+    torch.set_flush_denormal(False)
+    setup_logger.cache_clear()
+    for name in ("detectron2", "fvcore", "pffnet_d2"):
+        logging.getLogger(name).handlers.clear()
+
+
+def scores(out: Path) -> dict[str, float]:
+    summary = json.loads((out / "inference" / "phantoms_val" / "label_map.json").read_text())
+    assert summary["images"] == 2
+    return dict(summary["mean"])
+
+
+def test_training_writes_finite_losses_scores_and_weights(trained: Path) -> None:
+    metrics = read_metrics(trained / "metrics.json")
+    assert metrics[0]["iteration"] == 1
+    last = {key: value for scalars in metrics for key, value in scalars.items()}
+    losses = {key: value for key, value in last.items() if "loss" in key}
+    assert len(losses) >= 8  # RPN (2), box (2), mask, quality, two semantic ones, consistency, total
+    assert all(math.isfinite(value) for value in losses.values())
+    assert last["label_map/AJI"] == pytest.approx(scores(trained)["AJI"])
+    checkpoint = torch.load(trained / "model_final.pth", weights_only=True)
+    assert checkpoint["iteration"] == 1
+    assert (trained / "last_checkpoint").read_text() == "model_final.pth"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_evaluating_the_checkpoint_gives_the_same_scores(trained: Path, tmp_path: Path, resume: bool) -> None:
+    before = scores(trained)
+    if resume:
+        source, out = ["--resume"], trained
+    else:
+        source, out = [], tmp_path
+    weights = ["MODEL.WEIGHTS", "" if resume else str(trained / "model_final.pth")]
+    assert main(["evaluate", *source, *COMPACT, *TINY, *weights, "OUTPUT_DIR", str(out)]) == 0
+    assert scores(out) == pytest.approx(before, nan_ok=True)
+
+
+def test_a_checkpoint_of_another_model_is_refused(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = ["MODEL.WEIGHTS", str(trained / "model_final.pth"), "MODEL.FPN.OUT_CHANNELS", "32"]
+    for command in ("train", "evaluate"):
+        capsys.readouterr()
+        assert main([command, *COMPACT, *TINY, *weights, "OUTPUT_DIR", str(tmp_path)]) == 2
+        error = capsys.readouterr().err
+        assert "model_final.pth: does not fit the model: backbone.fpn" in error
+        assert "Traceback" not in error
+
+
+def test_a_damaged_image_is_named(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = trained.parent / "datasets" / "phantoms" / "train" / "images"
+    whole = {path: path.read_bytes() for path in folder.iterdir()}
+    capsys.readouterr()
+    try:
+        for path, data in whole.items():
+            path.write_bytes(data[: len(data) // 2])
+        for workers in ("0", "1"):
+            opts = ["SOLVER.MAX_ITER", "1", "DATALOADER.NUM_WORKERS", workers, "OUTPUT_DIR", str(tmp_path)]
+            assert main(["train", *COMPACT, *TINY, *opts]) == 2
+            captured = capsys.readouterr()
+            assert str(folder) in captured.err
+            assert captured.err.count("\n") == 1
+            assert "Traceback" not in captured.out + captured.err
+    finally:
+        for path, data in whole.items():
+            path.write_bytes(data)
+
+
+def test_resuming_goes_on_from_the_last_iteration(trained: Path) -> None:
+    assert main(["train", "--resume", *COMPACT, *TINY, "SOLVER.MAX_ITER", "4", "OUTPUT_DIR", str(trained)]) == 0
+    assert [scalars["iteration"] for scalars in read_metrics(trained / "metrics.json")] == [1, 2, 3, 4]
+    log = (trained / "log.txt").read_text()
+    assert "Starting training from iteration 2" in log
+    states = torch.load(trained / "model_final.pth", weights_only=True)["trainer"]["_trainer"]["optimizer"]["state"]
+    assert any(state["momentum_buffer"].abs().max() > 0 for state in states.values())
+
+
+def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(demo, "prepare", partial(prepare, count=2))
+    monkeypatch.setenv("DETECTRON2_DATASETS", "")  # what the demonstration sets ends with the test
+    opts = [*TINY, "SOLVER.MAX_ITER", "2"]
+    for _ in range(2):  # running it again works
+        capsys.readouterr()
+        assert demo.main(tmp_path, opts) == 0
+        said = capsys.readouterr().out
+        assert "2/2  loss" in said
+        assert "AJI" in said
+        assert str(tmp_path / "overlays") in said
+        assert len(said.splitlines()) < 30
+        assert [m["iteration"] for m in read_metrics(tmp_path / "training" / "metrics.json")] == [1, 2]
+        overlays = sorted((tmp_path / "overlays").iterdir())
+        assert len(overlays) == 2
+        assert np.asarray(Image.open(overlays[0])).shape == (256, 3 * 256 + 8, 3)
+        assert np.asarray(Image.open(tmp_path / "learning_curve.png")).std() > 0

@@ -1,0 +1,84 @@
+"""What a wheel of the package holds, and that its configs are found from it and from a checkout."""
+
+from __future__ import annotations
+
+import email
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import pffnet_d2
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
+    """A wheel of a copy of the sources: building leaves files behind."""
+    pytest.importorskip("setuptools", minversion="70.1")
+    folder = tmp_path_factory.mktemp("packaging")
+    sources = folder / "sources"
+    sources.mkdir()
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, sources)
+    for name in ("pffnet_d2", "configs", "tests", "benchmarks", "third_party"):
+        shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
+    code = f"from setuptools import build_meta; print(build_meta.build_wheel({str(folder)!r}))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=sources, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return zipfile.ZipFile(folder / result.stdout.splitlines()[-1])
+
+
+def files_below(folder: Path, pattern: str) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob(pattern) if "__pycache__" not in path.parts}
+
+
+def test_holds_every_module_config_and_split(wheel: zipfile.ZipFile) -> None:
+    packaged = {name for name in wheel.namelist() if ".dist-info/" not in name}
+    expected = {f"pffnet_d2/{name}" for name in files_below(ROOT / "pffnet_d2", "*.py")}
+    expected |= {f"pffnet_d2/{name}" for name in files_below(ROOT / "pffnet_d2", "*.json")}
+    configs = files_below(ROOT / "configs", "*.yaml")
+    assert any("/" in name for name in configs)
+    assert packaged == expected | {f"pffnet_d2/configs/{name}" for name in configs}
+
+
+def test_metadata(wheel: zipfile.ZipFile) -> None:
+    (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
+    metadata = email.message_from_bytes(wheel.read(name))
+    assert metadata["Version"] == pffnet_d2.__version__
+    assert metadata["Requires-Python"] == ">=3.10"
+    assert set(metadata.get_all("Provides-Extra", [])) == {"export", "fast", "test"}
+    # The user's choice, or on no index: requiring them would break an installation that has them.
+    required = {line.split(">")[0].split(";")[0].lower() for line in metadata.get_all("Requires-Dist", [])}
+    assert "numpy" in required
+    assert not {"torch", "torchvision", "detectron2", "opencv-python", "opencv-python-headless"} & required
+    (entry_points,) = [name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt")]
+    assert "pffnet = pffnet_d2.cli:main" in wheel.read(entry_points).decode()
+    (licence,) = [name for name in wheel.namelist() if name.endswith("LICENSE")]
+    assert "Apache License" in wheel.read(licence).decode()
+
+
+def test_configs_are_found_when_installed(wheel: zipfile.ZipFile, tmp_path: Path) -> None:
+    wheel.extractall(tmp_path)
+    names = sorted(files_below(ROOT / "configs", "*.yaml"))
+    code = f"""
+import sys
+sys.modules["torch"] = sys.modules["detectron2"] = None  # not needed for this
+sys.path.insert(0, {str(tmp_path)!r})
+import pffnet_d2
+for name in {names!r}:
+    print(pffnet_d2.config_path(name))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True
+    )
+    assert result.stdout.splitlines() == [str(tmp_path.resolve() / "pffnet_d2" / "configs" / name) for name in names]
+
+
+def test_configs_are_found_in_a_checkout() -> None:
+    path = Path(pffnet_d2.config_path("PFFNet_R101_FPN.yaml"))
+    assert path.read_text() == (ROOT / "configs" / "PFFNet_R101_FPN.yaml").read_text()
