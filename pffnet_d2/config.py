@@ -9,12 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pffnet_d2.errors import InputError
+
 
 def config_path(name: str = "") -> Path:
     """Path of a yaml shipped with the package, such as ``PFFNet_R101_FPN.yaml`` or ``demo/PFFNet_R18_FPN.yaml``.
 
     Raises:
-        FileNotFoundError: no such file; the message lists what there is.
+        InputError: no such file; the message lists what there is.
     """
     here = Path(__file__).resolve().parent
     installed = here / "configs"
@@ -22,7 +24,7 @@ def config_path(name: str = "") -> Path:
     path = root / name
     if not path.exists():
         known = ", ".join(sorted(str(p.relative_to(root)) for p in root.rglob("*.yaml")))
-        raise FileNotFoundError(f"{name}: no such config among those shipped with pffnet_d2: {known}")
+        raise InputError(f"{name}: no such config; pffnet_d2 ships {known}")
     return path
 
 

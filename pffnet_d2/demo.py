@@ -55,12 +55,9 @@ def main(out: Path, opts: Sequence[str] = ()) -> int:
 
     # Detectron2 appends to it, and the curve is to show this run only.
     (training / "metrics.json").unlink(missing_ok=True)
+    arguments = ["--config-file", str(config_path(CONFIG)), "OUTPUT_DIR", str(training), "TEST.EVAL_PERIOD", "100"]
     with quiet():
-        cfg = setup(
-            argument_parser().parse_args(
-                ["--config-file", str(config_path(CONFIG)), "OUTPUT_DIR", str(training), *opts]
-            )
-        )
+        cfg = setup(argument_parser().parse_args([*arguments, *opts]))
         device = "CPU" if cfg.MODEL.DEVICE == "cpu" else torch.cuda.get_device_name()
         say(f"2/4  training on the {device}, {cfg.SOLVER.MAX_ITER} iterations; all messages in {training / 'log.txt'}")
         trainer = Trainer(cfg)
@@ -83,7 +80,6 @@ def quiet() -> Iterator[None]:
 
     Loggers that Detectron2 sets up meanwhile write to their file only, but errors still show.
     """
-
     errors = logging.StreamHandler(sys.stdout)
     errors.setLevel(logging.ERROR)
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "pffnet_d2")]

@@ -23,14 +23,18 @@ from pffnet_d2.errors import InputError
 logger = logging.getLogger(__name__)
 
 GOLDEN_RATIO = 0.618033988749895
+LAST_HUE = 0.55  # azure; 0 is red, 1/3 green, 2/3 blue
 GAP = 4  # white pixels between the panels
 # Names of the scores worth a curve; "<task>/<name>" in metrics.json.
 SCORES = ("AJI", "Dice", "F1", "PQ")
 
 
 def colours(count: int) -> npt.NDArray[np.uint8]:
-    """(count, 3) uint8 RGB, bright; consecutive ones lie a golden section of the colour circle apart."""
-    table = [colorsys.hsv_to_rgb(i * GOLDEN_RATIO % 1, 0.9 - 0.3 * (i % 2), 1.0) for i in range(count)]
+    """(count, 3) uint8 RGB from red to azure, without the blues and violets that stained or dark nuclei hide.
+
+    Consecutive hues lie a golden section of that range apart.
+    """
+    table = [colorsys.hsv_to_rgb(i * GOLDEN_RATIO % 1 * LAST_HUE, 1.0 - 0.35 * (i % 2), 1.0) for i in range(count)]
     return np.rint(255 * np.array(table).reshape(count, 3)).astype(np.uint8)
 
 
@@ -113,7 +117,7 @@ def learning_curve(metrics_json: Path, out_png: Path) -> None:
     losses = [key for key in keys if "loss" in key and key != "total_loss"]
     scores = [key for key in keys if "/" in key and key.rsplit("/", 1)[1] in SCORES]
 
-    figure = Figure(figsize=(8, 8 if scores else 5), layout="constrained")
+    figure = Figure(figsize=(9, 8 if scores else 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2 if scores else 1, 1, sharex=True, squeeze=False)[:, 0]
     for key in [*(["total_loss"] if "total_loss" in keys else []), *losses]:
@@ -127,7 +131,7 @@ def learning_curve(metrics_json: Path, out_png: Path) -> None:
     for axis in axes:
         axis.grid(alpha=0.3)
         if axis.lines:
-            axis.legend(fontsize="small", ncols=2)
+            axis.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     axes[-1].set(xlabel="iteration")
 
     out_png.parent.mkdir(parents=True, exist_ok=True)
