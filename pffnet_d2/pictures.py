@@ -25,6 +25,7 @@ logger = logging.getLogger(__name__)
 GOLDEN_RATIO = 0.618033988749895
 LAST_HUE = 0.55  # azure; 0 is red, 1/3 green, 2/3 blue
 GAP = 4  # white pixels between the panels
+PANEL = 512  # pixels; smaller images are enlarged up to this side, so that one sees where outlines run
 # Names of the scores worth a curve; "<task>/<name>" in metrics.json.
 SCORES = ("AJI", "Dice", "F1", "PQ")
 
@@ -63,7 +64,13 @@ def overlay(image: npt.NDArray[np.uint8], label_map: npt.NDArray[Any]) -> npt.ND
 def side_by_side(
     image: npt.NDArray[np.uint8], truth: npt.NDArray[Any], prediction: npt.NDArray[Any]
 ) -> npt.NDArray[np.uint8]:
-    """(H, 3W + gaps, 3) uint8: the image, with the outlines of the truth, with those of the prediction."""
+    """The image, with the outlines of the truth, with those of the prediction; a whole number of times (H, W) each.
+
+    Returns:
+        (f H, 3 f W + gaps, 3) uint8, f the largest enlargement to ``PANEL``, at least 1.
+    """
+    factor = max(PANEL // max(truth.shape), 1)
+    image, truth, prediction = (x.repeat(factor, 0).repeat(factor, 1) for x in (image, truth, prediction))
     plain = overlay(image, np.zeros_like(truth))
     gap = np.full((len(plain), GAP, 3), 255, np.uint8)
     return np.concatenate([plain, gap, overlay(image, truth), gap, overlay(image, prediction)], axis=1)

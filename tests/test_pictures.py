@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.pictures import GAP, colours, learning_curve, overlay, read_metrics, side_by_side, write_png
+from pffnet_d2.pictures import GAP, PANEL, colours, learning_curve, overlay, read_metrics, side_by_side, write_png
 
 
 @pytest.fixture
@@ -55,11 +55,22 @@ def test_panels(label_map: np.ndarray) -> None:
     image = np.zeros((6, 8, 3), np.uint8)
     nothing = np.zeros_like(label_map)
     panel = side_by_side(image, label_map, nothing)
-    assert panel.shape == (6, 3 * 8 + 2 * GAP, 3)
-    assert (panel[:, :8] == 0).all()
-    assert np.array_equal(panel[:, 8 + GAP : 16 + GAP], overlay(image, label_map))
-    assert (panel[:, -8:] == 0).all()
-    assert (panel[:, 8 : 8 + GAP] == 255).all()
+    f = PANEL // 8  # small images are enlarged
+
+    def column(start: int, stop: int, gaps: int) -> np.ndarray:
+        return panel[:, start * f + gaps * GAP : stop * f + gaps * GAP]
+
+    assert panel.shape == (6 * f, 3 * 8 * f + 2 * GAP, 3)
+    assert (column(0, 8, 0) == 0).all()
+    enlarged = label_map.repeat(f, 0).repeat(f, 1)
+    assert np.array_equal(column(8, 16, 1), overlay(np.zeros((6 * f, 8 * f, 3), np.uint8), enlarged))
+    assert (column(16, 24, 2) == 0).all()
+    assert (panel[:, 8 * f : 8 * f + GAP] == 255).all()
+
+
+def test_large_panels_keep_their_size() -> None:
+    image, labels = np.zeros((300, 20, 3), np.uint8), np.zeros((300, 20), np.int32)
+    assert side_by_side(image, labels, labels).shape == (300, 3 * 20 + 2 * GAP, 3)
 
 
 def test_write_png(tmp_path: Path, label_map: np.ndarray) -> None:
