@@ -369,31 +369,30 @@ def object_hausdorff(gt: ArrayLike, pred: ArrayLike) -> float:
     truths, predictions = _Shapes(np.asarray(gt), table.gt_ids), _Shapes(np.asarray(pred), table.pred_ids)
     found: dict[tuple[int, int], float] = {}
 
-    def distance(truth: int, prediction: int) -> float:
-        pair = truth, prediction
-        if pair not in found:
-            found[pair] = max(truths.reach(*pair, predictions), predictions.reach(prediction, truth, truths))
-        return found[pair]
+    def distance(own: _Shapes, index: int, partner: int) -> float:
+        truth, prediction = (index, partner) if own is truths else (partner, index)
+        if (truth, prediction) not in found:
+            there, back = truths.reach(truth, prediction, predictions), predictions.reach(prediction, truth, truths)
+            found[truth, prediction] = max(there, back)
+        return found[truth, prediction]
 
-    def one_side(own: _Shapes, other: _Shapes, owner: NDArray[np.int64], partner: NDArray[np.int64]) -> float:
+    def one_side(own: _Shapes, other: _Shapes, owner: NDArray[np.int64], shared_with: NDArray[np.int64]) -> float:
         most = np.zeros(len(own.boxes), dtype=np.int64)
         np.maximum.at(most, owner, table.intersections)
         tied = table.intersections == most[owner]
         partners: list[list[int]] = [[] for _ in own.boxes]
-        for index, best in zip(owner[tied].tolist(), partner[tied].tolist(), strict=True):
+        for index, best in zip(owner[tied].tolist(), shared_with[tied].tolist(), strict=True):
             partners[index].append(best)
         total = 0.0
         for index, candidates in enumerate(partners):
-            # Where two extents differ by so much, so does the distance: most candidates need no closer look.
-            bounds = np.abs(other.boxes - own.boxes[index]).max(axis=1)
-            nearest = np.inf
-            for candidate in candidates or np.argsort(bounds, kind="stable").tolist():
-                if bounds[candidate] >= nearest:
-                    if candidates:
-                        continue
-                    break
-                pair = (index, candidate) if own is truths else (candidate, index)
-                nearest = min(nearest, distance(*pair))
+            nearest = min((distance(own, index, partner) for partner in candidates), default=np.inf)
+            if not candidates:
+                # Where two extents differ by so much, so does the distance: most objects need no closer look.
+                bounds = np.abs(other.boxes - own.boxes[index]).max(axis=1)
+                for partner in np.argsort(bounds, kind="stable").tolist():
+                    if bounds[partner] >= nearest:
+                        break
+                    nearest = min(nearest, distance(own, index, partner))
             total += len(own.pixels[index]) * nearest
         return total / sum(map(len, own.pixels))
 

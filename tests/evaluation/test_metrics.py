@@ -583,6 +583,8 @@ def test_relations_between_metrics(pair: tuple[np.ndarray, np.ndarray]) -> None:
     assert metrics.f1_at_iou(gt, pred, strict=True) == quality.dq
     for symmetric in (metrics.symmetric_best_dice, metrics.object_dice, metrics.dice, metrics.aji_plus):
         assert symmetric(gt, pred) == pytest.approx(symmetric(pred, gt), abs=1e-12)
+    apart = np.where(gt > 0, 0, pred)
     for metric in ALL:
         assert metric(gt, gt) == 1.0
         assert metric(gt, np.zeros_like(gt)) == (0.0 if gt.any() else 1.0)
+        assert metric(gt, apart) == (0.0 if gt.any() or apart.any() else 1.0)
