@@ -26,7 +26,7 @@ def evaluate_folders(arguments: Sequence[str]) -> int:
         description="Scores label images of any tool. Files of one image have the same name in both folders; "
         "each holds integers, 0 background (png, tif; 8, 16 or 32 bit).",
     )
-    parser.add_argument("--truth", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--truth", type=Path, required=True, metavar="DIR", help="or a prepared split, ROOT/NAME/SPLIT")
     parser.add_argument("--prediction", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, metavar="DIR", help="gets label_map.csv (per image) and label_map.json")
     _add_groups(parser)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +13,8 @@ from skimage.feature import peak_local_max
 from skimage.filters import gaussian, threshold_otsu
 from skimage.segmentation import watershed
 
-from pffnet_d2.data.coco import annotations_to_label_map
 from pffnet_d2.data.images import read_image
-from pffnet_d2.errors import InputError
+from pffnet_d2.evaluation.folders import prepared
 from pffnet_d2.evaluation.scores import Row, score
 
 SMOOTHING = 1.0  # sigma, pixels
@@ -63,14 +61,5 @@ def score_otsu(folder: Path) -> Iterator[Row]:
     Raises:
         InputError: it is none.
     """
-    file = folder / "instances.json"
-    try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-        entries, annotations = data["images"], data["annotations"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: no prepared data set; give a folder that `pffnet prepare` made") from error
-    for entry in entries:
-        own = [annotation for annotation in annotations if annotation["image_id"] == entry["id"]]
-        truth = annotations_to_label_map(own, entry["height"], entry["width"])
-        image = np.asarray(read_image(folder / "images" / entry["file_name"]), np.uint8)
-        yield score(Path(entry["file_name"]).stem, truth, otsu_watershed(image), entry.get("group") or "")
+    for name, image in prepared(folder):
+        yield score(name, image.truth(), otsu_watershed(np.asarray(read_image(image.file), np.uint8)), image.group)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
+from pffnet_d2.data.coco import annotations_to_label_map
 from pffnet_d2.data.images import DAMAGE, TIFF_MAGIC, decode_image, read_bytes
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.scores import Row, score
@@ -19,30 +23,77 @@ from pffnet_d2.evaluation.scores import Row, score
 SUFFIXES = (".png", ".tif", ".tiff")
 
 
+class Truth(NamedTuple):
+    """The truth of an image: the file it is in, how to read it (H, W), and the image's group."""
+
+    file: Path
+    read: Callable[[], NDArray[Any]]
+    group: str = ""
+
+
 def score_folders(truth: Path, prediction: Path) -> Iterator[Row]:
-    """A row for every image, in the order of names; truth and prediction of one image have the same name.
+    """A row for every image; truth and prediction of one image have the same name.
 
     Args:
-        truth, prediction: folders of label images, one (H, W) map of integers a file: PNG of 8 or 16 bit (of a palette,
-            its indices) or TIFF of 8, 16 or 32 bit; either folder may hold either kind.
+        truth: a folder of label images, or a prepared split (a folder with instances.json).
+        prediction: a folder of label images: one (H, W) map of integers a file, PNG of 8 or 16 bit (of a palette, its
+            indices) or TIFF of 8, 16 or 32 bit.
 
     Raises:
         InputError: naming the file: no label images, an image without its partner, one that cannot be read, is no label
             map (floats, negative ids, several planes) or has another size than its partner.
     """
-    truths, predictions = _by_name(truth), _by_name(prediction)
-    for here, there, folder in ((truths, predictions, prediction), (predictions, truths, truth)):
-        for name in here:
-            if name not in there:
-                raise InputError(f"{here[name]}: {folder} has no label image {name}; every image needs its partner")
-    for name, file in truths.items():
+    if (truth / "instances.json").is_file():
+        truths = {name: Truth(truth / "instances.json", image.truth, image.group) for name, image in prepared(truth)}
+    else:
+        truths = {name: Truth(file, partial(read_label_image, file)) for name, file in _by_name(truth).items()}
+    predictions = _by_name(prediction)
+    for name in truths:
+        if name not in predictions:
+            raise InputError(
+                f"{truths[name].file}: {prediction} has no label image {name}; every image needs its partner"
+            )
+    for name in predictions:
+        if name not in truths:
+            raise InputError(f"{predictions[name]}: {truth} has no label image {name}; every image needs its partner")
+    for name, (file, read, group) in truths.items():
+        labels = read(), read_label_image(predictions[name])
         try:
-            row = score(name, read_label_image(file), read_label_image(predictions[name]))
+            row = score(name, *labels, group)
         except InputError as error:
-            if str(file) in str(error) or str(predictions[name]) in str(error):
-                raise
             raise InputError(f"{file} and {predictions[name]}: {error}") from error
         yield row
+
+
+class PreparedImage(NamedTuple):
+    """An image of a prepared split: its file, how to read its truth (H, W), and its group."""
+
+    file: Path
+    truth: Callable[[], NDArray[np.int32]]
+    group: str
+
+
+def prepared(folder: Path) -> Iterator[tuple[str, PreparedImage]]:
+    """The images of a prepared split (images/ and instances.json) by their names without suffix.
+
+    Raises:
+        InputError: it is none.
+    """
+    file = folder / "instances.json"
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+        annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
+        for annotation in data["annotations"]:
+            annotations[annotation["image_id"]].append(annotation)
+        images = [
+            (entry["id"], Path(entry["file_name"]), entry["height"], entry["width"], entry.get("group") or "")
+            for entry in data["images"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file}: no prepared data set; give a folder that `pffnet prepare` made") from error
+    for image_id, name, height, width, group in images:
+        truth = partial(annotations_to_label_map, annotations[image_id], height, width)
+        yield name.stem, PreparedImage(folder / "images" / name, truth, group)
 
 
 def _by_name(folder: Path) -> dict[str, Path]:

@@ -115,7 +115,8 @@ def read_scores(path: Path) -> list[Row]:
         try:
             for name in row:
                 row[name] = row[name] if name in COLUMNS[:2] else float(row[name])
-            row["group"], row["image"]
+            if not row.keys() >= {"image", "group"}:
+                raise KeyError("image, group")
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{file}, line {number}: not a row of scores; evaluate again") from error
     names = [row["image"] for row in rows]

@@ -15,8 +15,10 @@ import tifffile
 from PIL import Image
 
 from pffnet_d2 import cli
+from pffnet_d2.data.prepare import prepare
+from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import metrics
-from pffnet_d2.evaluation.folders import read_label_image, score_folders
+from pffnet_d2.evaluation.folders import prepared, read_label_image, score_folders
 
 GT = np.array([[1, 1, 0, 9], [1, 1, 0, 9], [0, 0, 0, 0]])
 PRED = np.array([[4, 4, 0, 0], [4, 0, 0, 7], [0, 0, 0, 0]])
@@ -65,6 +67,25 @@ def test_the_command_prints_means_and_writes_both_files(
     assert summary["images"] == 2
     assert summary["mean"]["AJI"] == pytest.approx((4 / 6 + 1) / 2)
     assert summary["groups"]["unseen"]["mean"]["AJI"] == 1
+
+
+def test_the_truth_of_a_prepared_split(tmp_path: Path, write_labels: Write) -> None:
+    prepare("phantoms", None, tmp_path, splits=("val",), count=3)
+    split = tmp_path / "phantoms" / "val"
+    truths = {name: image.truth() for name, image in prepared(split)}
+    assert len(truths) == 3
+    for name, truth in truths.items():
+        write_labels(tmp_path / "prediction" / f"{name}.tif", np.where(truth > 3, truth, 0))
+    for row in score_folders(split, tmp_path / "prediction"):
+        assert row["DiC"] == -3
+        assert row["SQ"] == 1
+    data = json.loads((split / "instances.json").read_text())
+    data["images"][1]["group"] = "unseen"
+    (split / "instances.json").write_text(json.dumps(data))
+    assert [row["group"] for row in score_folders(split, tmp_path / "prediction")][1] == "unseen"
+    (tmp_path / "prediction" / f"{name}.tif").unlink()
+    with pytest.raises(InputError, match=rf"instances\.json: .* has no label image {name}"):
+        next(score_folders(split, tmp_path / "prediction"))
 
 
 def test_neither_torch_nor_detectron2_is_needed(folders: tuple[Path, Path], tmp_path: Path) -> None:
