@@ -1,9 +1,11 @@
-"""How fast are all table-based metrics together, against plain loops over full-frame masks?
+"""How fast are all table-based metrics together, against plain loops over full-frame masks and stardist.matching?
 
     python benchmarks/metrics.py [--size 1000] [--nuclei 700] [--repeat 20]
 
-Prints one line: the median time of one contingency table and every metric read off it, the time of the same AJI, PQ and
-Dice computed mask by mask as HoVer-Net's published code does, and their ratio. Both run in this process on one core.
+Prints medians of runs in this process, on one core where the environment says so (OMP_NUM_THREADS=1), and ratios: one
+contingency table and every metric read off it; AJI, PQ and Dice computed mask by mask as HoVer-Net's published code
+does; the DSB score from stardist.matching, where that is installed, against the same score of ours; the object
+Hausdorff distance. The values of both sides are compared before anything is printed.
 """
 
 from __future__ import annotations
@@ -11,12 +13,22 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from pffnet_d2.evaluation import metrics
 from pffnet_d2.evaluation.contingency import ContingencyTable
+from pffnet_d2.evaluation.scores import TABLE_METRICS
+
+try:
+    from stardist.matching import matching
+except ImportError:
+    matching = None
+
+Result = TypeVar("Result")
 
 
 def discs(size: int, count: int, jitter: float, rng: np.random.Generator) -> NDArray[np.int32]:
@@ -33,21 +45,18 @@ def discs(size: int, count: int, jitter: float, rng: np.random.Generator) -> NDA
     return labels
 
 
-def from_table(gt: NDArray[np.int32], pred: NDArray[np.int32]) -> tuple[float, float, float]:
+def from_table(gt: NDArray[np.int32], pred: NDArray[np.int32]) -> dict[str, float]:
     table = ContingencyTable.from_labels(gt, pred)
-    for metric in (
-        metrics.aji_plus,
-        metrics.aji_pffnet,
-        metrics.object_f1,
-        metrics.f1_at_iou,
-        metrics.dsb_average_precision,
-        metrics.symmetric_best_dice,
-        metrics.difference_in_count,
-        metrics.object_dice,
-        metrics.dice_2,
-    ):
-        metric(table)
-    return metrics.aji_reuse(table), metrics.panoptic_quality(table).pq, metrics.dice(table)
+    return {name: metric(table) for name, metric in TABLE_METRICS.items()}
+
+
+def our_dsb(gt: NDArray[np.int32], pred: NDArray[np.int32]) -> float:
+    return metrics.dsb_average_precision(gt, pred)
+
+
+def stardist_dsb(gt: NDArray[np.int32], pred: NDArray[np.int32]) -> float:
+    found = matching(gt, pred, thresh=metrics.DSB_THRESHOLDS)
+    return float(np.mean([result.accuracy for result in found]))
 
 
 def plain_loops(gt: NDArray[np.int32], pred: NDArray[np.int32]) -> tuple[float, float, float]:
@@ -72,32 +81,57 @@ def plain_loops(gt: NDArray[np.int32], pred: NDArray[np.int32]) -> tuple[float, 
     return intersection / union, pq, float(2 * ((gt > 0) & (pred > 0)).sum() / ((gt > 0).sum() + (pred > 0).sum()))
 
 
+def median_time(
+    function: Callable[[NDArray[np.int32], NDArray[np.int32]], Result],
+    gt: NDArray[np.int32],
+    pred: NDArray[np.int32],
+    repeat: int,
+) -> tuple[Result, float]:
+    """What the function returns, and the median of its milliseconds after one run to warm up."""
+    function(gt, pred)
+    milliseconds = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        result = function(gt, pred)
+        milliseconds.append(1e3 * (time.perf_counter() - start))
+    return result, statistics.median(milliseconds)
+
+
+def agree(ours: ArrayLike, theirs: ArrayLike) -> None:
+    if not np.allclose(ours, theirs, atol=1e-9):
+        raise SystemExit(f"the two sides disagree: {ours} and {theirs}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=1000, help="side of the square image")
     parser.add_argument("--nuclei", type=int, default=700)
-    parser.add_argument("--repeat", type=int, default=20, help="runs of the fast side; the median counts")
+    parser.add_argument("--repeat", type=int, default=20, help="runs of the fast sides; the median counts")
     args = parser.parse_args()
 
     rng = np.random.default_rng(0)
     gt, pred = discs(args.size, args.nuclei, 0.1, rng), discs(args.size, args.nuclei, 0.2, rng)
-    seconds = []
-    for _ in range(args.repeat):
-        start = time.perf_counter()
-        ours = from_table(gt, pred)
-        seconds.append(time.perf_counter() - start)
-    start = time.perf_counter()
-    plain = plain_loops(gt, pred)
-    plain_seconds = time.perf_counter() - start
-    if not np.allclose(ours, plain, atol=1e-9):
-        raise SystemExit(f"the two sides disagree: {ours} and {plain}")
+    print(f"{args.size}x{args.size}, {len(np.unique(gt)) - 1} truths, {len(np.unique(pred)) - 1} predictions")
 
-    fast = statistics.median(seconds)
+    ours, milliseconds = median_time(from_table, gt, pred, args.repeat)
+    plain, plain_milliseconds = median_time(plain_loops, gt, pred, 1)
+    agree([ours["AJI_reuse"], ours["PQ"], ours["Dice"]], plain)
     print(
-        f"metrics, {args.size}x{args.size}, {len(np.unique(gt)) - 1} truths, {len(np.unique(pred)) - 1} predictions: "
-        f"all metrics {fast * 1e3:.1f} ms, AJI + PQ + Dice by plain loops {plain_seconds * 1e3:.0f} ms, "
-        f"ratio {plain_seconds / fast:.0f}x"
+        f"metrics: all {len(ours)} of the table {milliseconds:.1f} ms, AJI + PQ + Dice by plain loops "
+        f"{plain_milliseconds:.0f} ms, ratio {plain_milliseconds / milliseconds:.0f}x"
     )
+    dsb, milliseconds = median_time(our_dsb, gt, pred, args.repeat)
+    if matching is None:
+        print(f"DSB score: {milliseconds:.1f} ms; stardist is not installed")
+    else:
+        theirs, their_milliseconds = median_time(stardist_dsb, gt, pred, args.repeat)
+        agree(dsb, theirs)
+        print(
+            f"DSB score: {milliseconds:.1f} ms, stardist.matching at the same 10 thresholds "
+            f"{their_milliseconds:.1f} ms, ratio {their_milliseconds / milliseconds:.1f}x"
+        )
+    _, milliseconds = median_time(metrics.object_hausdorff, gt, pred, 3)
+    print(f"object Hausdorff distance: {milliseconds:.0f} ms")
 
 
 if __name__ == "__main__":

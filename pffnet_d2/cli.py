@@ -8,13 +8,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from pffnet_d2 import __version__, env
+from pffnet_d2 import __version__, cli_evaluation, env
 from pffnet_d2.errors import InputError
 
 # These take the flags of train_net.py, which engine.py parses.
 FORWARDED = {
     "train": "train a model: the flags of train_net.py",
-    "evaluate": "score a trained model: the flags of train_net.py, with --eval-only",
+    "evaluate": "score a trained model (the flags of train_net.py), or label images: --truth DIR --prediction DIR",
+    "thresholds": "choose beta and the mask threshold on validation images: the flags of train_net.py, --metric NAME",
 }
 
 
@@ -25,6 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments and arguments[0] in FORWARDED:
             return _engine(arguments[0], arguments[1:])
         args = argument_parser().parse_args(arguments)
+        if args.command == "report":
+            return cli_evaluation.make_report(args)
         if args.command == "env":
             return env.main()
         if args.command == "prepare":
@@ -65,6 +68,8 @@ def argument_parser() -> argparse.ArgumentParser:
     for name, text in FORWARDED.items():
         commands.add_parser(name, help=text, add_help=False)
 
+    cli_evaluation.add_report(commands)
+
     demo = commands.add_parser("demo", help="train, evaluate and draw on generated images: a few minutes on a CPU")
     demo.add_argument("--out", type=Path, metavar="DIR", default=Path("output/demo"), help="default: %(default)s")
     return parser
@@ -78,7 +83,11 @@ def _prepare(name: str, source: Path | None, out: Path) -> int:
 
 
 def _engine(command: str, arguments: list[str]) -> int:
+    if command == "evaluate" and cli_evaluation.is_of_folders(arguments):
+        return cli_evaluation.evaluate_folders(arguments)
     _need_everything(command)
+    if command == "thresholds":
+        return cli_evaluation.choose_thresholds(arguments)
     from pffnet_d2 import engine
 
     return engine.run(["--eval-only", *arguments] if command == "evaluate" else arguments)

@@ -21,7 +21,7 @@ import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, default_argument_parser, default_setup, launch
-from detectron2.evaluation import DatasetEvaluators, verify_results
+from detectron2.evaluation import DatasetEvaluators, SemSegEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -33,6 +33,7 @@ from pffnet_d2.config import add_pffnet_config
 from pffnet_d2.data.mapper import PFFNetDatasetMapper
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.evaluator import DenseCOCOEvaluator, LabelMapEvaluator
+from pffnet_d2.evaluation.panoptic import PanopticEvaluator
 
 logger = logging.getLogger(__name__)
 
@@ -212,18 +213,21 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         rule = cfg.MODEL.PFFNET.LABEL_MAP
-        return DatasetEvaluators(
-            [
-                LabelMapEvaluator(
-                    dataset_name,
-                    score_threshold=rule.SCORE_THRESH,
-                    mask_threshold=rule.MASK_THRESH,
-                    max_covered=rule.MAX_COVERED,
-                    output_dir=folder,
-                ),
-                DenseCOCOEvaluator(dataset_name, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE, output_dir=folder),
-            ]
-        )
+        evaluators = [
+            LabelMapEvaluator(
+                dataset_name,
+                score_threshold=rule.SCORE_THRESH,
+                mask_threshold=rule.MASK_THRESH,
+                max_covered=rule.MAX_COVERED,
+                output_dir=folder,
+            ),
+            DenseCOCOEvaluator(dataset_name, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE, output_dir=folder),
+        ]
+        if "semantic" in cfg.MODEL.PFFNET.OUTPUTS:
+            evaluators.append(SemSegEvaluator(dataset_name, output_dir=folder))
+        if "panoptic" in cfg.MODEL.PFFNET.OUTPUTS:
+            evaluators.append(PanopticEvaluator(dataset_name, output_dir=folder))
+        return DatasetEvaluators(evaluators)
 
     def train(self) -> dict[str, Any]:
         """Train from ``start_iter`` to ``max_iter``; returns the scores of the evaluation at the end."""
@@ -253,6 +257,22 @@ class Trainer(DefaultTrainer):
             self._trainer.load_state_dict(state_dict["_trainer"])
 
 
+def trained_model(cfg: CfgNode, *, resume: bool) -> nn.Module:
+    """The model with the weights of MODEL.WEIGHTS, or with ``resume`` of the last checkpoint in OUTPUT_DIR.
+
+    Raises:
+        InputError: there are none.
+    """
+    model: nn.Module = Trainer.build_model(cfg)
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR)
+    resumed = resume and checkpointer.has_checkpoint()
+    weights = checkpointer.get_checkpoint_file() if resumed else cfg.MODEL.WEIGHTS
+    if not weights:
+        raise InputError("--eval-only has no weights; give MODEL.WEIGHTS FILE, or --resume and the run's OUTPUT_DIR")
+    checkpointer.load(weights)
+    return model
+
+
 def train_or_evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     """What one process does; returns the scores after --eval-only.
 
@@ -266,14 +286,7 @@ def train_or_evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
         trainer.train()
         return None
 
-    model = Trainer.build_model(cfg)
-    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR)
-    resumed = args.resume and checkpointer.has_checkpoint()
-    weights = checkpointer.get_checkpoint_file() if resumed else cfg.MODEL.WEIGHTS
-    if not weights:
-        raise InputError("--eval-only has no weights; give MODEL.WEIGHTS FILE, or --resume and the run's OUTPUT_DIR")
-    checkpointer.load(weights)
-    results = Trainer.test(cfg, model)
+    results = Trainer.test(cfg, trained_model(cfg, resume=args.resume))
     if comm.is_main_process():
         verify_results(cfg, results)
     return results

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -113,8 +114,8 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert caught.value.code == 0
     listed = capsys.readouterr().out
-    for command in ("env", "prepare", "train", "evaluate", "demo"):
-        assert f"\n    {command} " in listed
+    for command in ("env", "prepare", "train", "evaluate", "thresholds", "report", "demo"):
+        assert re.search(rf"^    {command}\b", listed, re.MULTILINE)
 
 
 @pytest.mark.parametrize("arguments", [[], ["no-such-command"], ["prepare"], ["env", "--no-such-flag"]])

@@ -82,6 +82,25 @@ def test_evaluating_the_checkpoint_gives_the_same_scores(trained: Path, tmp_path
     assert scores(out) == pytest.approx(before, nan_ok=True)
 
 
+def test_semantic_and_panoptic_outputs_are_scored(trained: Path, tmp_path: Path) -> None:
+    outputs = ["MODEL.PFFNET.OUTPUTS", "['instances', 'semantic', 'panoptic']", "MODEL.WEIGHTS"]
+    weights = str(trained / "model_final.pth")
+    assert main(["evaluate", *COMPACT, *TINY, *outputs, weights, "OUTPUT_DIR", str(tmp_path)]) == 0
+    folder = tmp_path / "inference" / "phantoms_val"
+    assert set(json.loads((folder / "panoptic_seg.json").read_text())) == {"PQ", "SQ", "RQ"}
+    semantic = torch.load(folder / "sem_seg_evaluation.pth", weights_only=False)
+    assert 0 <= semantic["mIoU"] <= 100
+
+
+def test_thresholds_are_chosen_and_taken(trained: Path, tmp_path: Path) -> None:
+    weights = ["MODEL.WEIGHTS", str(trained / "model_final.pth"), "OUTPUT_DIR", str(tmp_path)]
+    assert main(["thresholds", *COMPACT, "--metric", "Dice", *TINY, *weights]) == 0
+    assert len(list((tmp_path / "inference" / "phantoms_val" / "predictions").glob("*.npz"))) == 2
+    assert main(["evaluate", "--config-file", str(tmp_path / "thresholds.yaml")]) == 0
+    text = (tmp_path / "thresholds.yaml").read_text()
+    assert f"mean Dice {scores(tmp_path)['Dice']:.4f}" in text
+
+
 def test_a_checkpoint_of_another_model_is_refused(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,8 +4,9 @@ Every metric is ``f(gt, pred)`` on two (H, W) integer label maps of one image, t
 ``f(table)`` on their :class:`~pffnet_d2.evaluation.contingency.ContingencyTable`, which several metrics can share.
 Label maps that cannot be compared raise :class:`~pffnet_d2.errors.InputError`.
 
-Edge rules, the same for all: truth and prediction both empty score 1 (a difference scores 0); exactly one of them empty
-scores 0. Where two candidates are equally good, the rule is stated with the metric.
+Edge rules, the same for all: truth and prediction both empty score 1 (a difference, a distance and counts of errors are
+0); exactly one of them empty scores 0 (a distance is NaN: summaries leave it out and count it). Where two candidates
+are equally good, the rule is stated with the metric.
 
 Several published rules go by the name AJI and differ by points on one prediction, hence the four functions here.
 [P] is PFFNet (IEEE TIP 30, 2021), [V2] Cell R-CNN V2 (IJCAI 2019).
@@ -13,6 +14,7 @@ Several published rules go by the name AJI and differ by points on one predictio
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -20,10 +22,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components, maximum_bipartite_matching
+from scipy.spatial import KDTree
 
+from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.contingency import ContingencyTable
 
 Labels = ArrayLike | ContingencyTable
+# A mask (h, w) bool cut out of its image at row y0 and column x0: (y0, x0, mask). A mask of the whole image has (0, 0).
+Window = tuple[int, int, NDArray[np.bool_]]
 
 DSB_THRESHOLDS = (0.50, 0.55, 0.60, 0.65, 0.70, 0.75, 0.80, 0.85, 0.90, 0.95)
 
@@ -37,6 +43,13 @@ class PanopticQuality(NamedTuple):
     tp: int
     fp: int
     fn: int
+
+
+class SplitsAndMerges(NamedTuple):
+    """Truths cut into several predictions, and predictions that join several truths."""
+
+    splits: int
+    merges: int
 
 
 def _table(gt: Labels, pred: ArrayLike | None) -> ContingencyTable:
@@ -255,6 +268,19 @@ def dsb_average_precision(gt: Labels, pred: ArrayLike | None = None, *, strict: 
     return float(np.mean(tp / (table.n_gt + table.n_pred - tp)))
 
 
+def splits_and_merges(gt: Labels, pred: ArrayLike | None = None) -> SplitsAndMerges:
+    """Splits: truths with more than one prediction of IoU > 0.1; merges: predictions with more than one such truth.
+
+    The rule of Caicedo et al., Cytometry A 95, 2019 (BBBC039). An object in more than nine parts escapes it.
+    """
+    table = _table(gt, pred)
+    linked = table.iou > 0.1
+    return SplitsAndMerges(
+        splits=int((np.bincount(table.gt_index[linked]) > 1).sum()),
+        merges=int((np.bincount(table.pred_index[linked]) > 1).sum()),
+    )
+
+
 # --- Dice, of pixels and of objects ---------------------------------------------------------------------------------
 
 
@@ -323,3 +349,147 @@ def dice_2(gt: Labels, pred: ArrayLike | None = None) -> float:
         return score
     areas = table.gt_areas[table.gt_index] + table.pred_areas[table.pred_index]
     return float(2 * table.intersections.sum() / areas.sum()) if len(areas) else 0.0
+
+
+# --- Beside the table -----------------------------------------------------------------------------------------------
+
+
+def object_hausdorff(gt: ArrayLike, pred: ArrayLike) -> float:
+    """Object Hausdorff distance of the GlaS contest, in pixels, 0 the best (as :func:`object_dice`; [V2] Table 5).
+
+    The mean of two sums: over truths, and over predictions, of the Hausdorff distance to the object of the other side
+    sharing most pixels (of equals, and without any overlap of all, the nearest), each weighted by its share of its
+    side's foreground. H(A, B) is the largest distance from a pixel of either to the nearest pixel of the other.
+
+    Both maps empty: 0. Exactly one empty: NaN.
+    """
+    table = ContingencyTable.from_labels(gt, pred)
+    if not table.n_gt or not table.n_pred:
+        return float("nan") if table.n_gt or table.n_pred else 0.0
+    truths, predictions = _Shapes(np.asarray(gt), table.gt_ids), _Shapes(np.asarray(pred), table.pred_ids)
+    found: dict[tuple[int, int], float] = {}
+
+    def distance(own: _Shapes, index: int, partner: int) -> float:
+        truth, prediction = (index, partner) if own is truths else (partner, index)
+        if (truth, prediction) not in found:
+            there, back = truths.reach(truth, prediction, predictions), predictions.reach(prediction, truth, truths)
+            found[truth, prediction] = max(there, back)
+        return found[truth, prediction]
+
+    def one_side(own: _Shapes, other: _Shapes, owner: NDArray[np.int64], shared_with: NDArray[np.int64]) -> float:
+        most = np.zeros(len(own.boxes), dtype=np.int64)
+        np.maximum.at(most, owner, table.intersections)
+        tied = table.intersections == most[owner]
+        partners: list[list[int]] = [[] for _ in own.boxes]
+        for index, best in zip(owner[tied].tolist(), shared_with[tied].tolist(), strict=True):
+            partners[index].append(best)
+        total = 0.0
+        for index, candidates in enumerate(partners):
+            nearest = min((distance(own, index, partner) for partner in candidates), default=np.inf)
+            if not candidates:
+                # Where two extents differ by so much, so does the distance: most objects need no closer look.
+                bounds = np.abs(other.boxes - own.boxes[index]).max(axis=1)
+                for partner in np.argsort(bounds, kind="stable").tolist():
+                    if bounds[partner] >= nearest:
+                        break
+                    nearest = min(nearest, distance(own, index, partner))
+            total += len(own.pixels[index]) * nearest
+        return total / sum(map(len, own.pixels))
+
+    return 0.5 * (
+        one_side(truths, predictions, table.gt_index, table.pred_index)
+        + one_side(predictions, truths, table.pred_index, table.gt_index)
+    )
+
+
+class _Shapes:
+    """The objects of a label map by their index in the table: pixels, outlines, extents."""
+
+    def __init__(self, labels: NDArray[np.integer], ids: NDArray[np.integer]) -> None:
+        self.index = np.where(labels > 0, np.searchsorted(ids, labels), -1)  # (H, W), -1 background
+        padded = np.pad(self.index, 1, constant_values=-2)
+        inner = np.ones(labels.shape, dtype=bool)
+        for neighbour in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
+            inner &= neighbour == self.index
+        self.pixels = self._grouped(self.index >= 0)
+        # The pixel of an object nearest to one outside it is always on its outline.
+        self.outlines = self._grouped((self.index >= 0) & ~inner)
+        self.trees: dict[int, KDTree] = {}
+        self.boxes = np.array([[*points.min(axis=0), *points.max(axis=0)] for points in self.outlines])
+
+    def _grouped(self, mask: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
+        points = np.argwhere(mask)
+        owner = self.index[mask]
+        order = np.argsort(owner, kind="stable")
+        return np.split(points[order], np.flatnonzero(np.diff(owner[order])) + 1)
+
+    def reach(self, own: int, partner: int, other: _Shapes) -> float:
+        """The largest distance from a pixel of an object to an object of the other map, in pixels."""
+        points = self.pixels[own]
+        outside = points[other.index[points[:, 0], points[:, 1]] != partner]
+        if not len(outside):
+            return 0.0
+        if partner not in other.trees:
+            other.trees[partner] = KDTree(other.outlines[partner])
+        return float(other.trees[partner].query(outside)[0].max())
+
+
+def voc_average_precision(
+    images: Iterable[tuple[ArrayLike, Sequence[Window], Sequence[float]]],
+    *,
+    threshold: float = 0.5,
+    eleven_point: bool = False,
+) -> float:
+    """Average precision of scored masks over a whole data set, Pascal VOC's (Everingham et al., IJCV 88, 2010).
+
+    In each image, by descending score, a mask belongs to the truth of highest IoU, and is a TP if that is above
+    ``threshold`` and no better mask had this truth; else it is a FP. All images together, by descending score, give
+    precision and recall. The value is the area under precision made monotonous (VOC 2010, "all-point"), or with
+    ``eleven_point`` the mean of the highest precision at recall >= 0, 0.1 ... 1 (VOC 2007; the AP of object-guided
+    instance segmentation, Yi et al.). It is neither COCO's AP (101 points, cap on detections) nor the DSB score.
+
+    Args:
+        images: for each image the truth, a label map (H, W), the masks as windows (y0, x0, mask) inside it, which may
+            overlap, and their scores. Read once: a generator keeps one image in memory.
+        threshold: of IoU; strict.
+
+    Returns:
+        In [0, 1]; 1 with neither truths nor masks, 0 with only one of them.
+
+    Raises:
+        InputError: masks and scores differ in number, a score is NaN, or a mask does not lie inside its image.
+    """
+    scores: list[NDArray[np.float64]] = []
+    hits: list[bool] = []
+    truths = 0
+    for number, (gt, masks, values) in enumerate(images):
+        areas = ContingencyTable.from_labels(gt, gt)  # checks it
+        labels = np.searchsorted(areas.gt_ids, np.asarray(gt)) + 1
+        labels[np.asarray(gt) == 0] = 0
+        truths += areas.n_gt
+        order = np.argsort(-np.asarray(values, dtype=np.float64), kind="stable")
+        if len(masks) != len(order) or np.isnan(np.asarray(values, dtype=np.float64)).any():
+            raise InputError(f"image {number}: {len(masks)} masks and {len(order)} scores; give each mask its number")
+        scores.append(np.asarray(values, dtype=np.float64)[order])
+        taken = np.zeros(areas.n_gt, dtype=bool)
+        for index in order.tolist():
+            y0, x0, mask = masks[index]
+            window = labels[y0 : y0 + mask.shape[0], x0 : x0 + mask.shape[1]]
+            if min(y0, x0) < 0 or window.shape != mask.shape:
+                raise InputError(f"image {number}: mask {index} does not lie inside its {labels.shape} pixels")
+            shared = np.bincount(window[mask], minlength=areas.n_gt + 1)
+            iou = shared[1:] / np.maximum(areas.gt_areas + shared.sum() - shared[1:], 1)
+            best = int(iou.argmax()) if areas.n_gt else -1
+            hits.append(best >= 0 and bool(iou[best] > threshold) and not taken[best])
+            if hits[-1]:
+                taken[best] = True
+    if not truths or not hits:
+        return 0.0 if truths or hits else 1.0
+
+    tp = np.cumsum(np.array(hits)[np.argsort(-np.concatenate(scores), kind="stable")])
+    precision = tp / np.arange(1, len(tp) + 1)
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    if eleven_point:
+        first = np.searchsorted(10 * tp, np.arange(11) * truths)  # recall >= 0, 0.1 ... 1 in whole numbers
+        return float(np.append(precision, 0.0)[first].mean())
+    return float((np.diff(tp, prepend=0) * precision).sum() / truths)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -41,15 +42,17 @@ def instances_to_label_map(
     Returns:
         (H, W) int32, 0 background, ids 1..n contiguous, 1 the most confident.
     """
-    label_map = np.zeros(instances.image_size, dtype=np.int32)
-    if not len(instances):
-        return label_map
     class_scores = instances.class_scores if instances.has("class_scores") else instances.scores
     kept = torch.nonzero(class_scores > score_threshold).flatten()
     kept = kept[torch.argsort(instances.scores[kept], descending=True, stable=True)]
+    return lay_windows(_windows(instances, kept, mask_threshold), instances.image_size, max_covered)
 
+
+def lay_windows(windows: Iterable[Window], image_size: tuple[int, int], max_covered: float = 0.7) -> NDArray[np.int32]:
+    """The label map of masks (y0, x0, mask) given in order of confidence; see :func:`instances_to_label_map`."""
+    label_map = np.zeros(image_size, dtype=np.int32)
     label = 0
-    for y0, x0, mask in _windows(instances, kept, mask_threshold):
+    for y0, x0, mask in windows:
         area = np.count_nonzero(mask)
         if not area:
             continue

@@ -17,15 +17,19 @@ from hypothesis.extra import numpy as hnp
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, print_csv_format
+from detectron2.evaluation import COCOEvaluator, DatasetEvaluators, print_csv_format, verify_results
+from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.structures import Boxes, BoxMode, Instances
 
 from pffnet_d2.data.coco import label_map_to_annotations
 from pffnet_d2.errors import InputError
+from pffnet_d2.evaluation import evaluator as evaluator_module
 from pffnet_d2.evaluation import metrics
-from pffnet_d2.evaluation.evaluator import LABEL_MAP_METRICS, DenseCOCOEvaluator, LabelMapEvaluator, windows_to_rle
+from pffnet_d2.evaluation.evaluator import DenseCOCOEvaluator, LabelMapEvaluator, windows_to_rle
+from pffnet_d2.evaluation.scores import METRICS
 from pffnet_d2.inference.label_map import render_windows
 
 SIZE = (60, 90)
@@ -105,17 +109,18 @@ def test_scores_are_means_over_images_and_rows_are_written(tmp_path: Path, paste
     results = evaluator.evaluate()
 
     assert list(results) == ["label_map"]
-    assert list(results["label_map"]) == ["AJI", "AJI+", "Dice", "F1", "PQ", "DQ", "SQ"]
+    assert list(results["label_map"]) == list(METRICS)
     aji, f1 = 18 / 24, 2 * 18 / (18 + 24)
-    expected = {"AJI": aji, "AJI+": aji, "Dice": f1, "F1": f1, "PQ": f1, "DQ": f1, "SQ": 1.0}
+    expected = {"AJI": aji, "AJI_plus": aji, "Dice": f1, "F1": f1, "PQ": f1, "DQ": f1, "SQ": 1.0, "SBD": aji}
     for name, value in expected.items():
         assert results["label_map"][name] == pytest.approx((1 + 1 + value) / 3)
+    assert results["label_map"]["DiC"] == -2
+    assert results["label_map"]["abs_DiC"] == 2
     print_csv_format(results)  # takes what Detectron2's own evaluators give
 
     written = tmp_path / "new" / "folder"
     rows = list(csv.DictReader((written / "label_map.csv").open(newline="")))
-    assert [row["image_id"] for row in rows] == ["11", "12", "13"]
-    assert [row["file_name"] for row in rows] == [f"images/{i}.png" for i in (11, 12, 13)]
+    assert [row["image"] for row in rows] == ["11", "12", "13"]
     assert [(row["truths"], row["predictions"]) for row in rows] == [("12", "12"), ("0", "0"), ("24", "18")]
     assert [float(row["AJI"]) for row in rows] == [1, 1, aji]
     summary = json.loads((written / "label_map.json").read_text())
@@ -130,16 +135,27 @@ def test_every_reported_name_is_the_metric_it_says() -> None:
     shifted = np.roll(TRUTHS[11], (1, 1), (0, 1))
     evaluator.process([image(11)], [found(shifted)])
     result = evaluator.evaluate()["label_map"]
-    quality = metrics.panoptic_quality(TRUTHS[11], shifted)
+    gt, quality = TRUTHS[11], metrics.panoptic_quality(TRUTHS[11], shifted)
     assert result == {
-        "AJI": metrics.aji(TRUTHS[11], shifted),
-        "AJI+": metrics.aji_plus(TRUTHS[11], shifted),
-        "Dice": metrics.dice(TRUTHS[11], shifted),
-        "F1": metrics.object_f1(TRUTHS[11], shifted),
+        "AJI": metrics.aji(gt, shifted),
+        "AJI_plus": metrics.aji_plus(gt, shifted),
+        "AJI_reuse": metrics.aji_reuse(gt, shifted),
+        "AJI_pffnet": metrics.aji_pffnet(gt, shifted),
+        "Dice": metrics.dice(gt, shifted),
+        "F1": metrics.object_f1(gt, shifted),
         "PQ": quality.pq,
         "DQ": quality.dq,
         "SQ": quality.sq,
+        "SBD": metrics.symmetric_best_dice(gt, shifted),
+        "DiC": 0,
+        "abs_DiC": 0,
+        "DSB_mAP": metrics.dsb_average_precision(gt, shifted),
+        "object_Dice": metrics.object_dice(gt, shifted),
+        "splits": 0,
+        "merges": 0,
+        "object_Hausdorff": metrics.object_hausdorff(gt, shifted),
     }
+    assert result["object_Hausdorff"] == pytest.approx(math.sqrt(2))
     assert 0 < result["AJI"] < result["Dice"] < result["F1"] == 1
 
 
@@ -180,6 +196,46 @@ def test_nothing_scored_is_nan_and_said(tmp_path: Path, caplog: pytest.LogCaptur
     assert len((tmp_path / "label_map.csv").read_text().splitlines()) == 1
 
 
+def test_a_distance_that_is_no_number_is_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    evaluator = LabelMapEvaluator(NAME, output_dir=tmp_path)
+    evaluator.process([image(11), image(12), image(13)], [found(TRUTHS[11]), nothing(), nothing()])
+    with caplog.at_level(logging.INFO):
+        result = evaluator.evaluate()["label_map"]
+    assert result["object_Hausdorff"] == 0  # of the two that have one
+    assert result["AJI"] == pytest.approx(2 / 3)
+    assert "1 left out" in caplog.text
+    assert json.loads((tmp_path / "label_map.json").read_text())["left_out"] == {"object_Hausdorff": 1}
+    assert [row["object_Hausdorff"] for row in csv.DictReader((tmp_path / "label_map.csv").open())] == [
+        "0.0",
+        "0.0",
+        "nan",
+    ]
+
+
+def test_groups_come_from_the_prepared_json(tmp_path: Path) -> None:
+    images = [{"file_name": f"{i}.png", "group": group} for i, group in ((11, "seen"), (12, "seen"), (13, "unseen"))]
+    (tmp_path / "instances.json").write_text(json.dumps({"images": images}))
+    MetadataCatalog.get(NAME).json_file = str(tmp_path / "instances.json")
+    evaluator = LabelMapEvaluator(NAME, output_dir=tmp_path)
+    evaluator.process([image(11), image(12), image(13)], [found(TRUTHS[11]), nothing(), nothing()])
+    assert evaluator.evaluate()["label_map"]["AJI"] == pytest.approx(2 / 3)
+    groups = json.loads((tmp_path / "label_map.json").read_text())["groups"]
+    assert {name: (group["images"], group["mean"]["AJI"]) for name, group in groups.items()} == {
+        "seen": (2, 1.0),
+        "unseen": (1, 0.0),
+    }
+
+
+def test_detectron2_checks_expected_results_and_flattens_them() -> None:
+    evaluator = LabelMapEvaluator(NAME)
+    evaluator.process([image(11)], [found(TRUTHS[11])])
+    results = evaluator.evaluate()
+    cfg = get_cfg()
+    cfg.TEST.EXPECTED_RESULTS = [["label_map", "AJI_plus", 1.0, 0.001], ["label_map", "abs_DiC", 0.0, 0.001]]
+    assert verify_results(cfg, results)
+    assert flatten_results_dict(results)["label_map/AJI"] == 1.0  # what BestCheckpointer looks up
+
+
 def test_reset_forgets() -> None:
     evaluator = LabelMapEvaluator(NAME)
     evaluator.process([image(11)], [nothing()])
@@ -214,7 +270,8 @@ def test_perfect_predictions_score_full_ap(tmp_path: Path, pasted: bool) -> None
         assert results[task]["AP75"] == pytest.approx(100)
 
 
-def test_equal_to_upstream_below_its_cap(tmp_path: Path) -> None:
+def test_equal_to_upstream_below_its_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluator_module, "faster_coco_eval", None)
     ours = DenseCOCOEvaluator(NAME, max_detections=1000, output_dir=tmp_path)
     upstream = COCOEvaluator(NAME, ("bbox", "segm"), output_dir=str(tmp_path), use_fast_impl=False)
     upstream.reset()
@@ -253,6 +310,22 @@ def test_no_detections_are_nan(tmp_path: Path) -> None:
     assert math.isnan(results["bbox"]["AP"])
 
 
+def test_the_fast_count_is_the_official_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faster_coco_eval", reason="faster-coco-eval is not installed")
+    results = []
+    for module in (evaluator_module.faster_coco_eval, None):
+        monkeypatch.setattr(evaluator_module, "faster_coco_eval", module)
+        evaluator = DenseCOCOEvaluator(NAME, max_detections=20, output_dir=tmp_path)
+        for image_id, labels in TRUTHS.items():  # some shifted away, some beyond the cap, some on nothing
+            evaluator.process([image(image_id)], [found(np.roll(labels, (image_id - 11, 2), (0, 1)))])
+        results.append(evaluator.evaluate())
+    fast, official = results
+    for task in ("bbox", "segm"):
+        assert 0 < official[task]["AP"] < 100
+        for name, value in official[task].items():
+            assert fast[task][name] == pytest.approx(value, abs=1e-9, nan_ok=True), (task, name)
+
+
 def test_both_evaluators_side_by_side(tmp_path: Path) -> None:
     both = DatasetEvaluators(
         [LabelMapEvaluator(NAME), DenseCOCOEvaluator(NAME, max_detections=100, output_dir=tmp_path)]
@@ -286,5 +359,5 @@ def test_no_windows_no_run_lengths() -> None:
 
 def test_names_and_functions_agree_with_the_docs() -> None:
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
-    for name in LABEL_MAP_METRICS:
+    for name in METRICS:
         assert f"| {name} |" in text

@@ -1,6 +1,7 @@
 """Metrics against published values, cases computed by hand, and brute force on small maps."""
 
 import json
+import math
 import os
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -12,6 +13,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import metrics
 from pffnet_d2.evaluation.contingency import ContingencyTable
 
@@ -191,6 +193,86 @@ def test_an_iou_of_exactly_the_threshold() -> None:
     assert metrics.f1_at_iou(gt, pred) == pytest.approx(2 / 3)
 
 
+def test_splits_and_merges_by_hand() -> None:
+    # Truth 1 in two halves; prediction 3 over truths 2 and 3; prediction 4 alone.
+    gt, pred = strip(1, 1, 1, 1, 0, 2, 2, 3, 3, 0, 4), strip(1, 1, 2, 2, 0, 3, 3, 3, 3, 0, 4)
+    assert metrics.splits_and_merges(gt, pred) == (1, 1)
+    assert metrics.splits_and_merges(pred, gt) == (1, 1)
+    assert metrics.splits_and_merges(gt, gt) == (0, 0)
+    # IoU of exactly 0.1 is no part.
+    assert metrics.splits_and_merges(strip(*[1] * 10), strip(1, *[2] * 9)) == (0, 0)
+    nothing = strip(0, 0)
+    assert metrics.splits_and_merges(nothing, nothing) == metrics.splits_and_merges(nothing, strip(1, 2)) == (0, 0)
+
+
+def test_hausdorff_by_hand() -> None:
+    gt, pred = np.zeros((20, 30), int), np.zeros((20, 30), int)
+    gt[2:6, 2:6] = 5  # 16 pixels
+    pred[2:6, 3:7] = 2  # the same, one to the right: 1
+    gt[10:12, 20:22] = 9  # 4 pixels, found 3 rows below without overlap: 3
+    pred[13:15, 20:22] = 7
+    assert metrics.object_hausdorff(gt, pred) == pytest.approx((16 * 1 + 4 * 3) / 20)
+    pred[13:15, 20:22] = 0
+    # Alone, the small truth goes to the far prediction: from (11, 21) to (5, 6) or from (2, 3) to (10, 20).
+    far = max(math.hypot(11 - 5, 21 - 6), math.hypot(10 - 2, 20 - 3))
+    assert metrics.object_hausdorff(gt, pred) == pytest.approx(((16 * 1 + 4 * far) / 20 + 1) / 2)
+    # What is enclosed by the other is far from it, however near its outline.
+    ring = np.ones((9, 9), int)
+    ring[1:-1, 1:-1] = 0
+    assert metrics.object_hausdorff(np.ones((9, 9), int), ring) == 4
+
+
+def test_hausdorff_at_the_edges() -> None:
+    nothing, pixel, full = np.zeros((3, 4), int), np.zeros((3, 4), int), np.full((3, 4), 2**40)
+    pixel[1, 2] = 9
+    assert metrics.object_hausdorff(nothing, nothing) == 0
+    assert math.isnan(metrics.object_hausdorff(nothing, pixel))
+    assert math.isnan(metrics.object_hausdorff(pixel, nothing))
+    assert metrics.object_hausdorff(pixel, pixel) == metrics.object_hausdorff(full, full) == 0
+    assert metrics.object_hausdorff(pixel, full) == pytest.approx(math.sqrt(5))
+
+
+Scored = tuple[np.ndarray, list[metrics.Window], list[float]]
+
+
+def masks_of(*strips: tuple[int, ...]) -> list[metrics.Window]:
+    return [(0, 0, np.array([mask], dtype=bool)) for mask in strips]
+
+
+def test_voc_average_precision_by_hand() -> None:
+    gt = strip(1, 1, 0, 2, 2, 0, 3, 3)
+    hit_1, hit_2 = (1, 1, 0, 0, 0, 0, 0, 0), (0, 0, 0, 1, 1, 0, 0, 0)
+    miss, half = (0, 0, 1, 0, 0, 0, 0, 0), (0, 0, 0, 0, 0, 0, 1, 0)
+    # By score: hit, miss, hit, a second one on truth 1. Precision 1, 1/2, 2/3, 1/2 at recall 1/3, 1/3, 2/3, 2/3.
+    image: Scored = gt, masks_of(hit_2, miss, hit_1, hit_1), [0.7, 0.8, 0.9, 0.6]
+    assert metrics.voc_average_precision([image]) == pytest.approx((1 + 2 / 3) / 3)
+    # Recall 0 .. 0.3: 1; 0.4 .. 0.6: 2/3; above: 0.
+    assert metrics.voc_average_precision([image], eleven_point=True) == pytest.approx((4 * 1 + 3 * 2 / 3) / 11)
+    # IoU of exactly the threshold is no hit.
+    assert metrics.voc_average_precision([(gt, masks_of(half), [1.0])]) == 0
+    assert metrics.voc_average_precision([(gt, masks_of(half), [1.0])], threshold=0.49) == pytest.approx(1 / 3)
+    # Over images the scores compete: the miss of the second comes first.
+    images: list[Scored] = [(strip(1, 1, 0), masks_of((1, 1, 0)), [0.5]), (strip(0, 0, 0), masks_of((0, 0, 1)), [0.9])]
+    assert metrics.voc_average_precision(iter(images)) == pytest.approx(1 / 2)
+
+
+def test_voc_average_precision_at_the_edges() -> None:
+    gt, nothing = strip(7, 7, 0), strip(0, 0, 0)
+    for eleven_point in (False, True):
+        assert metrics.voc_average_precision([], eleven_point=eleven_point) == 1
+        assert metrics.voc_average_precision([(nothing, [], [])], eleven_point=eleven_point) == 1
+        assert metrics.voc_average_precision([(gt, [], [])], eleven_point=eleven_point) == 0
+        assert metrics.voc_average_precision([(nothing, masks_of((1, 0, 0)), [1.0])], eleven_point=eleven_point) == 0
+        window = (0, 0, np.ones((1, 2), bool))
+        empty = (0, 1, np.zeros((1, 1), bool))
+        assert metrics.voc_average_precision([(gt, [window], [0.1])], eleven_point=eleven_point) == 1
+        assert metrics.voc_average_precision([(gt, [empty, window], [0.1, 0.2])], eleven_point=eleven_point) == 1
+    with pytest.raises(InputError, match="image 0: 1 masks and 2 scores"):
+        metrics.voc_average_precision([(gt, [window], [0.1, 0.2])])
+    with pytest.raises(InputError, match="image 0: mask 0 does not lie inside"):
+        metrics.voc_average_precision([(gt, [(0, 2, np.ones((1, 2), bool))], [0.1])])
+
+
 @pytest.mark.parametrize("metric", ALL)
 def test_edges(metric: Metric) -> None:
     nothing, pixel, full = np.zeros((3, 4), int), np.zeros((3, 4), int), np.full((3, 4), 5)
@@ -217,6 +299,8 @@ def test_three_thousand_objects() -> None:
     for metric in ALL:
         assert metric(gt, gt) == 1.0
     half = np.where(np.arange(600) % 12 < 5, gt, 0)
+    assert metrics.object_hausdorff(gt, half) == 5
+    assert metrics.splits_and_merges(gt, half) == (0, 0)
     assert metrics.aji(gt, half) == metrics.aji_plus(gt, half) == 0.5
     assert metrics.symmetric_best_dice(gt, half) == pytest.approx(2 / 3)
 
@@ -381,6 +465,57 @@ def test_table_equals_brute_force(pair: tuple[np.ndarray, np.ndarray]) -> None:
     assert metrics.difference_in_count(table) == len(pred) - len(gt)
 
 
+def brute_hausdorff(gt: np.ndarray, pred: np.ndarray) -> float:
+    def points(labels: np.ndarray) -> list[set[tuple[int, ...]]]:
+        return [set(map(tuple, np.argwhere(labels == label).tolist())) for label in np.unique(labels) if label]
+
+    def hausdorff(a: set[tuple[int, ...]], b: set[tuple[int, ...]]) -> float:
+        return max(max(min(math.dist(p, q) for q in y) for p in x) for x, y in ((a, b), (b, a)))
+
+    def side(a: list[set[tuple[int, ...]]], b: list[set[tuple[int, ...]]]) -> float:
+        total = 0.0
+        for x in a:
+            most = max(len(x & y) for y in b)
+            total += len(x) * min(hausdorff(x, y) for y in b if len(x & y) == most)
+        return total / sum(map(len, a))
+
+    return (side(points(gt), points(pred)) + side(points(pred), points(gt))) / 2
+
+
+def brute_voc(image: tuple[np.ndarray, np.ndarray], threshold: float, eleven_point: bool) -> float:
+    """Each object of the second map is a mask, scored by its id."""
+    gt, masks = objects(image[0]), objects(image[1])[::-1]
+    used: set[frozenset[int]] = set()
+    points = []  # (recall, precision)
+    for rank, mask in enumerate(masks, start=1):
+        best = max(gt, key=lambda g: iou(g, mask))
+        if iou(best, mask) > threshold:
+            used.add(best)
+        points.append((Fraction(len(used), len(gt)), Fraction(len(used), rank)))
+    # Precision at a recall: the highest at that recall or beyond.
+    at = [Fraction(k, 10) for k in range(11)] if eleven_point else [Fraction(k + 1, len(gt)) for k in range(len(gt))]
+    return float(sum(max([p for r, p in points if r >= recall], default=Fraction()) for recall in at) / len(at))
+
+
+def brute_splits(parts: Objects, of: Objects) -> int:
+    return sum(sum(iou(whole, part) > Fraction(1, 10) for part in parts) > 1 for whole in of)
+
+
+@given(small_pairs(), st.sampled_from([0.1, 0.25, 0.5]))
+def test_beside_the_table_equals_brute_force(pair: tuple[np.ndarray, np.ndarray], threshold: float) -> None:
+    gt, pred = objects(pair[0]), objects(pair[1])
+    assume(gt and pred)
+    assert metrics.object_hausdorff(*pair) == pytest.approx(brute_hausdorff(*pair))
+    assert metrics.splits_and_merges(*pair) == (brute_splits(pred, gt), brute_splits(gt, pred))
+    ids = [label for label in np.unique(pair[1]).tolist() if label]
+    scored = pair[0], [(0, 0, pair[1] == label) for label in ids], [float(label) for label in ids]
+    # The best of several truths of one IoU is any of them, which may matter; look at maps where it does not.
+    assume(all(len({iou(g, p) for g in gt if g & p}) == sum(bool(g & p) for g in gt) for p in pred))
+    for eleven_point in (False, True):
+        value = metrics.voc_average_precision([scored], threshold=threshold, eleven_point=eleven_point)
+        assert value == pytest.approx(brute_voc(pair, threshold, eleven_point))
+
+
 # --- Properties -----------------------------------------------------------------------------------------------------
 
 
@@ -395,6 +530,35 @@ def test_geometry_and_gaps_change_nothing(pair: tuple[np.ndarray, np.ndarray]) -
         assert metric(gt[:, ::-1], pred[:, ::-1]) == value
         assert metric(np.pad(gt, 2), np.pad(pred, 2)) == value
         assert metric(gt * 1000, pred.astype(np.uint8) * 7) == value
+
+
+@given(small_pairs(6), st.permutations(range(1, 7)))
+def test_what_changes_neither_distances_nor_errors(pair: tuple[np.ndarray, np.ndarray], order: list[int]) -> None:
+    gt, pred = pair
+    distance, errors = metrics.object_hausdorff(gt, pred), metrics.splits_and_merges(gt, pred)
+    renumbered = np.array([0, *order]) * 1000
+    for a, b in (
+        (gt.T, pred.T),
+        (gt[::-1], pred[::-1]),
+        (gt[:, ::-1], pred[:, ::-1]),
+        (np.pad(gt, 2), np.pad(pred, 2)),
+        (renumbered[gt], renumbered[pred]),
+        (gt.astype(np.uint8), pred.astype(np.uint64)),
+    ):
+        assert metrics.object_hausdorff(a, b) == pytest.approx(distance, nan_ok=True)
+        assert metrics.splits_and_merges(a, b) == errors
+    assert metrics.object_hausdorff(pred, gt) == pytest.approx(distance, nan_ok=True)
+    assert metrics.splits_and_merges(pred, gt) == errors[::-1]
+    assert math.isnan(distance) == (bool(gt.any()) != bool(pred.any()))
+    assert metrics.object_hausdorff(gt, gt) == 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.uint64, np.int64])
+@pytest.mark.parametrize("metric", [*ALL, metrics.object_hausdorff])
+def test_every_integer_type_scores_alike(metric: Metric, dtype: type) -> None:
+    gt = np.array([[1, 1, 0, 9, 9], [1, 0, 0, 9, 0], [0, 0, 100, 100, 100]])
+    pred = np.array([[0, 4, 4, 4, 0], [7, 7, 0, 4, 0], [0, 0, 0, 120, 120]])
+    assert metric(gt.astype(dtype), pred.astype(dtype)) == metric(gt, pred)
 
 
 @given(small_pairs(6), st.permutations(range(1, 7)))
@@ -419,6 +583,8 @@ def test_relations_between_metrics(pair: tuple[np.ndarray, np.ndarray]) -> None:
     assert metrics.f1_at_iou(gt, pred, strict=True) == quality.dq
     for symmetric in (metrics.symmetric_best_dice, metrics.object_dice, metrics.dice, metrics.aji_plus):
         assert symmetric(gt, pred) == pytest.approx(symmetric(pred, gt), abs=1e-12)
+    apart = np.where(gt > 0, 0, pred)
     for metric in ALL:
         assert metric(gt, gt) == 1.0
         assert metric(gt, np.zeros_like(gt)) == (0.0 if gt.any() else 1.0)
+        assert metric(gt, apart) == (0.0 if gt.any() or apart.any() else 1.0)

@@ -1,0 +1,235 @@
+"""The papers' tables: methods side by side, by group, with paired tests and box plots."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from pffnet_d2.errors import InputError
+from pffnet_d2.evaluation.scores import COLUMNS, LOWER_IS_BETTER, Row, by_group, write_text
+from pffnet_d2.evaluation.statistics import Summary, holm, paired_tests, summarise
+
+# What the tables of the PFFNet paper show.
+SHOWN = ("AJI", "Dice", "F1", "PQ")
+
+
+class Comparison(NamedTuple):
+    """One-tailed p-values for "the proposed method is better", plain and after Holm; NaN where there is no test."""
+
+    t: float
+    t_holm: float
+    wilcoxon: float
+    wilcoxon_holm: float
+
+
+NO_TEST = Comparison(*[float("nan")] * 4)
+# (method, group, metric)
+Key = tuple[str, str, str]
+
+
+def merge_runs(name: str, parts: Sequence[Sequence[Row]]) -> list[Row]:
+    """One row an image from several evaluations of a method.
+
+    Folds have different images: their rows are put together. Runs (seeds) have the same images: their scores are
+    averaged image by image, NaN left out.
+
+    Raises:
+        InputError: two parts share only some of their images.
+    """
+    runs: dict[frozenset[str], list[dict[str, Row]]] = {}
+    for part in parts:
+        rows = {row["image"]: row for row in part}
+        runs.setdefault(frozenset(rows), []).append(rows)
+    merged: dict[str, Row] = {}
+    for images, same in runs.items():
+        shared = images & merged.keys()
+        if shared:
+            raise InputError(
+                f"{name}: image {min(shared)} is in two folds whose other images differ; folds share no image, and "
+                "runs share all"
+            )
+        for image, first in same[0].items():
+            merged[image] = {
+                column: first[column] if column in COLUMNS[:2] else summarise([run[image][column] for run in same]).mean
+                for column in first
+            }
+    return list(merged.values())
+
+
+class Report:
+    """Methods on the same images, summarised and compared.
+
+    Attributes:
+        groups: names of the groups, "all" last.
+        metrics: names of the metrics that every method has.
+        summaries: by method, group and metric.
+        comparisons: the same, of every method but the proposed one with that.
+    """
+
+    def __init__(self, methods: Mapping[str, Sequence[Row]], proposed: str) -> None:
+        """
+        Args:
+            methods: rows of each method, see :func:`merge_runs`.
+            proposed: the method that is tested against the others.
+
+        Raises:
+            InputError: an unknown method, images that not all methods have, groups that differ.
+        """
+        if proposed not in methods:
+            raise InputError(f"--proposed {proposed}: no such method among {', '.join(methods)}")
+        self.proposed = proposed
+        reference = {row["image"]: row["group"] for row in methods[proposed]}
+        self.methods: dict[str, list[Row]] = {}
+        for name, rows in methods.items():
+            found = {row["image"]: row for row in rows}
+            for here, there, lacking in ((reference, found, name), (found, reference, proposed)):
+                missing = next((image for image in here if image not in there), None)
+                if missing is not None:
+                    raise InputError(f"{lacking}: has no scores of image {missing}; all methods need the same images")
+            for image, group in reference.items():
+                if found[image]["group"] != group:
+                    raise InputError(
+                        f"{name}: image {image} is of group {found[image]['group']!r}, but of {group!r} in {proposed}; "
+                        "give --groups"
+                    )
+            self.methods[name] = [found[image] for image in reference]
+        self.metrics = [
+            column
+            for column in methods[proposed][0]
+            if column not in COLUMNS and all(column in row for rows in methods.values() for row in rows)
+        ]
+        parts = {name: by_group(rows) for name, rows in self.methods.items()}
+        self.groups = list(parts[proposed])
+        self.summaries: dict[Key, Summary] = {
+            (name, group, metric): summarise([row[metric] for row in parts[name][group]])
+            for name in methods
+            for group in self.groups
+            for metric in self.metrics
+        }
+        self.comparisons: dict[Key, Comparison] = {}
+        others = [name for name in methods if name != proposed]
+        for group in self.groups:
+            for metric in self.metrics:
+                if metric == "DiC":
+                    continue  # neither more nor less is better
+                values = {name: [row[metric] for row in parts[name][group]] for name in methods}
+                tests = [
+                    paired_tests(values[proposed], values[name], lower_is_better=metric in LOWER_IS_BETTER)
+                    for name in others
+                ]
+                corrected = zip(holm([t.t for t in tests]), holm([t.wilcoxon for t in tests]), strict=True)
+                for name, test, (t, wilcoxon) in zip(others, tests, corrected, strict=True):
+                    self.comparisons[name, group, metric] = Comparison(test.t, t, test.wilcoxon, wilcoxon)
+
+    def write(self, folder: Path, shown: Sequence[str] = SHOWN) -> None:
+        """Write report.md and boxes.png (the metrics shown) and report.csv (all); each whole or not there.
+
+        Raises:
+            InputError: a metric to show that not every method has.
+        """
+        for metric in shown:
+            if metric not in self.metrics:
+                raise InputError(f"--metrics {metric}: not every method has it; choose of {', '.join(self.metrics)}")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "report.csv", self.csv())
+        write_text(folder / "report.md", self.markdown(shown))
+        self.draw(folder / "boxes.png", shown)
+
+    def csv(self) -> str:
+        """A line for every method, group and metric."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(["method", "group", "metric", *Summary._fields, *(f"p_{name}" for name in Comparison._fields)])
+        for key, summary in self.summaries.items():
+            p_values = self.comparisons.get(key, NO_TEST)
+            writer.writerow([*key, *summary, *("" if math.isnan(p) else p for p in p_values)])
+        return text.getvalue()
+
+    def markdown(self, shown: Sequence[str] = SHOWN) -> str:
+        """The table of means, the tables of p-values, and what was left out."""
+        columns = [(metric, group) for metric in shown for group in self.groups]
+        sizes = {group: len(by_group(self.methods[self.proposed])[group]) for group in self.groups}
+        images = ", ".join(f"{group} {size}" for group, size in sizes.items())
+        lines = [f"Mean (population standard deviation) over images: {images}.", ""]
+        alone = self.groups == ["all"]
+        lines += _table(
+            ["method", *(metric if alone else f"{metric} {group}" for metric, group in columns)],
+            [
+                [name, *(_mean_std(self.summaries[name, group, metric]) for metric, group in columns)]
+                for name in self.methods
+            ],
+        )
+        left_out = [
+            f"{name}: {metric} of {self.summaries[name, 'all', metric].left_out} images"
+            for name in self.methods
+            for metric in shown
+            if self.summaries[name, "all", metric].left_out
+        ]
+        if left_out:
+            lines += ["", f"Left out, being no number: {'; '.join(left_out)}."]
+        others = [name for name in self.methods if name != self.proposed]
+        for title, plain, corrected in (
+            ("paired t-test", "t", "t_holm"),
+            ("Wilcoxon signed-rank test", "wilcoxon", "wilcoxon_holm"),
+        ):
+            if not others:
+                break
+            lines += [
+                "",
+                f"p-values, one-tailed {title}, {self.proposed} better than each over all images; after Holm's "
+                f"correction over the {len(others)} method{'' if len(others) == 1 else 's'}, in brackets without it.",
+                "",
+            ]
+            rows = []
+            for name in others:
+                tests = [self.comparisons.get((name, "all", metric), NO_TEST) for metric in shown]
+                rows.append([name, *(f"{_p(getattr(t, corrected))} ({_p(getattr(t, plain))})" for t in tests)])
+            lines += _table([f"{self.proposed} against", *shown], rows)
+        return "\n".join(lines) + "\n"
+
+    def draw(self, path: Path, shown: Sequence[str] = SHOWN) -> None:
+        """A panel a metric, a box a method: quartiles, median, whiskers of 1.5 interquartile ranges, every image."""
+        columns = min(len(shown), 4)
+        panels = -(-len(shown) // columns)
+        width = max(2.2, 0.55 * len(self.methods) + 1.2)
+        figure = Figure(figsize=(width * columns, 3.6 * panels), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(panels, columns, squeeze=False).ravel()
+        jitter = np.random.default_rng(0)
+        for axis, metric in zip(axes, shown, strict=False):
+            data = [np.array([row[metric] for row in rows]) for rows in self.methods.values()]
+            data = [values[~np.isnan(values)] for values in data]
+            axis.boxplot(data, widths=0.6, showfliers=False, medianprops={"color": "black", "linewidth": 1.5})
+            for place, values in enumerate(data, start=1):
+                x = place + jitter.uniform(-0.15, 0.15, len(values))
+                axis.plot(x, values, ".", color=f"C{place - 1}", alpha=0.6, markersize=4)
+            axis.set_xticks(range(1, len(data) + 1), list(self.methods), rotation=45, ha="right", fontsize="small")
+            axis.set_title(metric)
+            axis.grid(axis="y", alpha=0.3)
+        for axis in axes[len(shown) :]:
+            axis.remove()
+        beside = path.with_name(f".{path.name}.partial")
+        figure.savefig(beside, format="png", dpi=150)
+        os.replace(beside, path)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] + ["--:"] * (len(header) - 1), *rows]
+    return [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
+
+
+def _mean_std(summary: Summary) -> str:
+    return "–" if math.isnan(summary.mean) else f"{summary.mean:.4f} ({summary.std:.4f})"
+
+
+def _p(value: float) -> str:
+    return "–" if math.isnan(value) else f"{value:.2e}" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,162 @@
+"""The scores of a data set: one row an image, its files, and their summary."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import ArrayLike
+
+from pffnet_d2.errors import InputError
+from pffnet_d2.evaluation import metrics
+from pffnet_d2.evaluation.contingency import ContingencyTable
+from pffnet_d2.evaluation.statistics import Summary, summarise
+
+Row = dict[str, Any]
+
+# Reported names and the functions behind them, on the table of an image.
+TABLE_METRICS: dict[str, Callable[[ContingencyTable], float]] = {
+    "AJI": metrics.aji,
+    "AJI_plus": metrics.aji_plus,
+    "AJI_reuse": metrics.aji_reuse,
+    "AJI_pffnet": metrics.aji_pffnet,
+    "Dice": metrics.dice,
+    "F1": metrics.object_f1,
+    "PQ": lambda table: metrics.panoptic_quality(table).pq,
+    "DQ": lambda table: metrics.panoptic_quality(table).dq,
+    "SQ": lambda table: metrics.panoptic_quality(table).sq,
+    "SBD": metrics.symmetric_best_dice,
+    "DiC": metrics.difference_in_count,
+    "abs_DiC": lambda table: abs(metrics.difference_in_count(table)),
+    "DSB_mAP": metrics.dsb_average_precision,
+    "object_Dice": metrics.object_dice,
+    "splits": lambda table: metrics.splits_and_merges(table).splits,
+    "merges": lambda table: metrics.splits_and_merges(table).merges,
+}
+METRICS = (*TABLE_METRICS, "object_Hausdorff")
+LOWER_IS_BETTER = frozenset({"abs_DiC", "object_Hausdorff", "splits", "merges"})
+# The columns before the metrics; numbers of objects are counted, names are not.
+COLUMNS = ("image", "group", "truths", "predictions")
+
+CSV, JSON = "label_map.csv", "label_map.json"
+
+
+def score(image: str, gt: ArrayLike, pred: ArrayLike, group: str = "") -> Row:
+    """One row: ``COLUMNS``, then every name of ``METRICS`` as a float (object_Hausdorff may be NaN).
+
+    Raises:
+        InputError: the two are no label maps of one image.
+    """
+    table = ContingencyTable.from_labels(gt, pred)
+    row: Row = {"image": image, "group": group, "truths": table.n_gt, "predictions": table.n_pred}
+    row |= {name: float(metric(table)) for name, metric in TABLE_METRICS.items()}
+    return row | {"object_Hausdorff": metrics.object_hausdorff(gt, pred)}
+
+
+def summaries(rows: Sequence[Mapping[str, Any]], names: Sequence[str] = METRICS) -> dict[str, Summary]:
+    """Mean, population standard deviation and NaNs left out, by metric."""
+    return {name: summarise([row[name] for row in rows]) for name in names}
+
+
+def by_group(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    """The rows of each group in order of appearance, then of "all"; only "all" where no image has a group."""
+    names = dict.fromkeys(row["group"] for row in rows if row["group"])
+    return {**{name: [row for row in rows if row["group"] == name] for name in names}, "all": list(rows)}
+
+
+def write_scores(folder: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
+    """Write label_map.csv (the rows) and label_map.json (``about``, then mean, std and left_out, also by group).
+
+    Each file is whole or not there; the folder is made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, [*COLUMNS, *METRICS])
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / CSV, text.getvalue())
+    groups = {name: _json_summary(part) for name, part in by_group(rows).items()}
+    summary = {**about, **groups.pop("all"), **({"groups": groups} if groups else {})}
+    write_text(folder / JSON, json.dumps(summary, indent=2) + "\n")
+
+
+def _json_summary(rows: Sequence[Row]) -> dict[str, Any]:
+    found = summaries(rows)
+    return {
+        "images": len(rows),
+        # JSON has no NaN.
+        "mean": {name: None if math.isnan(s.mean) else s.mean for name, s in found.items()},
+        "std": {name: None if math.isnan(s.std) else s.std for name, s in found.items()},
+        "left_out": {name: s.left_out for name, s in found.items() if s.left_out},
+    }
+
+
+def read_scores(path: Path) -> list[Row]:
+    """The rows of a label_map.csv, or of the one in a folder; columns that are no names or counts hold numbers.
+
+    Raises:
+        InputError: no such file, or one that was not written by :func:`write_scores`.
+    """
+    file = path / CSV if path.is_dir() else path
+    try:
+        with file.open(newline="", encoding="utf-8") as lines:
+            rows: list[Row] = list(csv.DictReader(lines))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read; give the folder of an evaluation, which holds {CSV}") from error
+    if not rows:
+        raise InputError(f"{file}: holds no scores; evaluate again")
+    for number, row in enumerate(rows, start=2):
+        try:
+            for name in row:
+                row[name] = row[name] if name in COLUMNS[:2] else float(row[name])
+            if not row.keys() >= {"image", "group"}:
+                raise KeyError("image, group")
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{file}, line {number}: not a row of scores; evaluate again") from error
+    names = [row["image"] for row in rows]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise InputError(f"{file}: image {twice} is there twice; images need names of their own")
+    return rows
+
+
+def read_groups(path: Path) -> dict[str, str]:
+    """The group of each image by name: from a csv with the columns image and group, or a prepared instances.json.
+
+    Raises:
+        InputError: it is neither.
+    """
+    try:
+        if path.suffix == ".json":
+            images = json.loads(path.read_text(encoding="utf-8"))["images"]
+            return {Path(image["file_name"]).stem: image.get("group") or "" for image in images}
+        with path.open(newline="", encoding="utf-8") as lines:
+            return {row["image"]: row["group"] or "" for row in csv.DictReader(lines)}
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; give a csv with the columns image and group") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path}: neither a csv with the columns image and group nor the json of a prepared data set"
+        ) from error
+
+
+def table_of(rows: Sequence[Row]) -> str:
+    """Mean, standard deviation and images left out of every metric, as lines for a person."""
+    lines = [f"{'':<18}{'mean':>10}{'std':>10}   over {len(rows)} image{'' if len(rows) == 1 else 's'}"]
+    for name, found in summaries(rows).items():
+        left_out = f"   {found.left_out} left out" if found.left_out else ""
+        lines.append(f"{name:<18}{found.mean:>10.4f}{found.std:>10.4f}{left_out}")
+    return "\n".join(lines)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file that is either whole or not there."""
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(text, encoding="utf-8", newline="")
+    os.replace(beside, path)

@@ -1,0 +1,183 @@
+"""Choosing beta and the mask threshold of the label maps on validation images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.structures import Boxes, Instances
+from detectron2.utils import comm
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pffnet_d2.data.coco import annotations_to_label_map
+from pffnet_d2.errors import InputError
+from pffnet_d2.evaluation.contingency import ContingencyTable
+from pffnet_d2.evaluation.scores import LOWER_IS_BETTER, TABLE_METRICS, write_text
+from pffnet_d2.inference.label_map import lay_windows, render_windows
+
+SCORE_THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
+MASK_THRESHOLDS = tuple(round(0.3 + 0.05 * i, 2) for i in range(9))
+DEFAULTS = (0.5, 0.5)
+
+
+class PredictionStore(DatasetEvaluator):
+    """Keeps what a model predicts, a file an image (``<image id>.npz``), so that it need not run again.
+
+    It holds ``size`` (H, W), ``boxes`` (N, 4) XYXY float32, ``scores`` and ``class_scores`` (N,) float32 and ``masks``
+    as they came: ROI masks (N, 1, m, m) float32, or pasted ones (N, H, W) bool, whose threshold is chosen already.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def reset(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        for image, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"].to("cpu")
+            file = stored_file(self._folder, image["image_id"])
+            beside = file.with_name(f".{file.name}.partial")
+            with beside.open("wb") as stream:
+                np.savez_compressed(
+                    stream,
+                    size=np.array(instances.image_size),
+                    boxes=instances.pred_boxes.tensor.numpy(),
+                    scores=instances.scores.numpy(),
+                    class_scores=(
+                        instances.class_scores if instances.has("class_scores") else instances.scores
+                    ).numpy(),
+                    masks=instances.pred_masks.numpy(),
+                )
+            os.replace(beside, file)
+
+    def evaluate(self) -> dict[str, Any]:
+        comm.synchronize()
+        return {}
+
+
+def stored_file(folder: Path, image_id: Any) -> Path:
+    """Where the prediction of an image lies."""
+    return folder / f"{image_id}.npz"
+
+
+def read_stored(file: Path) -> Instances:
+    """What :class:`PredictionStore` kept.
+
+    Raises:
+        InputError: no such file, or a damaged one.
+    """
+    try:
+        with np.load(file) as stored:
+            instances = Instances(tuple(stored["size"].tolist()), pred_boxes=Boxes(torch.from_numpy(stored["boxes"])))
+            instances.scores = torch.from_numpy(stored["scores"])
+            instances.class_scores = torch.from_numpy(stored["class_scores"])
+            instances.pred_masks = torch.from_numpy(stored["masks"])
+    except Exception as error:  # zipfile, zlib and numpy each raise their own
+        raise InputError(f"{file}: no stored prediction can be read from it; run without --stored") from error
+    return instances
+
+
+class Choice(NamedTuple):
+    """The best thresholds of a grid.
+
+    Attributes:
+        score_threshold, mask_threshold: beta and the mask threshold.
+        value: mean over images of the metric with them.
+        default: the same with ``DEFAULTS``.
+        images: how many.
+        grid: (len(SCORE_THRESHOLDS), len(MASK_THRESHOLDS)), the means.
+    """
+
+    score_threshold: float
+    mask_threshold: float
+    value: float
+    default: float
+    images: int
+    grid: NDArray[np.float64]
+
+
+def choose(dataset_name: str, folder: Path, metric: str, *, max_covered: float = 0.7) -> Choice:
+    """The thresholds that give the best mean of a metric, each stored prediction being read once.
+
+    Of thresholds that are equally good the nearest to ``DEFAULTS`` are taken. The data set must not be the one that is
+    reported afterwards.
+
+    Args:
+        dataset_name: a name in ``DatasetCatalog`` whose annotations are the truth.
+        folder: what :class:`PredictionStore` wrote for it.
+        metric: a name of ``scores.TABLE_METRICS``, but DiC, which has no better and worse.
+        max_covered: of :func:`~pffnet_d2.inference.label_map.instances_to_label_map`.
+
+    Raises:
+        InputError: an unknown metric, a data set without images, an image without a stored prediction.
+    """
+    known = [name for name in TABLE_METRICS if name != "DiC"]
+    if metric not in known:
+        raise InputError(f"--metric {metric}: choose one of {', '.join(known)}")
+    entries = DatasetCatalog.get(dataset_name)
+    if not entries:
+        raise InputError(f"{dataset_name}: has no images to choose thresholds on")
+    total = np.zeros((len(SCORE_THRESHOLDS), len(MASK_THRESHOLDS)))
+    for entry in tqdm(entries, desc="thresholds", unit="image", disable=None):
+        instances = read_stored(stored_file(folder, entry["image_id"]))
+        size = entry["height"], entry["width"]
+        truth = annotations_to_label_map(entry["annotations"], *size)
+        instances = instances[instances.class_scores > SCORE_THRESHOLDS[0]]
+        instances = instances[torch.argsort(instances.scores, descending=True, stable=True)]
+        class_scores = instances.class_scores.numpy()
+        for column, mask_threshold in enumerate(MASK_THRESHOLDS):
+            windows = render_windows(instances, mask_threshold)
+            for row, score_threshold in enumerate(SCORE_THRESHOLDS):
+                kept = np.flatnonzero(class_scores > score_threshold).tolist()
+                labels = lay_windows([windows[i] for i in kept], size, max_covered)
+                total[row, column] += TABLE_METRICS[metric](ContingencyTable.from_labels(truth, labels))
+    grid = total / len(entries)
+    worth = -grid if metric in LOWER_IS_BETTER else grid
+    best = np.argwhere(worth >= worth.max() - 1e-12)
+    distance = [
+        abs(SCORE_THRESHOLDS[row] - DEFAULTS[0]) + abs(MASK_THRESHOLDS[column] - DEFAULTS[1]) for row, column in best
+    ]
+    row, column = best[int(np.argmin(distance))].tolist()
+    default = grid[SCORE_THRESHOLDS.index(DEFAULTS[0]), MASK_THRESHOLDS.index(DEFAULTS[1])]
+    return Choice(
+        SCORE_THRESHOLDS[row],
+        MASK_THRESHOLDS[column],
+        float(grid[row, column]),
+        float(default),
+        len(entries),
+        grid,
+    )
+
+
+def write_choice(path: Path, choice: Choice, *, metric: str, dataset_name: str, base: Path) -> None:
+    """A yaml of the two keys on top of a run's config, to be given as --config-file; and the grid as csv beside it.
+
+    Args:
+        path: thresholds.yaml; whole or not there.
+        base: the config on which it builds, named relative to ``path``.
+    """
+    lines = [
+        f"# Chosen on {dataset_name} ({choice.images} images): mean {metric} {choice.value:.4f}; "
+        f"with {DEFAULTS[0]} and {DEFAULTS[1]} it is {choice.default:.4f}.",
+        f"_BASE_: {os.path.relpath(base, path.parent)}",
+        "MODEL:",
+        "  PFFNET:",
+        "    LABEL_MAP:",
+        f"      SCORE_THRESH: {choice.score_threshold}",
+        f"      MASK_THRESH: {choice.mask_threshold}",
+    ]
+    write_text(path, "\n".join(lines) + "\n")
+    rows = [",".join(["SCORE_THRESH \\ MASK_THRESH", *map(str, MASK_THRESHOLDS)])]
+    rows += [
+        ",".join([str(threshold), *(f"{value:.6f}" for value in values)])
+        for threshold, values in zip(SCORE_THRESHOLDS, choice.grid, strict=True)
+    ]
+    write_text(path.with_suffix(".csv"), "\n".join(rows) + "\n")

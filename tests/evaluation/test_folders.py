@@ -1,0 +1,211 @@
+"""Label images of any tool: what pairs, what is read, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from pffnet_d2 import cli
+from pffnet_d2.data.prepare import prepare
+from pffnet_d2.errors import InputError
+from pffnet_d2.evaluation import metrics
+from pffnet_d2.evaluation.folders import prepared, read_label_image, score_folders
+
+GT = np.array([[1, 1, 0, 9], [1, 1, 0, 9], [0, 0, 0, 0]])
+PRED = np.array([[4, 4, 0, 0], [4, 0, 0, 7], [0, 0, 0, 0]])
+Write = Callable[[Path, np.ndarray], None]
+
+
+@pytest.fixture
+def folders(tmp_path: Path, write_labels: Write) -> tuple[Path, Path]:
+    """Two images, b perfect."""
+    truth, prediction = tmp_path / "truth", tmp_path / "prediction"
+    write_labels(truth / "a.png", GT.astype(np.uint8))
+    write_labels(truth / "b.tif", (GT * 300).astype(np.uint16))
+    write_labels(prediction / "a.tif", PRED.astype(np.int32))
+    write_labels(prediction / "b.png", GT.astype(np.uint16))
+    (prediction / "notes.txt").write_text("no image")
+    (prediction / "._a.tif").write_text("of another system")
+    return truth, prediction
+
+
+def evaluate(truth: Path, prediction: Path, *more: str) -> int:
+    return cli.main(["evaluate", "--truth", str(truth), "--prediction", str(prediction), *more])
+
+
+def test_pairs_are_scored_by_name(folders: tuple[Path, Path]) -> None:
+    a, b = score_folders(*folders)
+    assert (a["image"], a["truths"], a["predictions"]) == ("a", 2, 2)
+    assert a["AJI"] == metrics.aji(GT, PRED) == (3 + 1) / (4 + 2)
+    assert a["SBD"] == metrics.symmetric_best_dice(GT, PRED)
+    assert a["object_Hausdorff"] == metrics.object_hausdorff(GT, PRED) == 1
+    assert b["image"] == "b"
+    assert b["AJI"] == 1
+
+
+def test_the_command_prints_means_and_writes_both_files(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups = tmp_path / "groups.csv"
+    groups.write_text("image,group\na,seen\nb,unseen\n")
+    assert evaluate(*folders, "--out", str(tmp_path / "out"), "--groups", str(groups)) == 0
+    printed = capsys.readouterr().out
+    assert "over 2 images" in printed
+    assert f"{'AJI_plus':<18}{(4 / 6 + 1) / 2:>10.4f}{(1 - 4 / 6) / 2:>10.4f}" in printed
+    rows = list(csv.DictReader((tmp_path / "out" / "label_map.csv").open(newline="")))
+    assert [(row["image"], row["group"]) for row in rows] == [("a", "seen"), ("b", "unseen")]
+    summary = json.loads((tmp_path / "out" / "label_map.json").read_text())
+    assert summary["images"] == 2
+    assert summary["mean"]["AJI"] == pytest.approx((4 / 6 + 1) / 2)
+    assert summary["groups"]["unseen"]["mean"]["AJI"] == 1
+
+
+def test_the_truth_of_a_prepared_split(tmp_path: Path, write_labels: Write) -> None:
+    prepare("phantoms", None, tmp_path, splits=("val",), count=3)
+    split = tmp_path / "phantoms" / "val"
+    truths = {name: image.truth() for name, image in prepared(split)}
+    assert len(truths) == 3
+    for name, truth in truths.items():
+        write_labels(tmp_path / "prediction" / f"{name}.tif", np.where(truth > 3, truth, 0))
+    for row in score_folders(split, tmp_path / "prediction"):
+        assert row["DiC"] == -3
+        assert row["SQ"] == 1
+    data = json.loads((split / "instances.json").read_text())
+    data["images"][1]["group"] = "unseen"
+    (split / "instances.json").write_text(json.dumps(data))
+    assert [row["group"] for row in score_folders(split, tmp_path / "prediction")][1] == "unseen"
+    (tmp_path / "prediction" / f"{name}.tif").unlink()
+    with pytest.raises(InputError, match=rf"instances\.json: .* has no label image {name}"):
+        next(score_folders(split, tmp_path / "prediction"))
+
+
+def test_neither_torch_nor_detectron2_is_needed(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    program = f"""
+import sys
+
+class Without:
+    def __init__(self, finder):
+        self.finder = finder
+
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] not in ("torch", "detectron2"):
+            return self.finder.find_spec(name, path, target)
+
+sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
+from pffnet_d2 import cli
+sys.exit(
+    cli.main(["evaluate", "--truth", {str(folders[0])!r}, "--prediction", {str(folders[1])!r}])
+    or cli.main(["report", {f"A={tmp_path}/a"!r}, "--out", {str(tmp_path / "report")!r}])
+)
+"""
+    assert evaluate(*folders, "--out", str(tmp_path / "a")) == 0
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_files_hold(tmp_path: Path, write_labels: Write) -> None:
+    for dtype in (np.uint8, np.uint16):
+        write_labels(tmp_path / "x.png", GT.astype(dtype))
+        assert read_label_image(tmp_path / "x.png").tolist() == GT.tolist()
+    for dtype in (np.uint8, np.int16, np.uint16, np.int32, np.uint32):
+        write_labels(tmp_path / "x.tif", GT.astype(dtype))
+        read = read_label_image(tmp_path / "x.tif")
+        assert read.dtype == dtype
+        assert read.tolist() == GT.tolist()
+    palette = Image.fromarray(GT.astype(np.uint8), mode="P")
+    palette.putpalette([200 - i for i in range(30)])
+    palette.save(tmp_path / "palette.png")  # the number of the colour is the label
+    assert read_label_image(tmp_path / "palette.png").tolist() == GT.tolist()
+
+
+def refused(truth: Path, prediction: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    assert evaluate(truth, prediction) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("pffnet: error: ")
+    return line
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (GT[:2].astype(np.uint8), r"truth (3, 4) and prediction (2, 4) differ in shape"),
+        (GT.astype(np.float32), "prediction is of float32"),
+        (-GT.astype(np.int16), "prediction holds the negative id -9"),
+        (np.stack([GT, GT, GT, GT, GT]).astype(np.uint16), "holds (5, 3, 4) planes"),
+        (np.stack([GT, GT, GT], axis=-1).astype(np.uint8), "2-D"),
+    ],
+)
+def test_what_is_no_label_map_is_named_in_one_line(
+    labels: np.ndarray,
+    message: str,
+    folders: tuple[Path, Path],
+    write_labels: Write,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    write_labels(folders[1] / "a.tif", labels)
+    line = refused(*folders, capsys)
+    assert message in line
+    assert str(folders[1] / "a.tif") in line
+
+
+def test_pages_are_planes(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    with tifffile.TiffWriter(folders[1] / "a.tif") as tiff:
+        tiff.write(GT.astype(np.uint8))
+        tiff.write(GT[:2].astype(np.uint16))
+    assert "a.tif: holds 2 planes" in refused(*folders, capsys)
+
+
+def test_colours_are_no_labels(
+    folders: tuple[Path, Path], write_labels: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folders[1] / "a.tif").unlink()
+    write_labels(folders[1] / "a.png", np.stack([GT, GT, GT], axis=-1).astype(np.uint8))
+    assert "a.png: has shape (3, 4, 3)" in refused(*folders, capsys)
+
+
+def test_damage(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    for file in (folders[1] / "a.tif", folders[1] / "b.png"):
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        assert f"{file}: cannot be read" in refused(*folders, capsys)
+        file.write_bytes(whole)
+
+
+def test_a_missing_partner(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    truth, prediction = folders
+    (truth / "b.tif").rename(truth / "c.tif")
+    line = refused(truth, prediction, capsys)
+    assert f"{truth / 'c.tif'}: {prediction} has no label image c" in line
+    (truth / "c.tif").unlink()
+    assert f"{prediction / 'b.png'}: {truth} has no label image b" in refused(truth, prediction, capsys)
+
+
+def test_folders_without_images(
+    folders: tuple[Path, Path], tmp_path: Path, write_labels: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no-such: no such folder" in refused(tmp_path / "no-such", folders[1], capsys)
+    (tmp_path / "empty").mkdir()
+    assert "empty: holds no label images" in refused(folders[0], tmp_path / "empty", capsys)
+    write_labels(folders[0] / "a.tif", GT.astype(np.uint8))
+    assert "a.tif: a.png has the same name" in refused(*folders, capsys)
+
+
+def test_a_file_of_groups_names_every_image(
+    folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups = tmp_path / "groups.csv"
+    groups.write_text("image,group\na,seen\n")
+    assert evaluate(*folders, "--groups", str(groups)) == 2
+    assert "groups.csv: has no group for image b" in capsys.readouterr().err
+    groups.write_text("name\na\n")
+    assert evaluate(*folders, "--groups", str(groups)) == 2
+    assert "neither a csv with the columns image and group" in capsys.readouterr().err
