@@ -156,5 +156,5 @@ def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
         assert [m["iteration"] for m in read_metrics(tmp_path / "training" / "metrics.json")] == [1, 2]
         overlays = sorted((tmp_path / "overlays").iterdir())
         assert len(overlays) == 2
-        assert np.asarray(Image.open(overlays[0])).shape == (256, 3 * 256 + 8, 3)
+        assert np.asarray(Image.open(overlays[0])).shape == (512, 3 * 512 + 8, 3)  # enlarged twice
         assert np.asarray(Image.open(tmp_path / "learning_curve.png")).std() > 0
