@@ -10,11 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pffnet_d2.data.coco import Region
 from pffnet_d2.data.images import Normalisation
-
-Region = tuple[int, int, npt.NDArray[np.bool_]]
-"""One whole object: row and column of the upper left pixel of its window, and the window's mask. The window lies inside
-the image."""
 
 IMAGE_TYPES = ("fluorescence", "histology", "brightfield", "plant")
 
