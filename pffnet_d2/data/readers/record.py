@@ -27,7 +27,7 @@ class Record:
         read_label_map: returns (H, W) int32, 0 background, ids 1..n contiguous; where objects overlap the smaller one
             is on top. None where the publisher keeps the truth to himself: then for all images of a split.
         group: what must not be divided between folds (patient, plate, plant); "" where there is none.
-        image_type: one of IMAGE_TYPES, for reports by kind; "" where nothing tells.
+        image_type: one of IMAGE_TYPES, for reports by kind, or what decides it from the image; "" where nothing tells.
         read_regions: for truth whose objects overlap: every object whole. The annotations are made of them instead of
             the label map, and the semantic truth is their union.
     """
@@ -36,7 +36,7 @@ class Record:
     read_image: Callable[[], npt.NDArray[Any]]
     read_label_map: Callable[[], npt.NDArray[np.int32]] | None
     group: str = ""
-    image_type: str = ""
+    image_type: str | Callable[[npt.NDArray[Any]], str] = ""
     read_regions: Callable[[], list[Region]] | None = None
 
 

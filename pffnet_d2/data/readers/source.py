@@ -125,7 +125,9 @@ def _members(archive: Path) -> list[SourceFile]:
     for info in infos:  # nothing is ever extracted, but who packs such members is not to be trusted with the rest
         name = PurePosixPath(info.filename.replace("\\", "/"))
         if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
-            raise InputError(f"{archive}: its member {info.filename!r} points outside the archive; do not use this file")
+            raise InputError(
+                f"{archive}: its member {info.filename!r} points outside the archive; do not use this file"
+            )
         if info.file_size > MAX_MEMBER_BYTES:
             raise InputError(
                 f"{archive}: its member {info.filename!r} unpacks to {info.file_size >> 20} MiB, more than the "
