@@ -186,6 +186,25 @@ def paint(
     return np.ascontiguousarray(flat.reshape(width, height).T), areas
 
 
+def annotations_to_regions(annotations: Sequence[dict[str, Any]], height: int, width: int) -> list[Region]:
+    """Every object whole, in the order of the annotations; those without a pixel are left out.
+
+    Raises:
+        InputError: naming the annotation whose mask is of another size or cannot be decoded.
+    """
+    start, length, owner = _runs(annotations, height, width)
+    pixels = np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())
+    regions: list[Region] = []
+    for own in np.split(pixels, np.cumsum(np.bincount(owner, length, len(annotations)).astype(np.int64))[:-1]):
+        if own.size:
+            columns, rows = np.divmod(own, height)
+            x0, y0 = columns.min(), rows.min()
+            mask = np.zeros((rows.max() - y0 + 1, columns.max() - x0 + 1), np.bool_)
+            mask[rows - y0, columns - x0] = True
+            regions.append((int(y0), int(x0), mask))
+    return regions
+
+
 def decode_mask(annotation: dict[str, Any], height: int, width: int) -> npt.NDArray[np.uint8]:
     """(H, W) uint8 0/1 of one annotation."""
     return paint([annotation], height, width)[0].astype(np.uint8)

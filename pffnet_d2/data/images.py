@@ -10,7 +10,7 @@ import io
 import logging
 import struct
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ class Normalisation:
       that colours keep their ratio; percentiles instead of extremes so that a few hot pixels do not darken the rest.
       The range is at least ``minimum_range`` grey values, so that an image of nothing but noise stays dark instead of
       being stretched into a picture.
+    - "auto": "as_is" for 8-bit images, "percentile" for deeper ones, without a minimum range for those of floats, whose
+      unit is unknown.
     """
 
     name: str
@@ -69,11 +71,14 @@ AS_IS = Normalisation("as_is")
 PERCENTILE_16_BIT = Normalisation("percentile", 0.1, 99.9, 512.0)
 
 
-def default_normalisation(image: npt.NDArray[Any]) -> Normalisation:
-    """What an image without further knowledge gets: 8 bit as it is, deeper ones by percentiles."""
+AUTO = Normalisation("auto", *astuple(PERCENTILE_16_BIT)[1:])
+
+
+def default_normalisation(image: npt.NDArray[Any], auto: Normalisation = AUTO) -> Normalisation:
+    """What "auto" means for an image, and what one without further knowledge gets."""
     if image.dtype in (np.uint8, np.bool_):
         return AS_IS
-    return PERCENTILE_16_BIT if image.dtype.kind in "ui" else Normalisation("percentile", 0.1, 99.9, 0.0)
+    return Normalisation("percentile", auto.low, auto.high, auto.minimum_range if image.dtype.kind in "ui" else 0.0)
 
 
 def to_rgb8(image: npt.NDArray[Any], normalisation: Normalisation) -> npt.NDArray[np.uint8]:
@@ -87,6 +92,8 @@ def to_rgb8(image: npt.NDArray[Any], normalisation: Normalisation) -> npt.NDArra
     if image.ndim != 3 or not 1 <= image.shape[2] <= 4 or 0 in image.shape:
         raise InputError(f"an image of shape {image.shape} is neither grey nor RGB(A); give a single plane")
     image = image[:, :, : 1 if image.shape[2] < 3 else 3]
+    if normalisation.name == "auto":
+        normalisation = default_normalisation(image, normalisation)
     if normalisation.name == "percentile":
         if image.dtype.kind == "f" and not np.isfinite(image).all():
             raise InputError("the image has values that are not finite; replace them first")
@@ -96,7 +103,7 @@ def to_rgb8(image: npt.NDArray[Any], normalisation: Normalisation) -> npt.NDArra
             np.uint8
         )
     elif normalisation.name != "as_is":
-        raise InputError(f"unknown normalisation {normalisation.name!r}; use as_is or percentile")
+        raise InputError(f"unknown normalisation {normalisation.name!r}; use as_is, percentile or auto")
     elif image.dtype == np.bool_:
         image = image.astype(np.uint8) * 255
     elif image.dtype != np.uint8:
@@ -126,6 +133,8 @@ def decode_image(data: bytes, name: str, *, palette: bool = True) -> npt.NDArray
             if image.mode == "1" or (image.mode == "P" and palette):
                 return np.array(image.convert("RGB" if image.mode == "P" else "L"))
             return np.array(image)
+    except InputError:  # is a ValueError too
+        raise
     except Image.DecompressionBombError as error:  # Pillow's bound, above ours
         raise InputError(f"{name}: {_TOO_LARGE}") from error
     except DAMAGE as error:
@@ -145,37 +154,12 @@ def _check_pixels(height: int, width: int, name: str) -> None:
 def _decode_tiff(data: bytes, name: str) -> npt.NDArray[Any]:
     """tifffile keeps every depth; what it needs imagecodecs for (LZW) is left to Pillow, which reads that in 8 bit."""
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        page = tiff.pages[0]
+        page = tiff.pages.first
         _check_pixels(page.imagelength, page.imagewidth, name)
         if page.compression in (1, 8, 32946, 32773):  # none, deflate twice, PackBits
             return np.asarray(page.asarray())
     with Image.open(io.BytesIO(data)) as image:
         return np.array(image)
-
-
-def decode_labels(data: bytes, name: str) -> npt.NDArray[np.int32]:
-    """Decode a label image (8, 16 or 32 bit, palette kept as ids) to (H, W) int32, 0 background, ids 1..n in the order
-    of the labels.
-
-    Raises:
-        InputError: as ``decode_image``; several channels that differ (a coloured rendering); values that are negative
-            or not whole.
-    """
-    labels = decode_image(data, name, palette=False)
-    if labels.ndim == 3 and labels.shape[2] in (2, 4) and labels.dtype == np.uint8 and (labels[..., -1] == 255).all():
-        labels = labels[..., :-1]  # an alpha channel that says nothing
-    if labels.ndim == 3 and (labels == labels[..., :1]).all():
-        labels = labels[..., 0]
-    if labels.ndim != 2:
-        raise InputError(
-            f"{name}: has colours of shape {labels.shape}: a rendering of labels, not the labels; "
-            "save one channel whose values are the ids"
-        )
-    if labels.dtype.kind == "f" and not (labels == np.floor(labels)).all():  # NaN differs from itself
-        raise InputError(f"{name}: has values that are no whole numbers; save the ids as integers")
-    if labels.dtype.kind in "if" and labels.size and labels.min() < 0:
-        raise InputError(f"{name}: has negative labels (lowest {labels.min():g}); 0 is the background, ids are above")
-    return contiguous(labels)
 
 
 def contiguous(labels: npt.NDArray[Any]) -> npt.NDArray[np.int32]:

@@ -121,6 +121,8 @@ def prepare(
     else:
         if source is None:
             raise InputError(f"{name} needs --source: the folder with the files (see datasets/README.md)")
+        if "seed" in readers.options(name):
+            options = {"seed": str(seed), **(options or {})}
         made_by = {"scheme": _scheme(name, scheme), "options": _options(name, options or {})}
         given = {key: made_by["options"][key] for key in options or {}}
         if scheme and scheme != next(iter(readers.schemes(name))):
