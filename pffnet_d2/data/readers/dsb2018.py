@@ -93,12 +93,12 @@ def records(
     stage = "test" if (scheme, split) == ("stage1", "test") else "train"
     images = {image: file for (s, image), file in _images(root, files).items() if s == stage}
     masks = {image: found for (s, image), found in _masks(root, files).items() if s == stage}
+    for image in sorted(masks.keys() - images.keys()):
+        raise InputError(f"{root}: {image} has masks but no image; fetch stage1_{stage}.zip again")
     if not images:
         raise InputError(f"{root}: holds no stage1_{stage}/<id>/images/<id>.png; put stage1_{stage}.zip there")
     solution = next((file for file in files if _is_solution(file)), None) if stage == "test" else None
     rows = _read_solution(solution) if solution else {}
-    for image in masks.keys() - images.keys():
-        raise InputError(f"{root}: {image} has masks but no image; fetch stage1_{stage}.zip again")
     for image in sorted(images):
         if image not in (rows if solution else masks):
             where = f"has no row in {solution}" if solution else "has no masks"
