@@ -156,8 +156,13 @@ def _decode_tiff(data: bytes, name: str) -> npt.NDArray[Any]:
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
         page = tiff.pages.first
         _check_pixels(page.imagelength, page.imagewidth, name)
+        planes = len(tiff.series[0].pages)
+        if planes > 1:
+            raise InputError(f"{name}: holds a stack of {planes} planes; save one plane as grey or RGB")
         if page.compression in (1, 8, 32946, 32773):  # none, deflate twice, PackBits
-            return np.asarray(page.asarray())
+            array = np.asarray(page.asarray())
+            planar = array.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
+            return np.moveaxis(array, 0, -1) if planar else array
     with Image.open(io.BytesIO(data)) as image:
         return np.array(image)
 
