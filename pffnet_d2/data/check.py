@@ -146,6 +146,14 @@ def _read_split(split: _Split) -> None:
     try:
         data = json.loads(read_bytes(path))
         info, entries, annotations, categories = (data[key] for key in ("info", "images", "annotations", "categories"))
+        for what, ids in (
+            ("image", [entry["id"] for entry in entries]),
+            ("image", [entry["file_name"] for entry in entries]),
+            ("annotation", [annotation["id"] for annotation in annotations]),
+        ):
+            twice = next((i for i, n in Counter(ids).items() if n > 1), None)
+            if twice is not None:
+                raise InputError(f"{path}: {what} {twice} is there twice; prepare it again")
         by_image: dict[int, list[dict[str, Any]]] = {entry["id"]: [] for entry in entries}
         for entry in entries:
             if not (isinstance(entry["file_name"], str) and entry["height"] > 0 and entry["width"] > 0):
@@ -157,14 +165,6 @@ def _read_split(split: _Split) -> None:
                     "prepare it again"
                 )
             by_image[annotation["image_id"]].append(annotation)
-        for what, ids in (
-            ("image", [entry["id"] for entry in entries]),
-            ("image", [entry["file_name"] for entry in entries]),
-            ("annotation", [annotation["id"] for annotation in annotations]),
-        ):
-            twice = next((i for i, n in Counter(ids).items() if n > 1), None)
-            if twice is not None:
-                raise InputError(f"{path}: {what} {twice} is there twice; prepare it again")
         if [category["id"] for category in categories] != [CATEGORY_ID] or not isinstance(info, dict):
             raise ValueError(categories)
     except InputError:  # is a ValueError too
