@@ -186,6 +186,22 @@ def paint(
     return np.ascontiguousarray(flat.reshape(width, height).T), areas
 
 
+def paint_layers(annotations: Sequence[dict[str, Any]], height: int, width: int) -> list[npt.NDArray[np.int32]]:
+    """Label maps that together show every annotation whole, annotation i as i + 1: one where no masks overlap, else as
+    many as lie on each other. At least one, also without annotations."""
+    layers = []
+    owners = np.arange(len(annotations))
+    while True:
+        painted, areas = paint([annotations[i] for i in owners], height, width)
+        if not layers and areas.sum() == np.count_nonzero(painted):  # nothing overlaps
+            return [painted]
+        whole = np.bincount(painted.ravel(), minlength=len(owners) + 1)[1:] == areas
+        layers.append(np.append(0, np.where(whole, owners + 1, 0)).astype(np.int32)[painted])
+        owners = owners[~whole]  # fewer each time: what is on top is whole
+        if not owners.size:
+            return layers
+
+
 def annotations_to_regions(annotations: Sequence[dict[str, Any]], height: int, width: int) -> list[Region]:
     """Every object whole, in the order of the annotations; those without a pixel are left out.
 

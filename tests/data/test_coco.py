@@ -19,6 +19,7 @@ from pffnet_d2.data.coco import (
     decode_mask,
     label_map_to_annotations,
     paint,
+    paint_layers,
     regions_to_annotations,
     regions_to_label_map,
     write_coco,
@@ -85,8 +86,14 @@ def test_overlaps_as_painted_one_by_one(masks: list[np.ndarray]) -> None:
     np.testing.assert_array_equal(painted, expected)
     assert areas.tolist() == [m.sum() for m in masks]
     np.testing.assert_array_equal(annotations_to_label_map(annotations, 6, 7), contiguous(expected))
-    for a, mask in zip(annotations, masks, strict=True):
-        np.testing.assert_array_equal(decode_mask(a, 6, 7), mask)
+    layers = paint_layers(annotations, 6, 7)
+    assert len(layers) <= max(len(masks), 1)
+    assert (len(layers) == 1) == (areas.sum() == np.count_nonzero(painted))
+    for i, mask in enumerate(masks):
+        np.testing.assert_array_equal(decode_mask(annotations[i], 6, 7), mask)
+        shown = [layer == i + 1 for layer in layers if (layer == i + 1).any()]
+        assert len(shown) == mask.any()  # in one layer, whole
+        np.testing.assert_array_equal(np.logical_or.reduce(shown) if shown else np.zeros((6, 7), np.bool_), mask)
 
 
 def test_smaller_on_top_and_hidden_left_out() -> None:
