@@ -189,10 +189,10 @@ def paint(
 def paint_layers(annotations: Sequence[dict[str, Any]], height: int, width: int) -> list[npt.NDArray[np.int32]]:
     """Label maps that together show every annotation whole, annotation i as i + 1: one where no masks overlap, else as
     many as lie on each other. At least one, also without annotations."""
-    layers = []
+    layers: list[npt.NDArray[np.int32]] = []
     owners = np.arange(len(annotations))
     while True:
-        painted, areas = paint([annotations[i] for i in owners], height, width)
+        painted, areas = paint([annotations[i] for i in owners.tolist()], height, width)
         if not layers and areas.sum() == np.count_nonzero(painted):  # nothing overlaps
             return [painted]
         whole = np.bincount(painted.ravel(), minlength=len(owners) + 1)[1:] == areas

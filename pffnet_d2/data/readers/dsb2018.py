@@ -62,11 +62,13 @@ BRIGHT = 100  # grey value that divides the mean of dark and bright fields
 def splits(root: Path, *, scheme: str = "stage1", **_: Any) -> tuple[str, ...]:
     """The splits whose files are under ``root``. ``records`` says what is missing of a split."""
     files = list_files(root)
-    stages = {stage for stage, _ in _images(root, files)}
+    images = _images(root, files)
+    stages = {stage for stage, _ in images}
     if not stages:
         raise InputError(f"{root}: holds no <id>/images/<id>.png; put stage1_train.zip there, extracted or not")
     if scheme == "objectguided":
-        return SCHEMES[scheme]
+        lists = shipped("dsb2018_objectguided")
+        return tuple(split for split in SCHEMES[scheme] if any(("train", image) in images for image in lists[split]))
     truth = any(_is_solution(file) for file in files) or any(stage == "test" for stage, _ in _masks(root, files))
     return tuple(split for split in SPLITS if split in stages and (split == "train" or truth))
 

@@ -404,21 +404,24 @@ def _check_split_name(name: str, where: str) -> None:
 
 
 def _by_fractions(items: list[_Item], fractions: dict[str, float], pattern: str, seed: int) -> dict[str, list[_Item]]:
-    """Groups, in an order drawn from ``seed``, go each to the split that lacks the most images."""
+    """Groups, in an order drawn from ``seed``, go each to the split that lacks the most images, the last of them to
+    splits without any."""
     groups: dict[tuple[str, str], list[_Item]] = defaultdict(list)
     for item in items:
         group = _group(item.key, pattern)
         groups[(group, "") if group else ("", item.image_id)].append(item)
     keys = sorted(groups)
     parts: dict[str, list[_Item]] = {name: [] for name in fractions}
-    for k in np.random.default_rng(seed).permutation(len(keys)):
-        lacking = max(parts, key=lambda name: fractions[name] * len(items) - len(parts[name]))
+    for left, k in zip(range(len(keys), 0, -1), np.random.default_rng(seed).permutation(len(keys)), strict=True):
+        empty = [name for name, own in parts.items() if not own]
+        choice = empty if left <= len(empty) else list(parts)
+        lacking = max(choice, key=lambda name: fractions[name] * len(items) - len(parts[name]))
         parts[lacking].extend(groups[keys[k]])
-    for name, own in parts.items():
+    for own in parts.values():
         if not own:
             raise InputError(
-                f"option fractions: {name} gets none of the {len(items)} images ({len(keys)} groups); "
-                "change the fractions, or give lists"
+                f"option fractions: {len(keys)} images or groups are too few for {len(parts)} splits; "
+                "add images or give fewer splits"
             )
         own.sort(key=lambda item: item.key)
     return parts

@@ -140,6 +140,7 @@ def test_objectguided_and_shared_fields(tmp_path: Path, layouts: ModuleType, cap
     shared = dsb2018.bbbc039_fields()
     chosen = [next(i for i in lists["val"] if i in shared), next(i for i in lists["val"] if i not in shared)]
     root = layouts.write(tmp_path, stage(layouts, {i: layouts.apart(0) for i in chosen}))
+    assert dsb2018.splits(root, scheme="objectguided") == ("val",)
     with pytest.raises(InputError, match=r"images of objectguided val missing: 132, .* partial=true"):
         list(dsb2018.records(root, "val", scheme="objectguided"))
     found = [r.image_id for r in dsb2018.records(root, "val", scheme="objectguided", partial=True)]

@@ -167,8 +167,9 @@ def test_groups_stay_together(tmp_path: Path, layouts: ModuleType, pairs: dict[s
         own.splits(root, group="plate(.)")
     with pytest.raises(InputError, match="no regular expression"):
         own.splits(root, group="(")
-    with pytest.raises(InputError, match="val gets none of the 10 images"):
-        own.splits(root, fractions="train=0.97,val=0.03")
+    assert len(list(own.records(root, "val", fractions="train=0.97,val=0.03"))) == 1  # no split stays empty
+    with pytest.raises(InputError, match="4 images or groups are too few for 5 splits"):
+        own.splits(root, fractions="a=0.2,b=0.2,c=0.2,d=0.2,e=0.2", group="folder")
 
 
 def test_lists_and_split_folders(
