@@ -49,6 +49,7 @@ REQUIRED = (
 OPTIONAL = (
     ("roifile", "roifile", "export"),
     ("faster_coco_eval", "faster-coco-eval", "fast"),
+    ("h5py", "h5py", "hdf5"),
     ("pytest", "pytest", "test"),
     ("hypothesis", "hypothesis", "test"),
     ("ruff", "ruff", "test"),

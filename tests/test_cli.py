@@ -32,7 +32,9 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
 def prepared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path | None, Path]]:
     """Stands in for the preparation: its arguments."""
     calls: list[tuple[str, Path | None, Path]] = []
-    monkeypatch.setattr(prepare_module, "prepare", lambda name, source, out: calls.append((name, source, out)))
+    monkeypatch.setattr(
+        prepare_module, "prepare", lambda name, source, out, **options: calls.append((name, source, out))
+    )
     return calls
 
 
@@ -60,6 +62,34 @@ def test_prepare(prepared: list[tuple[str, Path | None, Path]], monkeypatch: pyt
     ]
 
 
+def test_prepare_hands_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[object] = []
+    monkeypatch.setattr(prepare_module, "prepare", lambda *args, **options: given.extend([args, options]))
+    flags = (
+        "--name cells --splits train val --scheme s --option a=1 --option b=x=y --folds 5 --fold 2 --seed 7 --count 3"
+    )
+    assert cli.main(["prepare", "own", "--source", "in", "--out", "root", *flags.split(), "--force"]) == 0
+    assert given == [
+        ("own", Path("in"), Path("root")),
+        {
+            "splits": ["train", "val"],
+            "scheme": "s",
+            "options": {"a": "1", "b": "x=y"},
+            "folds": 5,
+            "fold": 2,
+            "seed": 7,
+            "dataset": "cells",
+            "count": 3,
+            "force": True,
+        },
+    ]
+
+
+def test_option_without_value(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["prepare", "own", "--option", "group"]) == 2
+    assert capsys.readouterr().err == "pffnet: error: --option group: give KEY=VALUE\n"
+
+
 def test_prepare_as_a_script(
     prepared: list[tuple[str, Path | None, Path]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -84,7 +114,7 @@ def test_unknown_data_set_lists_those_there_are(tmp_path: Path, capsys: pytest.C
 def test_a_users_mistake_is_one_line_and_exit_code_2(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> None:
         raise InputError("x.png: truncated; fetch it again")
 
     monkeypatch.setattr(prepare_module, "prepare", fail)
@@ -93,7 +123,7 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(
 
 
 def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupt(*args: object) -> None:
+    def interrupt(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(prepare_module, "prepare", interrupt)
@@ -101,7 +131,7 @@ def test_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_other_errors_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: object) -> None:
+    def fail(*args: object, **options: object) -> None:
         raise ZeroDivisionError
 
     monkeypatch.setattr(prepare_module, "prepare", fail)
@@ -114,7 +144,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert caught.value.code == 0
     listed = capsys.readouterr().out
-    for command in ("env", "prepare", "train", "evaluate", "thresholds", "report", "demo"):
+    for command in ("env", "prepare", "check", "train", "evaluate", "thresholds", "report", "demo"):
         assert re.search(rf"^    {command}\b", listed, re.MULTILINE)
 
 

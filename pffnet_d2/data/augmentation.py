@@ -1,14 +1,22 @@
-"""The augmentations the papers name, as Detectron2 augmentations, chosen by name in INPUT.PFFNET.AUGMENTATIONS."""
+"""The augmentations the papers name, as Detectron2 augmentations, chosen by name in INPUT.PFFNET.AUGMENTATIONS.
+
+Geometry: "flip", "rotate90" (and INPUT.CROP). Grey values, the truth untouched: "gaussian_blur", "median_blur",
+"gaussian_noise" [P], "emboss", "sharpen", "channel_shuffle" [V2], and "jitter". The papers made their variants
+beforehand and tell neither strengths nor how many; here each change of grey values happens to an image with probability
+``CHANCE``, and its docstring says how strongly.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 from detectron2.data import transforms as T
-from fvcore.transforms.transform import Transform
+from fvcore.transforms.transform import NoOpTransform, Transform
 
 from pffnet_d2.errors import InputError
 
@@ -52,12 +60,114 @@ class RandomRotate90(T.Augmentation):
         return Rotate90Transform(int(self._rand_range(4)), image.shape[0], image.shape[1])
 
 
+Picture = npt.NDArray[np.uint8]  # (H, W, 3)
+Floats = npt.NDArray[np.float32]
+Change = Callable[[Picture], Picture]
+Draw = Callable[[T.Augmentation, Picture], Change]
+
+
+class GreyValues(T.Augmentation):
+    """Changes the image and leaves masks, boxes and semantic map as they are.
+
+    Args:
+        draw: called with this augmentation, whose ``_rand_range`` is the source of chance, and the image; returns what
+            to do to it, always the same for the same image.
+        chance: probability that it happens.
+    """
+
+    def __init__(self, draw: Draw, chance: float) -> None:
+        super().__init__()
+        self.draw, self.chance = draw, chance
+
+    def get_transform(self, image: Picture) -> Transform:
+        if self._rand_range() >= self.chance:
+            return NoOpTransform()
+        change = self.draw(self, image)
+        return T.ColorTransform(lambda picture: change(np.ascontiguousarray(picture)))  # a flipped view is none for cv2
+
+
+def gaussian_blur(augmentation: T.Augmentation, _: Picture) -> Change:
+    """Standard deviation 0.5 to 1.5 pixels."""
+    deviation = float(augmentation._rand_range(0.5, 1.5))
+    return lambda picture: _round(cv2.GaussianBlur(picture, (0, 0), deviation))
+
+
+def median_blur(augmentation: T.Augmentation, _: Picture) -> Change:
+    """Of 3 x 3 or 5 x 5 pixels."""
+    side = 3 + 2 * int(augmentation._rand_range(2))
+    return lambda picture: _round(cv2.medianBlur(picture, side))
+
+
+def gaussian_noise(augmentation: T.Augmentation, image: Picture) -> Change:
+    """Standard deviation 2 to 10 grey values, drawn for every pixel, the same in all channels of a grey image."""
+    deviation, seed = augmentation._rand_range(2, 10), int(augmentation._rand_range(1 << 31))
+    shape = (*image.shape[:2], 1 if _is_grey(image) else image.shape[2])
+
+    def change(picture: Picture) -> Picture:
+        noise = np.random.default_rng(seed).standard_normal(shape, np.float32)
+        return _round(picture + np.float32(deviation) * noise)
+
+    return change
+
+
+def emboss(augmentation: T.Augmentation, _: Picture) -> Change:
+    """Slopes towards one corner brightened, towards the other darkened, by 0.2 to 0.7 of the difference."""
+    strength = np.float32(augmentation._rand_range(0.2, 0.7))
+    slope = np.array([[-1, -1, 0], [-1, 0, 1], [0, 1, 1]], np.float32)
+    return partial(_filter, strength * slope)
+
+
+def sharpen(augmentation: T.Augmentation, _: Picture) -> Change:
+    """0.1 to 0.4 of the difference to the 8 neighbours added."""
+    strength = np.float32(augmentation._rand_range(0.1, 0.4))
+    laplace = np.full((3, 3), -1, np.float32)
+    laplace[1, 1] = 8
+    return partial(_filter, strength * laplace)
+
+
+def channel_shuffle(augmentation: T.Augmentation, image: Picture) -> Change:
+    """The channels in one of the other orders."""
+    orders = [(0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1), (2, 1, 0)]
+    order = orders[int(augmentation._rand_range(len(orders)))]
+    return lambda picture: np.ascontiguousarray(picture[..., order])
+
+
+def jitter(augmentation: T.Augmentation, image: Picture) -> Change:
+    """Stain and brightness: the optical density of each channel, -log((grey value + 1) / 256), times 0.8 to 1.25 (how
+    much stain) plus -0.1 to 0.1 (how much light). A grey image stays grey."""
+    channels = 1 if _is_grey(image) else image.shape[2]
+    stain = np.exp(augmentation._rand_range(-0.223, 0.223, channels))
+    light = augmentation._rand_range(-0.1, 0.1, channels)
+    density = -np.log((np.arange(256) + 1) / 256)
+    table = _round(256 * np.exp(-density[:, None] * stain - light) - 1)
+    return lambda picture: table[picture, np.arange(picture.shape[2]) % channels]
+
+
+def _is_grey(image: Picture) -> bool:
+    return bool((image[..., 1:] == image[..., :1]).all())
+
+
+def _filter(kernel: Floats, picture: Picture) -> Picture:
+    """The picture plus its correlation with the kernel, mirrored at the border."""
+    return _round(picture + cv2.filter2D(picture, cv2.CV_32F, kernel, borderType=cv2.BORDER_REFLECT_101))
+
+
+def _round(values: npt.NDArray[Any]) -> Picture:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+CHANCE = 0.2  # of each change of grey values: with all seven, one image in five stays as it is
+GREY_VALUES: dict[str, Draw] = {
+    draw.__name__: draw
+    for draw in (gaussian_blur, median_blur, gaussian_noise, emboss, sharpen, channel_shuffle, jitter)
+}
 AUGMENTATIONS: dict[str, Callable[[], list[T.Augmentation]]] = {
     "flip": lambda: [
         T.RandomFlip(0.5, horizontal=True, vertical=False),
         T.RandomFlip(0.5, horizontal=False, vertical=True),
     ],
     "rotate90": lambda: [RandomRotate90()],
+    **{name: partial(lambda draw: [GreyValues(draw, CHANCE)], draw) for name, draw in GREY_VALUES.items()},
 }
 
 

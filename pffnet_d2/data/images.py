@@ -10,7 +10,7 @@ import io
 import logging
 import struct
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from pffnet_d2.errors import InputError
 # Its warnings repeat what the InputError says; they still reach whoever configures logging.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
+MAX_PIXELS = 1 << 27  # 11,585 x 11,585; more is refused unread
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 # What Pillow and tifffile raise on damaged files; Pillow's PNG reader raises SyntaxError for a broken chunk.
 DAMAGE = (
@@ -36,7 +38,6 @@ DAMAGE = (
     EOFError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 
 
@@ -49,6 +50,8 @@ class Normalisation:
       that colours keep their ratio; percentiles instead of extremes so that a few hot pixels do not darken the rest.
       The range is at least ``minimum_range`` grey values, so that an image of nothing but noise stays dark instead of
       being stretched into a picture.
+    - "auto": "as_is" for 8-bit images, "percentile" for deeper ones, without a minimum range for those of floats, whose
+      unit is unknown.
     """
 
     name: str
@@ -68,11 +71,14 @@ AS_IS = Normalisation("as_is")
 PERCENTILE_16_BIT = Normalisation("percentile", 0.1, 99.9, 512.0)
 
 
-def default_normalisation(image: npt.NDArray[Any]) -> Normalisation:
-    """What an image without further knowledge gets: 8 bit as it is, deeper ones by percentiles."""
+AUTO = Normalisation("auto", *astuple(PERCENTILE_16_BIT)[1:])
+
+
+def default_normalisation(image: npt.NDArray[Any], auto: Normalisation = AUTO) -> Normalisation:
+    """What "auto" means for an image, and what one without further knowledge gets."""
     if image.dtype in (np.uint8, np.bool_):
         return AS_IS
-    return PERCENTILE_16_BIT if image.dtype.kind in "ui" else Normalisation("percentile", 0.1, 99.9, 0.0)
+    return Normalisation("percentile", auto.low, auto.high, auto.minimum_range if image.dtype.kind in "ui" else 0.0)
 
 
 def to_rgb8(image: npt.NDArray[Any], normalisation: Normalisation) -> npt.NDArray[np.uint8]:
@@ -86,6 +92,8 @@ def to_rgb8(image: npt.NDArray[Any], normalisation: Normalisation) -> npt.NDArra
     if image.ndim != 3 or not 1 <= image.shape[2] <= 4 or 0 in image.shape:
         raise InputError(f"an image of shape {image.shape} is neither grey nor RGB(A); give a single plane")
     image = image[:, :, : 1 if image.shape[2] < 3 else 3]
+    if normalisation.name == "auto":
+        normalisation = default_normalisation(image, normalisation)
     if normalisation.name == "percentile":
         if image.dtype.kind == "f" and not np.isfinite(image).all():
             raise InputError("the image has values that are not finite; replace them first")
@@ -95,7 +103,7 @@ def to_rgb8(image: npt.NDArray[Any], normalisation: Normalisation) -> npt.NDArra
             np.uint8
         )
     elif normalisation.name != "as_is":
-        raise InputError(f"unknown normalisation {normalisation.name!r}; use as_is or percentile")
+        raise InputError(f"unknown normalisation {normalisation.name!r}; use as_is, percentile or auto")
     elif image.dtype == np.bool_:
         image = image.astype(np.uint8) * 255
     elif image.dtype != np.uint8:
@@ -103,33 +111,71 @@ def to_rgb8(image: npt.NDArray[Any], normalisation: Normalisation) -> npt.NDArra
     return np.array(np.broadcast_to(image, (*image.shape[:2], 3)))
 
 
-def decode_image(data: bytes, name: str) -> npt.NDArray[Any]:
-    """Decode PNG, TIFF, JPEG, ... without changing the depth: (H, W) or (H, W, C). Palettes are expanded to RGB.
+def decode_image(data: bytes, name: str, *, palette: bool = True) -> npt.NDArray[Any]:
+    """Decode PNG, TIFF, JPEG, ... without changing the depth: (H, W) or (H, W, C).
+
+    Args:
+        data: content of the file.
+        name: of the file, for messages.
+        palette: expand palettes to RGB, as an image is meant; without, the (H, W) indices, as a label image is meant.
 
     Raises:
-        InputError: naming ``name``, when it is truncated, damaged or no image.
+        InputError: naming ``name``, when it is truncated, damaged, no image, or has more than MAX_PIXELS pixels.
     """
     try:
         if data[:4] in TIFF_MAGIC:
-            return _decode_tiff(data)
+            return _decode_tiff(data, name)
+        if data[:8] == PNG_MAGIC:  # before Pillow, which warns of its own bound
+            width, height = struct.unpack(">II", data[16:24])
+            _check_pixels(height, width, name)
         with Image.open(io.BytesIO(data)) as image:
-            if image.mode in ("P", "1"):
+            _check_pixels(image.height, image.width, name)
+            if image.mode == "1" or (image.mode == "P" and palette):
                 return np.array(image.convert("RGB" if image.mode == "P" else "L"))
             return np.array(image)
+    except InputError:  # is a ValueError too
+        raise
+    except Image.DecompressionBombError as error:  # Pillow's bound, above ours
+        raise InputError(f"{name}: {_TOO_LARGE}") from error
     except DAMAGE as error:
         raise InputError(
             f"{name}: cannot be read as an image; it is truncated, damaged or of another kind: fetch it again"
         ) from error
 
 
-def _decode_tiff(data: bytes) -> npt.NDArray[Any]:
+_TOO_LARGE = f"more than {MAX_PIXELS:,} pixels; cut it into smaller images"
+
+
+def _check_pixels(height: int, width: int, name: str) -> None:
+    if height * width > MAX_PIXELS:
+        raise InputError(f"{name}: {height} x {width} pixels are {_TOO_LARGE}")
+
+
+def _decode_tiff(data: bytes, name: str) -> npt.NDArray[Any]:
     """tifffile keeps every depth; what it needs imagecodecs for (LZW) is left to Pillow, which reads that in 8 bit."""
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        page = tiff.pages[0]
+        page = tiff.pages.first
+        _check_pixels(page.imagelength, page.imagewidth, name)
+        planes = len(tiff.series[0].pages)
+        if planes > 1:
+            raise InputError(f"{name}: holds a stack of {planes} planes; save one plane as grey or RGB")
         if page.compression in (1, 8, 32946, 32773):  # none, deflate twice, PackBits
-            return np.asarray(page.asarray())
+            array = np.asarray(page.asarray())
+            planar = array.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
+            return np.moveaxis(array, 0, -1) if planar else array
     with Image.open(io.BytesIO(data)) as image:
         return np.array(image)
+
+
+def contiguous(labels: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """The same objects with ids 1..n in the order of their labels, int32. Labels are whole numbers >= 0, 0 the
+    background."""
+    values = np.unique(labels)
+    values = values[values != 0]
+    if len(values) == 0 or values[-1] == len(values):
+        return np.ascontiguousarray(labels, np.int32)
+    ids = np.searchsorted(values, labels).astype(np.int32) + np.int32(1)
+    return np.where(labels != 0, ids, np.int32(0))
 
 
 def read_bytes(path: Path) -> bytes:

@@ -1,8 +1,8 @@
 """From a data set's dict to what the models take: Detectron2's DatasetMapper for many small objects.
 
 Upstream's mapper decodes, transforms and stores one full-size mask an object. Here the objects of an image travel
-through the transforms as one label map and become masks after the crop; only where annotations overlap, which a label
-map cannot hold, they go one by one.
+through the transforms as one label map, or where they overlap as the few that hold them all, and become masks after
+the crop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from scipy.ndimage import find_objects
 
 from pffnet_d2.data.augmentation import build_augmentations
-from pffnet_d2.data.coco import decode_mask, paint
+from pffnet_d2.data.coco import paint_layers
 from pffnet_d2.data.images import default_normalisation, read_image, to_rgb8
 from pffnet_d2.errors import InputError
 
@@ -106,26 +106,20 @@ def _transform_masks(
 ) -> tuple[Masks, npt.NDArray[np.float32], list[int]]:
     """After the transforms: masks (N, h, w), their extents (N, 4) x0, y0, x1, y1, and which annotations they are."""
     try:
-        label_map, areas = paint(annotations, height, width)
-        # four bytes a pixel: every transform moves 8-bit channels by nearest neighbour, on the same grid as the image
-        turned = transforms.apply_segmentation(label_map.view(np.uint8).reshape(height, width, 4))
-        if areas.sum() == np.count_nonzero(label_map):
-            turned = np.ascontiguousarray(turned).view(np.int32)[:, :, 0]
-            windows = [(i, window) for i, window in enumerate(find_objects(turned)) if window is not None]
-            masks = np.zeros((len(windows), *turned.shape), np.bool_)
-            for mask, (i, window) in zip(masks, windows, strict=True):
-                mask[window] = turned[window] == i + 1
-            return masks, _boxes([window for _, window in windows]), [i for i, _ in windows]
-        decoded = (transforms.apply_segmentation(decode_mask(a, height, width)) for a in annotations)
-        seen = [(i, mask) for i, mask in enumerate(decoded) if mask.any()]
-        masks = (
-            np.stack([mask.astype(np.bool_) for _, mask in seen])
-            if seen
-            else np.zeros((0, *turned.shape[:2]), np.bool_)
-        )
-        return masks, _boxes([find_objects(mask)[0] for _, mask in seen]), [i for i, _ in seen]
+        layers = paint_layers(annotations, height, width)
     except InputError as error:
         raise InputError(f"{file_name}: {error}") from error
+    found = []
+    for layer in layers:
+        # four bytes a pixel: every transform moves 8-bit channels by nearest neighbour, on the same grid as the image
+        turned = transforms.apply_segmentation(layer.view(np.uint8).reshape(height, width, 4))
+        turned = np.ascontiguousarray(turned).view(np.int32)[:, :, 0]
+        found += [(i, window, turned) for i, window in enumerate(find_objects(turned)) if window is not None]
+    found.sort(key=lambda each: each[0])
+    masks = np.zeros((len(found), *turned.shape), np.bool_)
+    for mask, (i, window, layer) in zip(masks, found, strict=True):
+        mask[window] = layer[window] == i + 1
+    return masks, _boxes([window for _, window, _ in found]), [i for i, _, _ in found]
 
 
 def _boxes(windows: list[tuple[slice, slice]]) -> npt.NDArray[np.float32]:

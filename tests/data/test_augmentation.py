@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
@@ -11,7 +12,14 @@ from detectron2.config import get_cfg
 from detectron2.data import transforms as T
 
 from pffnet_d2.config import add_pffnet_config
-from pffnet_d2.data.augmentation import RandomRotate90, Rotate90Transform, build_augmentations
+from pffnet_d2.data.augmentation import (
+    GREY_VALUES,
+    GreyValues,
+    RandomRotate90,
+    Rotate90Transform,
+    build_augmentations,
+)
+from pffnet_d2.data.phantoms import phantom
 from pffnet_d2.errors import InputError
 
 
@@ -65,3 +73,96 @@ def test_build(cfg: Any) -> None:
     cfg.INPUT.PFFNET.AUGMENTATIONS = ["flipp"]
     with pytest.raises(InputError, match="unknown augmentation 'flipp'; choose from flip, rotate90"):
         build_augmentations(cfg, True)
+
+
+@pytest.mark.parametrize("name", GREY_VALUES)
+@pytest.mark.parametrize("style", ["fluorescence", "histology"])
+def test_grey_values_change_and_the_truth_does_not(name: str, style: str) -> None:
+    np.random.seed(1)  # noqa: NPY002
+    image, labels = phantom(1, 3, style=style)
+    if style == "fluorescence":
+        image = np.repeat(image[..., :1], 3, axis=2)
+    image = image[:200, ::-1]  # neither square nor contiguous
+    semantic = (labels[:200, ::-1] > 0).astype(np.uint8)
+    given = T.AugInput(image.copy()[:, ::-1][:, ::-1], sem_seg=semantic.copy(), boxes=np.array([[1.0, 2, 30, 40]]))
+    transform = T.AugmentationList([GreyValues(GREY_VALUES[name], 1.0)])(given)
+    np.testing.assert_array_equal(given.sem_seg, semantic)
+    np.testing.assert_array_equal(given.boxes, [[1, 2, 30, 40]])
+    np.testing.assert_array_equal(transform.apply_segmentation(semantic), semantic)
+    assert given.image.dtype == np.uint8
+    assert given.image.shape == image.shape
+    np.testing.assert_array_equal(transform.apply_image(image), given.image)  # drawn once
+    grey = style == "fluorescence"
+    if not (name == "channel_shuffle" and grey):
+        difference = np.abs(given.image.astype(int) - image)
+        assert 0 < difference.mean() < 64  # something happened, and it is still that image
+    if grey:
+        assert (given.image == given.image[..., :1]).all()
+
+
+def draw(name: str, image: np.ndarray, seed: int = 0) -> np.ndarray:
+    np.random.seed(seed)  # noqa: NPY002
+    return T.AugmentationList([GreyValues(GREY_VALUES[name], 1.0)])(T.AugInput(image)).apply_image(image)
+
+
+def test_what_each_does() -> None:
+    flat = np.full((40, 50, 3), (100, 150, 200), np.uint8)
+    for name in ("gaussian_blur", "median_blur", "emboss", "sharpen"):
+        np.testing.assert_array_equal(draw(name, flat), flat)  # nothing to smooth, no slope
+    dot = np.zeros((21, 21, 3), np.uint8)
+    dot[10, 10] = 200
+    assert draw("median_blur", dot).max() == 0
+    blurred = draw("gaussian_blur", dot)
+    assert 0 < blurred.max() < 200
+    assert abs(int(blurred[..., 0].sum()) - 200) < 25
+    assert draw("sharpen", dot)[10, 10, 0] == 255
+    ramp = np.repeat((10 * np.arange(20, dtype=np.uint8))[None, :, None], 20, axis=0).repeat(3, axis=2)
+    assert (draw("emboss", ramp)[1:-1, 1:-1].astype(int) - ramp[1:-1, 1:-1] > 0).all()  # brighter to the right
+    noisy = draw("gaussian_noise", flat).astype(int) - flat
+    assert 1.5 < noisy.std() < 10.5
+    assert abs(noisy.mean()) < 1
+    orders = {tuple(draw("channel_shuffle", flat, seed)[0, 0]) for seed in range(60)}
+    assert len(orders) == 5
+    assert (100, 150, 200) not in orders
+    assert {tuple(sorted(order)) for order in orders} == {(100, 150, 200)}
+
+
+def test_jitter_keeps_the_order_of_grey_values_and_black_and_white_nearly() -> None:
+    scale = np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2)
+    for seed in range(20):
+        turned = draw("jitter", scale, seed)[0, :, 0].astype(int)
+        assert (np.diff(turned) >= 0).all()
+        assert turned[0] <= 3
+        assert turned[255] >= 230
+
+
+def test_chance_is_a_fifth() -> None:
+    np.random.seed(0)  # noqa: NPY002
+    image = np.zeros((4, 4, 3), np.uint8)
+    augmentation = GreyValues(GREY_VALUES["sharpen"], 0.2)
+    hits = sum(isinstance(augmentation.get_transform(image), T.ColorTransform) for _ in range(1000))
+    assert 160 < hits < 240
+
+
+def test_all_names_build_and_labels_stay_labels(cfg: Any) -> None:
+    """Crop, flips, turns and all changes together: image, label map and semantic map stay aligned."""
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "absolute", [96, 128]
+    cfg.INPUT.MIN_SIZE_TRAIN = (0,)
+    cfg.INPUT.PFFNET.AUGMENTATIONS = ["flip", "rotate90", *GREY_VALUES]
+    chain = T.AugmentationList(build_augmentations(cfg, True))
+    np.random.seed(4)  # noqa: NPY002
+    for index in range(8):
+        _, labels = phantom(1, index)
+        image = np.repeat((labels[..., None] > 0).astype(np.uint8) * 200, 3, axis=2)
+        given = T.AugInput(image, sem_seg=(labels > 0).astype(np.uint8))
+        transforms = chain(given)
+        turned = transforms.apply_segmentation(labels.astype(np.int32).view(np.uint8).reshape(*labels.shape, 4))
+        turned = np.ascontiguousarray(turned).view(np.int32)[..., 0]
+        assert given.image.shape[:2] == turned.shape == given.sem_seg.shape
+        assert sorted(turned.shape) == [96, 128]
+        assert set(np.unique(turned)) <= set(np.unique(labels))
+        np.testing.assert_array_equal(turned > 0, given.sem_seg)
+        inside = cv2.erode(given.sem_seg, np.ones((9, 9), np.uint8)) > 0
+        outside = cv2.dilate(given.sem_seg, np.ones((9, 9), np.uint8)) == 0
+        if inside.any():
+            assert given.image[inside].min() > given.image[outside].max()

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
@@ -22,6 +24,7 @@ def test_names_and_registering_twice() -> None:
     before = MetadataCatalog.get("phantoms_train")
     catalog.register_all()
     names = {"phantoms_train", "phantoms_val", "bbbc039_train", "bbbc039_val", "bbbc039_test"}
+    names |= {"dsb2018_train", "dsb2018_test", "dsb2018_objectguided_val"}
     assert names <= set(DatasetCatalog.list())
     assert MetadataCatalog.get("phantoms_train") is before
     assert before.thing_classes == ["nucleus"]
@@ -76,3 +79,59 @@ def test_not_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (folder / "instances.json").write_text(damaged)
         with pytest.raises(InputError, match=r"instances\.json: not the json of a prepared data set"):
             DatasetCatalog.get("phantoms_val")
+
+
+def test_what_is_prepared_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own data and folds, by their folders; what others put there is left alone."""
+    source = tmp_path / "source"
+    for part in ("images", "labels"):
+        (source / part).mkdir(parents=True)
+    for i in range(4):
+        image, labels = phantom(1, i, size=(40, 50))
+        Image.fromarray(image).save(source / f"images/{i}.png")
+        Image.fromarray(labels.astype(np.uint16)).save(source / f"labels/{i}.png")
+    root = tmp_path / "root"
+    options = {"category": "cell", "fractions": "train=0.75,val=0.25"}
+    prepare("own", source, root, dataset="mine_0", options=options)
+    prepare("own", source, root, dataset="mine_0", options=options, folds=2, fold=1)
+    for stray in ("mine_0/copied", "theirs/train", "coco/annotations"):
+        (root / stray).mkdir(parents=True)
+    (root / "mine_0/copied/instances.json").write_text((root / "mine_0/val/instances.json").read_text())
+    (root / "theirs/train/instances.json").write_text('{"images": []}')
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
+    before = set(DatasetCatalog.list())
+    catalog.register_all()
+    new = set(DatasetCatalog.list()) - before
+    try:
+        assert new == {"mine_0_train", "mine_0_val", "mine_0_fold1of2_train", "mine_0_fold1of2_val"}
+        assert [len(DatasetCatalog.get(f"mine_0_{split}")) for split in ("train", "val")] == [3, 1]
+        meta = MetadataCatalog.get("mine_0_train")
+        assert meta.thing_classes == ["cell"]
+        assert meta.evaluator_type == "pffnet"
+        shutil.rmtree(root / "mine_0")
+        with pytest.raises(InputError, match=r"`pffnet prepare own --name mine_0 --source FOLDER --out "):
+            DatasetCatalog.get("mine_0_train")
+        with pytest.raises(InputError, match=r"`pffnet prepare own --name mine_0 --folds 2 --source FOLDER --out "):
+            DatasetCatalog.get("mine_0_fold1of2_val")
+    finally:
+        for name in new:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+
+
+def test_scheme_that_is_not_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    with pytest.raises(
+        InputError, match=r"objectguided_val/instances\.json is missing; run `pffnet prepare dsb2018 --scheme obj"
+    ):
+        DatasetCatalog.get("dsb2018_objectguided_val")
+
+
+def test_without_published_truth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare("phantoms", None, tmp_path, splits=["val"], count=2)
+    path = tmp_path / "phantoms/val/instances.json"
+    path.write_text(path.read_text().replace('"labelled": true', '"labelled": false'))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    for entry in DatasetCatalog.get("phantoms_val"):
+        assert "sem_seg_file_name" not in entry
+        assert "annotations" not in entry

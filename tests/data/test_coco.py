@@ -15,9 +15,13 @@ from pycocotools.coco import COCO
 
 from pffnet_d2.data.coco import (
     annotations_to_label_map,
+    annotations_to_regions,
     decode_mask,
     label_map_to_annotations,
     paint,
+    paint_layers,
+    regions_to_annotations,
+    regions_to_label_map,
     write_coco,
     write_semantic,
 )
@@ -82,8 +86,14 @@ def test_overlaps_as_painted_one_by_one(masks: list[np.ndarray]) -> None:
     np.testing.assert_array_equal(painted, expected)
     assert areas.tolist() == [m.sum() for m in masks]
     np.testing.assert_array_equal(annotations_to_label_map(annotations, 6, 7), contiguous(expected))
-    for a, mask in zip(annotations, masks, strict=True):
-        np.testing.assert_array_equal(decode_mask(a, 6, 7), mask)
+    layers = paint_layers(annotations, 6, 7)
+    assert len(layers) <= max(len(masks), 1)
+    assert (len(layers) == 1) == (areas.sum() == np.count_nonzero(painted))
+    for i, mask in enumerate(masks):
+        np.testing.assert_array_equal(decode_mask(annotations[i], 6, 7), mask)
+        shown = [layer == i + 1 for layer in layers if (layer == i + 1).any()]
+        assert len(shown) == mask.any()  # in one layer, whole
+        np.testing.assert_array_equal(np.logical_or.reduce(shown) if shown else np.zeros((6, 7), np.bool_), mask)
 
 
 def test_smaller_on_top_and_hidden_left_out() -> None:
@@ -154,3 +164,53 @@ def test_files(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["categories"] == [{"id": 1, "name": "nucleus", "supercategory": "nucleus"}]
     coco = COCO(str(path))
     np.testing.assert_array_equal(coco.annToMask(coco.anns[2]), label_map == 2)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_regions_are_whole_and_as_pycocotools_encodes(data: st.DataObject) -> None:
+    """Any windows in an image, full columns and single pixels among them: there and back, byte for byte."""
+    height, width = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+    masks = []
+    for _ in range(data.draw(st.integers(0, 4))):
+        mask = data.draw(arrays(np.bool_, (height, width)))
+        mask[data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))] = True
+        masks.append(mask)
+    regions = [(0, 0, mask) for mask in masks]
+    annotations = regions_to_annotations(regions, height, width, image_id=4, first_id=9)
+    assert [a["id"] for a in annotations] == list(range(9, 9 + len(masks)))
+    for found, mask in zip(annotations, masks, strict=True):
+        expected = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
+        assert found["segmentation"]["counts"] == expected["counts"].decode()
+        assert found["bbox"] == mask_util.toBbox(expected).tolist()
+        assert found["area"] == mask.sum()
+    cut = annotations_to_regions(annotations, height, width)
+    for (y0, x0, window), mask in zip(cut, masks, strict=True):
+        whole = np.zeros((height, width), np.bool_)
+        whole[y0 : y0 + window.shape[0], x0 : x0 + window.shape[1]] = window
+        np.testing.assert_array_equal(whole, mask)
+        assert window.any(axis=0)[[0, -1]].all()
+        assert window.any(axis=1)[[0, -1]].all()
+    assert regions_to_annotations(cut, height, width, 4, 9) == annotations
+    np.testing.assert_array_equal(
+        regions_to_label_map(regions, height, width), annotations_to_label_map(annotations, height, width)
+    )
+
+
+def test_the_smaller_region_is_on_top_and_hidden_ones_get_no_id() -> None:
+    big, small, twin = np.ones((3, 4), np.bool_), np.ones((1, 2), np.bool_), np.ones((1, 2), np.bool_)
+    label_map = regions_to_label_map([(0, 1, small), (0, 0, big), (0, 1, twin)], 3, 4)
+    assert label_map.dtype == np.int32
+    assert label_map.tolist() == [[1, 2, 2, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
+
+
+def test_regions_that_are_none() -> None:
+    for region, message in (
+        ((0, 0, np.zeros((2, 2), np.bool_)), "has no pixels"),
+        ((2, 0, np.ones((2, 2), np.bool_)), "row 2, column 0 leaves the image of 3 x 4"),
+        ((0, -1, np.ones((2, 2), np.bool_)), "leaves the image"),
+    ):
+        with pytest.raises(InputError, match=message):
+            regions_to_annotations([region], 3, 4)
+    rle = {"size": [2, 2], "counts": [4]}
+    assert annotations_to_regions([{"id": 1, "image_id": 1, "segmentation": rle}], 2, 2) == []

@@ -2,16 +2,20 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
+from pffnet_d2.data import images
 from pffnet_d2.data.images import (
     AS_IS,
+    AUTO,
     PERCENTILE_16_BIT,
     Normalisation,
+    contiguous,
     decode_image,
     default_normalisation,
     read_image,
@@ -67,7 +71,7 @@ def test_eight_bit_stays() -> None:
 
 def test_default_normalisation() -> None:
     assert default_normalisation(np.zeros((2, 2), np.uint8)) is AS_IS
-    assert default_normalisation(np.zeros((2, 2), np.uint16)) is PERCENTILE_16_BIT
+    assert default_normalisation(np.zeros((2, 2), np.uint16)) == PERCENTILE_16_BIT
     half = np.linspace(0, 1, 101, dtype=np.float32)[None]
     assert abs(int(to_rgb8(half, default_normalisation(half))[0, 50, 0]) - 128) <= 1
     assert Normalisation(**PERCENTILE_16_BIT.info()) == PERCENTILE_16_BIT
@@ -125,3 +129,57 @@ def test_missing_file_is_named(tmp_path: Path) -> None:
         read_image(tmp_path / "none.png")
     with pytest.raises(InputError, match="cannot be read"):
         read_image(tmp_path)
+
+
+def tiff(array: np.ndarray, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, array, **options)
+    return buffer.getvalue()
+
+
+def test_planar_tiff_is_turned() -> None:
+    image = np.arange(3 * 4 * 5, dtype=np.uint8).reshape(3, 4, 5)
+    planar = decode_image(tiff(image, photometric="rgb", planarconfig="separate"), "x")
+    np.testing.assert_array_equal(planar, np.moveaxis(image, 0, -1))
+    with pytest.raises(InputError, match="x: holds a stack of 3 planes; save one plane"):
+        decode_image(tiff(image.astype(np.uint16), photometric="minisblack"), "x")
+
+
+@pytest.mark.parametrize("form", ["png", "tiff", "bmp"])
+def test_too_many_pixels_are_refused_unread(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    image = np.zeros((30, 40), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, form)
+    assert decode_image(buffer.getvalue(), "x").shape == (30, 40)
+    monkeypatch.setattr(images, "MAX_PIXELS", 1199)
+    with pytest.raises(InputError, match="x: 30 x 40 pixels are more than "):
+        decode_image(buffer.getvalue(), "x")
+
+
+def test_palette_as_meant() -> None:
+    image = Image.fromarray(np.array([[0, 2], [1, 2]], np.uint8), "P")
+    image.putpalette([0, 0, 0, 10, 20, 30, 40, 50, 60])
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    assert decode_image(buffer.getvalue(), "x")[0, 1].tolist() == [40, 50, 60]
+    assert decode_image(buffer.getvalue(), "x", palette=False).tolist() == [[0, 2], [1, 2]]
+
+
+def test_auto_is_what_prediction_does() -> None:
+    rng = np.random.default_rng(0)
+    shallow = rng.integers(0, 255, (9, 8, 3), np.uint8)
+    np.testing.assert_array_equal(to_rgb8(shallow, AUTO), shallow)
+    for deep in (rng.integers(0, 4000, (30, 40), np.uint16), rng.integers(0, 90, (30, 40)) + 0.5):
+        np.testing.assert_array_equal(to_rgb8(deep, AUTO), to_rgb8(deep, default_normalisation(deep)))
+    assert to_rgb8(np.arange(100, dtype=np.uint16)[None], AUTO).max() < 60  # 99 grey values of at least 512
+    assert to_rgb8(np.arange(100, dtype=np.float32)[None], AUTO).max() == 255
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, np.float32])
+def test_contiguous(dtype: type) -> None:
+    labels = np.array([[0, 7, 7], [200, 0, 3]], dtype)
+    found = contiguous(labels)
+    assert found.dtype == np.int32
+    assert found.tolist() == [[0, 2, 2], [3, 0, 1]]
+    np.testing.assert_array_equal(contiguous(found), found)
+    assert contiguous(np.zeros((2, 3), dtype)).tolist() == [[0, 0, 0], [0, 0, 0]]

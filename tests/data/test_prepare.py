@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,11 @@ from PIL import Image
 
 from pffnet_d2.data import prepare as prepare_module
 from pffnet_d2.data.coco import annotations_to_label_map
-from pffnet_d2.data.images import PERCENTILE_16_BIT, Normalisation, to_rgb8
+from pffnet_d2.data.images import AS_IS, PERCENTILE_16_BIT, Normalisation, to_rgb8
 from pffnet_d2.data.phantoms import phantom
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import fold_of, prepare, read_info
+from pffnet_d2.data.readers import READERS
+from pffnet_d2.data.readers.record import Record
 from pffnet_d2.errors import InputError
 
 
@@ -134,7 +137,7 @@ def test_truncated_file(tmp_path: Path, writers: ModuleType) -> None:
 
 
 def test_refusals(tmp_path: Path, source: Path) -> None:
-    with pytest.raises(InputError, match="unknown data set 'kumarr'; choose one of phantoms, bbbc039"):
+    with pytest.raises(InputError, match="unknown data set 'kumarr'; choose one of phantoms, bbbc039, "):
         prepare("kumarr", source, tmp_path)
     with pytest.raises(InputError, match="unknown split 'dev' of bbbc039"):
         prepare("bbbc039", source, tmp_path, splits=["dev"])
@@ -155,3 +158,179 @@ def test_refusals(tmp_path: Path, source: Path) -> None:
     with pytest.raises(InputError, match="was not made by pffnet prepare"):
         prepare("phantoms", None, tmp_path / "out", splits=["val"], count=1, force=True)
     assert (mine / "thesis.txt").is_file()
+
+
+def record(name: str, group: str = "", **fields: Any) -> Record:
+    labels = np.zeros((6, 7), np.int32)
+    labels[1:3, 1:3] = 1
+    image = np.full((6, 7), sum(name.encode()) % 256, np.uint8)
+    return Record(
+        **{"image_id": name, "read_image": lambda: image, "read_label_map": lambda: labels, "group": group} | fields
+    )
+
+
+@pytest.fixture
+def reader(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """A reader "many" with two schemes, options, groups, a split without truth; returns the keywords it was given."""
+    calls: list[dict[str, Any]] = []
+
+    def records(root: Path, split: str, **given: Any) -> Iterator[Record]:
+        calls.append(given)
+        if split == "hidden":
+            yield record("h", read_label_map=None)
+            return
+        size = {"train": 8, "test": 4, "even": 5}[split]
+        for i in range(size):
+            yield record(f"{split}{i}", group=f"{split}{i // 2}", image_type=lambda image: "plant")
+
+    module = SimpleNamespace(
+        SPLITS=("train", "test", "hidden"),
+        SCHEMES={"first": ("train", "test", "hidden"), "second": ("even",)},
+        OPTIONS={"size": (3, ""), "shift": (-0.5, ""), "whole": (True, ""), "word": ("", "")},
+        CATEGORY="leaf",
+        NORMALISATION=AS_IS,
+        splits=lambda root, **given: ("even",) if given.get("scheme") else ("train", "test", "hidden"),
+        records=records,
+    )
+    monkeypatch.setitem(READERS, "many", module)
+    return calls
+
+
+def test_schemes_options_and_hidden_truth(
+    tmp_path: Path, reader: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare("many", tmp_path, tmp_path / "out")
+    prepare(
+        "many", tmp_path, tmp_path / "out", scheme="second", options={"size": "9", "whole": "False", "shift": "1e-1"}
+    )
+    assert reader == [{}, {}, {}, {"size": 9, "whole": False, "shift": 0.1, "scheme": "second"}]
+    folder = tmp_path / "out" / "many"
+    assert sorted(p.name for p in folder.iterdir()) == ["hidden", "second_even", "test", "train"]
+    info = read_info(folder / "second_even/instances.json")
+    assert info["options"] == {"size": 9, "shift": 0.1, "whole": False, "word": ""}
+    assert (info["scheme"], info["category"], info["labelled"], info["reader"]) == ("second", "leaf", True, "many")
+    data = json.loads((folder / "train/instances.json").read_text())
+    assert data["categories"][0]["name"] == "leaf"
+    assert {(image["group"], image["image_type"]) for image in data["images"]} == {
+        (f"train{i}", "plant") for i in range(4)
+    }
+    assert not read_info(folder / "hidden/instances.json")["labelled"]
+    assert not (folder / "hidden/semantic").exists()
+    assert "many hidden: 1 images without published truth" in capsys.readouterr().out
+    prepare("many", tmp_path, tmp_path / "out", splits=["hidden"])
+    assert "left alone" in capsys.readouterr().out
+    prepare("many", tmp_path, tmp_path / "out", scheme="second", options={"size": "8"})
+    assert "left alone" not in capsys.readouterr().out  # other options
+    prepare("many", tmp_path, tmp_path / "out", dataset="few", splits=["test"], count=2)
+    assert read_info(tmp_path / "out/few/test/instances.json")["dataset"] == "few"
+
+
+def test_folds(tmp_path: Path, reader: list[dict[str, Any]]) -> None:
+    prepare("many", tmp_path, tmp_path / "out", folds=3, fold=1, seed=5)
+    folder = tmp_path / "out" / "many"
+    assert sorted(p.name for p in folder.iterdir()) == ["fold1of3_train", "fold1of3_val", "folds3_seed5.json"]
+    lists = json.loads((folder / "folds3_seed5.json").read_text())
+    assert (lists["folds"], lists["seed"]) == (3, 5)
+    held_out = [set(lists[f"fold{i}of3_val"]) for i in range(3)]
+    everything = set().union(*held_out)
+    assert len(everything) == sum(map(len, held_out)) == 12  # the split without truth is in no fold
+    for i in range(3):
+        assert len(held_out[i]) == 4
+        assert set(lists[f"fold{i}of3_train"]) == everything - held_out[i]
+        assert {name[:-1] + str(int(name[-1]) // 2) for name in held_out[i]} & {
+            name[:-1] + str(int(name[-1]) // 2) for name in everything - held_out[i]
+        } == set()
+    for part in ("train", "val"):
+        data = json.loads((folder / f"fold1of3_{part}" / "instances.json").read_text())
+        assert [image["file_name"][:-4] for image in data["images"]] == lists[f"fold1of3_{part}"]
+        assert (data["info"]["folds"], data["info"]["seed"]) == (3, 5)
+    before = stamps(folder / "fold1of3_val")
+    prepare("many", tmp_path, tmp_path / "out", folds=3, seed=5)
+    assert stamps(folder / "fold1of3_val") == before
+    assert len([p for p in folder.iterdir() if p.is_dir()]) == 6
+    prepare("many", tmp_path, tmp_path / "out", folds=2, fold=0, scheme="second")
+    assert (folder / "second_fold0of2_val" / "instances.json").is_file()
+
+
+def test_fold_of() -> None:
+    """Sizes differ by one at most without groups; the seed decides, the order of the records does not."""
+    some = [record(f"{i:02d}") for i in range(11)]
+    part = fold_of(some, 4, 0)
+    assert sorted(np.bincount(list(part.values()))) == [2, 3, 3, 3]
+    assert fold_of(some[::-1], 4, 0) == part
+    assert len({tuple(fold_of(some, 4, seed)[r.image_id] for r in some) for seed in range(10)}) == 10
+    grouped = [record(f"{i}", group="one" if i < 6 else "") for i in range(9)]
+    part = fold_of(grouped, 2, 3)
+    assert len({part[str(i)] for i in range(6)}) == 1
+    for folds in (0, 1, 5):
+        with pytest.raises(InputError, match="give 2 to 4, the number of images or groups"):
+            fold_of(grouped, folds, 0)
+
+
+def test_overlapping_objects(tmp_path: Path, reader: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    big, small = np.ones((4, 4), np.bool_), np.ones((2, 2), np.bool_)
+
+    def records(root: Path, split: str) -> Iterator[Record]:
+        yield record("x", read_regions=lambda: [(0, 0, big), (3, 3, small)])
+        yield record("y", read_regions=lambda: [(0, 0, big), (5, 6, small)])
+
+    monkeypatch.setattr(READERS["many"], "records", records)
+    prepare("many", tmp_path, tmp_path / "out", splits=["test"], count=1)
+    data = json.loads((tmp_path / "out/many/test/instances.json").read_text())
+    assert [a["area"] for a in data["annotations"]] == [16, 4]
+    semantic = np.asarray(Image.open(tmp_path / "out/many/test/semantic/x.png"))
+    assert semantic.sum() == 19
+    with pytest.raises(InputError, match="y: a region at row 5, column 6 leaves the image"):
+        prepare("many", tmp_path, tmp_path / "out", splits=["test"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scheme": "third"}, "unknown split scheme 'third' of many; choose one of first, second"),
+        ({"scheme": "second", "splits": ["train"]}, "unknown split 'train' of many; choose one of even"),
+        ({"options": {"depth": "1"}}, "unknown option 'depth' of many; choose from size, shift, whole, word"),
+        ({"options": {"size": "1.5"}}, "option size=1.5 of many: give a whole number"),
+        ({"options": {"shift": "left"}}, "option shift=left of many: give a number"),
+        ({"options": {"whole": "1"}}, "option whole=1 of many: give true or false"),
+        ({"fold": 1}, "--fold 1 needs --folds"),
+        ({"folds": 3, "fold": 3}, "--fold 3: give 0 to 2"),
+        ({"folds": 3, "fold": -1}, "--fold -1: give 0 to 2"),
+        ({"folds": 7}, "--folds 7: give 2 to 6"),
+        ({"folds": 3, "splits": ["train"]}, "give either --splits or --folds"),
+        ({"dataset": "bbbc039"}, "that is the name of a published data set"),
+        ({"dataset": ".hidden"}, "use letters, digits"),
+    ],
+)
+def test_refused_arguments(
+    tmp_path: Path, reader: list[dict[str, Any]], arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        prepare("many", tmp_path, tmp_path / "out", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_refusals(tmp_path: Path, source: Path, reader: list[dict[str, Any]], monkeypatch: Any) -> None:
+    with pytest.raises(InputError, match="unknown option 'size' of bbbc039; it has none"):
+        prepare("bbbc039", source, tmp_path / "out", options={"size": "3"})
+    with pytest.raises(InputError, match="unknown split scheme 'other' of bbbc039; it has none"):
+        prepare("bbbc039", source, tmp_path / "out", scheme="other")
+    with pytest.raises(InputError, match="phantoms have no schemes, options or folds"):
+        prepare("phantoms", None, tmp_path / "out", folds=3)
+    for names, message in (
+        (["a", "a"], "two images are called a"),
+        (["a/b"], "no file name"),
+        ([".a"], "no file name"),
+    ):
+        monkeypatch.setattr(READERS["many"], "records", lambda root, split, names=names: iter(map(record, names)))
+        with pytest.raises(InputError, match=message):
+            prepare("many", tmp_path, tmp_path / "out", splits=["test"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_read_info(tmp_path: Path) -> None:
+    path = tmp_path / "instances.json"
+    for content in ("", "{", "[]", '{"info": 3, ', '{"info": {"year": 2014}, "images": []}', '{"images": []}'):
+        path.write_text(content)
+        assert read_info(path) == {}
+    assert read_info(tmp_path / "none") == {}

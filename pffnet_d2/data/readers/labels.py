@@ -1,0 +1,94 @@
+"""Label arrays in the encodings that several publishers share: checked ids, MATLAB files, text; and the sizes of
+images, read from their headers."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy.io import loadmat
+
+from pffnet_d2.data.images import DAMAGE, MAX_PIXELS, contiguous
+from pffnet_d2.errors import InputError
+
+
+def label_map(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.int32]:
+    """Any plane of ids as a label map: (H, W) int32, 0 background, ids 1..n in the order of the given ones.
+
+    Raises:
+        InputError: naming ``name``, for an array of another shape or with values that are no whole numbers from 0 on.
+    """
+    if array.ndim == 3 and array.shape[2] in (3, 4):
+        raise InputError(
+            f"{name}: a picture of the labels in colours, not the labels; use the publisher's label image unchanged "
+            "(one channel or a palette, never converted to RGB)"
+        )
+    if array.ndim != 2 or array.size == 0:
+        raise InputError(f"{name}: an array of shape {array.shape} is no label image; give one plane of ids")
+    if array.dtype.kind not in "buif":
+        raise InputError(f"{name}: values of type {array.dtype} are no labels; save whole numbers from 0 on")
+    if array.dtype.kind == "f" and not (np.isfinite(array) & (array == np.rint(array))).all():
+        raise InputError(f"{name}: labels that are no whole numbers; save the ids themselves, not scaled or resized")
+    if array.dtype.kind in "if" and array.min() < 0:
+        raise InputError(f"{name}: negative labels; 0 is the background and objects are numbered from 1 on")
+    return contiguous(array)
+
+
+def decode_mat(data: bytes, name: str, key: str) -> npt.NDArray[np.int32]:
+    """The label map in the variable ``key`` of a MATLAB file (version 7 or older).
+
+    Raises:
+        InputError: naming ``name``, for a damaged file, one without the variable, or values that are no ids.
+    """
+    try:
+        variables = loadmat(io.BytesIO(data), variable_names=[key])
+    except Exception as error:  # scipy raises nearly everything on a damaged file
+        raise InputError(f"{name}: cannot be read as a MATLAB file of version 7 or older; fetch it again") from error
+    if key not in variables:
+        raise InputError(f"{name}: holds no {key}; use the label file of the download unchanged")
+    return label_map(np.asarray(variables[key]), name)
+
+
+def text_size(data: bytes, name: str) -> tuple[int, int]:
+    """(height, width) from the first line, ``width height``, of a text mask. Raises InputError naming ``name``."""
+    header = re.match(rb"\s*(\d{1,6})[ \t]+(\d{1,6})[ \t]*\r?\n", data)
+    if not header:
+        raise InputError(f"{name}: its first line is not `width height`; use the publisher's mask unchanged")
+    width, height = int(header[1]), int(header[2])
+    if not 0 < width * height <= MAX_PIXELS:
+        raise InputError(f"{name}: {height} x {width} pixels are none or more than {MAX_PIXELS:,}; fetch it again")
+    return height, width
+
+
+def decode_text(data: bytes, name: str) -> npt.NDArray[np.int32]:
+    """The label map of a text mask: ``width height``, then one id a line, row after row.
+
+    Raises:
+        InputError: naming ``name``, for a bad first line, a wrong number of values, or values that are no ids.
+    """
+    height, width = text_size(data, name)
+    try:
+        values = np.loadtxt(io.BytesIO(data), skiprows=1, ndmin=1)
+    except ValueError as error:
+        raise InputError(f"{name}: has a line that is not one number; use the publisher's mask unchanged") from error
+    if values.size != height * width:
+        raise InputError(
+            f"{name}: {values.size} values for the {height} x {width} pixels of its first line; "
+            "it is truncated or damaged, fetch it again"
+        )
+    return label_map(values.reshape(height, width), name)
+
+
+def image_size(data: bytes, name: str) -> tuple[int, int]:
+    """(height, width) from the header alone. Raises InputError naming ``name``."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width
+    except DAMAGE as error:
+        raise InputError(
+            f"{name}: cannot be read as an image; it is truncated, damaged or of another kind: fetch it again"
+        ) from error
