@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.engine import DefaultPredictor
 from detectron2.utils.logger import setup_logger
 from PIL import Image
 
@@ -19,6 +20,8 @@ from pffnet_d2 import demo
 from pffnet_d2.cli import main
 from pffnet_d2.config import config_path
 from pffnet_d2.data.prepare import prepare
+from pffnet_d2.engine import read_config
+from pffnet_d2.inference.label_map import instances_to_label_map
 from pffnet_d2.pictures import read_metrics
 
 COMPACT = ["--config-file", str(config_path("demo/PFFNet_R18_FPN.yaml"))]
@@ -80,6 +83,19 @@ def test_evaluating_the_checkpoint_gives_the_same_scores(trained: Path, tmp_path
     weights = ["MODEL.WEIGHTS", "" if resume else str(trained / "model_final.pth")]
     assert main(["evaluate", *source, *COMPACT, *TINY, *weights, "OUTPUT_DIR", str(out)]) == 0
     assert scores(out) == pytest.approx(before, nan_ok=True)
+
+
+def test_default_predictor(trained: Path) -> None:
+    """The README's script: Detectron2's own predictor, any image size, no resizing."""
+    cfg = read_config(str(config_path("demo/PFFNet_R18_FPN.yaml")), [*TINY, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0"])
+    cfg.MODEL.WEIGHTS = str(trained / "model_final.pth")
+    image = np.random.default_rng(0).integers(0, 255, (70, 101, 3)).astype(np.uint8)
+    instances = DefaultPredictor(cfg)(image)["instances"]
+    assert len(instances) > 0
+    assert instances.pred_masks.shape == (len(instances), 70, 101)
+    torch.testing.assert_close(instances.scores, instances.class_scores * instances.mask_quality)
+    assert (instances.pred_classes == 0).all()
+    assert instances_to_label_map(instances).shape == (70, 101)
 
 
 def test_semantic_and_panoptic_outputs_are_scored(trained: Path, tmp_path: Path) -> None:
