@@ -31,6 +31,10 @@ Labels = ArrayLike | ContingencyTable
 # A mask (h, w) bool cut out of its image at row y0 and column x0: (y0, x0, mask). A mask of the whole image has (0, 0).
 Window = tuple[int, int, NDArray[np.bool_]]
 
+# KDTree splits just above the lowest coordinate. Just above 0 is a denormal number, and in a process that flushes these
+# to zero (training on the CPU does) the split is 0 again: it recurses until it crashes.
+KEEP_OFF_ZERO = 1
+
 DSB_THRESHOLDS = (0.50, 0.55, 0.60, 0.65, 0.70, 0.75, 0.80, 0.85, 0.90, 0.95)
 
 
@@ -430,8 +434,8 @@ class _Shapes:
         if not len(outside):
             return 0.0
         if partner not in other.trees:
-            other.trees[partner] = KDTree(other.outlines[partner])
-        return float(other.trees[partner].query(outside)[0].max())
+            other.trees[partner] = KDTree(other.outlines[partner] + KEEP_OFF_ZERO)
+        return float(other.trees[partner].query(outside + KEEP_OFF_ZERO)[0].max())
 
 
 def voc_average_precision(
