@@ -28,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.command == "env":
             return env.main()
         if args.command == "prepare":
-            return _prepare(args.name, args.source, args.out)
+            return _prepare(args)
+        if args.command == "check":
+            return _check(args)
         return _demo(args.out)
     except InputError as error:
         print(f"pffnet: error: {error}", file=sys.stderr)
@@ -49,17 +51,47 @@ def argument_parser() -> argparse.ArgumentParser:
 
     prepare = commands.add_parser(
         "prepare",
-        help="turn a publisher's files into what training reads",
-        description="Writes OUT/NAME/SPLIT/{images,semantic,instances.json}. What is there and whole is kept.",
+        help="turn a publisher's files, or your own, into what training reads",
+        description="Writes ROOT/NAME/SPLIT/{images,semantic,instances.json}. What is there and whole is kept. "
+        "Layouts, split schemes and options of each data set: datasets/README.md; your own images: docs/data.md.",
     )
-    prepare.add_argument("name", metavar="NAME", help="the data set; an unknown name lists those there are")
+    prepare.add_argument("dataset", metavar="DATASET", help="the data set, or own; an unknown one lists them")
     prepare.add_argument("--source", type=Path, metavar="DIR", help="the publisher's files (phantoms need none)")
     prepare.add_argument(
         "--out",
         type=Path,
         metavar="ROOT",
-        default=Path(os.environ.get("DETECTRON2_DATASETS", "datasets")),
+        default=_root(),
         help="root of the prepared data sets (default: $DETECTRON2_DATASETS, else datasets; now %(default)s)",
+    )
+    prepare.add_argument("--name", help="what the prepared data set is called (own needs one; default: DATASET)")
+    prepare.add_argument("--splits", nargs="+", metavar="SPLIT", help="only these (default: all that the files hold)")
+    prepare.add_argument("--scheme", help="which of the published divisions into splits (default: the first)")
+    prepare.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="of the data set's reader; may be repeated"
+    )
+    prepare.add_argument("--folds", type=int, metavar="K", help="divide all labelled images into K parts instead")
+    prepare.add_argument("--fold", type=int, metavar="I", help="only the splits of part I, from 0 (default: all K)")
+    prepare.add_argument("--seed", type=int, default=0, help="of the folds (default: %(default)s)")
+    prepare.add_argument("--count", type=int, metavar="N", help="phantoms: images a split; else: only the first N")
+    prepare.add_argument("--force", action="store_true", help="make again what is there already")
+
+    check = commands.add_parser(
+        "check",
+        help="verify prepared data sets and draw contact sheets",
+        description="Reads every image, json and semantic map under ROOT, names what is wrong (exit code 2), and "
+        "writes DIR/NAME_SPLIT.png: images with their truth in colours.",
+    )
+    check.add_argument("root", type=Path, nargs="?", metavar="ROOT", default=_root(), help="default: %(default)s")
+    check.add_argument(
+        "--sheets", type=Path, metavar="DIR", default=Path("output/check"), help="contact sheets (default: %(default)s)"
+    )
+    check.add_argument(
+        "--detections",
+        type=int,
+        metavar="N",
+        default=100,
+        help="TEST.DETECTIONS_PER_IMAGE of your configuration (default: %(default)s, Detectron2's)",
     )
 
     for name, text in FORWARDED.items():
@@ -70,11 +102,40 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _prepare(name: str, source: Path | None, out: Path) -> int:
+def _root() -> Path:
+    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+
+
+def _prepare(args: argparse.Namespace) -> int:
     from pffnet_d2.data.prepare import prepare
 
-    prepare(name, source, out)
+    options = {}
+    for text in args.option:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--option {text}: give KEY=VALUE")
+        options[key] = value
+    prepare(
+        args.dataset,
+        args.source,
+        args.out,
+        splits=args.splits,
+        scheme=args.scheme,
+        options=options,
+        folds=args.folds,
+        fold=args.fold,
+        seed=args.seed,
+        dataset=args.name,
+        count=args.count,
+        force=args.force,
+    )
     return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from pffnet_d2.data.check import check
+
+    return 2 if check(args.root, detections=args.detections, sheets=args.sheets) else 0
 
 
 def _engine(command: str, arguments: list[str]) -> int:

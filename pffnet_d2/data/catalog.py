@@ -11,7 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import load_coco_json
 
-from pffnet_d2.data.prepare import CATEGORIES, SPLITS
+from pffnet_d2.data.prepare import category, known_splits, read_info
 from pffnet_d2.errors import InputError
 
 
@@ -25,6 +25,7 @@ class PreparedMetadata(Metadata):
 
     dataset: str
     split: str
+    prepare_arguments: str  # of `pffnet prepare`, to say when it is missing
 
     @property
     def folder(self) -> Path:
@@ -44,40 +45,53 @@ class PreparedMetadata(Metadata):
 
 
 def register_all() -> None:
-    """Register every data set that ``pffnet prepare`` can make, prepared or not; names already there are left alone."""
-    for dataset, splits in SPLITS.items():
-        category = CATEGORIES[dataset]
-        for split in splits:
-            name = f"{dataset}_{split}"
-            if name in DatasetCatalog.list():
-                continue
-            MetadataCatalog[name] = PreparedMetadata(
-                name=name,
-                dataset=dataset,
-                split=split,
-                evaluator_type="pffnet",
-                thing_classes=[category],
-                thing_dataset_id_to_contiguous_id={1: 0},
-                stuff_classes=["background", category],
-                stuff_dataset_id_to_contiguous_id={0: 0, 1: 1},
-                ignore_label=255,
-            )
-            DatasetCatalog.register(name, partial(load, name))
+    """Register every data set that ``pffnet prepare`` can make, prepared or not, and what else is prepared under the
+    root: a user's own, folds. Names already there are left alone."""
+    for dataset, splits in known_splits().items():
+        for split, arguments in splits.items():
+            source = "" if dataset == "phantoms" else " --source FOLDER"
+            _register(dataset, split, category(dataset), f"{dataset}{arguments}{source}")
+    for path in sorted(root().glob("*/*/instances.json")):
+        info = read_info(path)  # the head of the file
+        dataset, split = path.parts[-3:-1]
+        if (info.get("dataset"), info.get("split")) == (dataset, split):
+            name = "" if info["reader"] == dataset else f" --name {dataset}"
+            folds = f" --folds {info['folds']}" if "folds" in info else ""
+            arguments = f"{info['reader']}{name}{folds} --source FOLDER"
+            _register(dataset, split, str(info.get("category", "object")), arguments)
+
+
+def _register(dataset: str, split: str, thing: str, arguments: str) -> None:
+    name = f"{dataset}_{split}"
+    if name in DatasetCatalog.list():
+        return
+    MetadataCatalog[name] = PreparedMetadata(
+        name=name,
+        dataset=dataset,
+        split=split,
+        prepare_arguments=arguments,
+        evaluator_type="pffnet",
+        thing_classes=[thing],
+        thing_dataset_id_to_contiguous_id={1: 0},
+        stuff_classes=["background", thing],
+        stuff_dataset_id_to_contiguous_id={0: 0, 1: 1},
+        ignore_label=255,
+    )
+    DatasetCatalog.register(name, partial(load, name))
 
 
 def load(name: str) -> list[dict[str, Any]]:
     """Detectron2's dicts of a prepared data set, empty images with ``annotations`` [] and all with
-    ``sem_seg_file_name``.
+    ``sem_seg_file_name``; without published truth, with neither.
 
     Raises:
         InputError: the data set is not prepared, or its json is damaged.
     """
     meta = MetadataCatalog.get(name)
     if not os.path.isfile(meta.json_file):
-        source = "" if meta.dataset == "phantoms" else " --source FOLDER"
         raise InputError(
             f"data set {name} is not prepared: {meta.json_file} is missing; "
-            f"run `pffnet prepare {meta.dataset}{source} --out {root()}`"
+            f"run `pffnet prepare {meta.prepare_arguments} --out {root()}`"
         )
     try:
         dicts: list[dict[str, Any]] = load_coco_json(meta.json_file, meta.image_root, name)
@@ -85,6 +99,10 @@ def load(name: str) -> list[dict[str, Any]]:
         raise InputError(
             f"{meta.json_file}: not the json of a prepared data set; delete its folder and prepare it again"
         ) from error
+    labelled = read_info(Path(meta.json_file)).get("labelled", True)
     for entry in dicts:
+        if not labelled:
+            entry.pop("annotations", None)
+            continue
         entry["sem_seg_file_name"] = os.path.join(meta.sem_seg_root, os.path.basename(entry["file_name"]))
     return dicts

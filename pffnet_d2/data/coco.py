@@ -18,9 +18,14 @@ import pycocotools.mask as mask_util
 from PIL import Image
 from scipy.ndimage import find_objects
 
+from pffnet_d2.data.images import contiguous
 from pffnet_d2.errors import InputError
 
 CATEGORY_ID = 1
+
+Region = tuple[int, int, npt.NDArray[np.bool_]]
+"""One whole object: row and column of the upper left pixel of its window, and the window's mask. The window lies inside
+the image."""
 
 
 def label_map_to_annotations(
@@ -57,6 +62,75 @@ def label_map_to_annotations(
             }
         )
     return annotations
+
+
+def regions_to_annotations(
+    regions: Sequence[Region], height: int, width: int, image_id: int = 1, first_id: int = 1
+) -> list[dict[str, Any]]:
+    """Like ``label_map_to_annotations`` for objects that may overlap, each whole, in the order given.
+
+    Args:
+        regions: (y0, x0, mask (h, w) bool) with the window inside the image.
+
+    Raises:
+        InputError: a window outside the image, or an empty mask.
+    """
+    boxes = [_extent(region, height, width) for region in regions]
+    runs = [{"counts": _window_counts(region, height, width), "size": [height, width]} for region in regions]
+    encoded = mask_util.frPyObjects(runs, height, width) if runs else []
+    return [
+        {
+            "id": first_id + i,
+            "image_id": image_id,
+            "category_id": CATEGORY_ID,
+            "iscrowd": 0,
+            "area": int(np.count_nonzero(region[2])),
+            "bbox": box,
+            "segmentation": {"size": [height, width], "counts": rle["counts"].decode("ascii")},
+        }
+        for i, (region, box, rle) in enumerate(zip(regions, boxes, encoded, strict=True))
+    ]
+
+
+def regions_to_label_map(regions: Sequence[Region], height: int, width: int) -> npt.NDArray[np.int32]:
+    """(H, W) int32 label map of objects that may overlap: the smaller on top, of equal ones the later, ids in the order
+    of the regions; those of which nothing is seen get no id."""
+    painted = np.zeros((height, width), np.int32)
+    for i in sorted(range(len(regions)), key=lambda i: -np.count_nonzero(regions[i][2])):
+        y0, x0, mask = regions[i]
+        painted[y0 : y0 + mask.shape[0], x0 : x0 + mask.shape[1]][mask] = i + 1
+    return contiguous(painted)
+
+
+def _extent(region: Region, height: int, width: int) -> list[int]:
+    """x, y, width, height of the object in its window."""
+    y0, x0, mask = region
+    if not (0 <= y0 <= y0 + mask.shape[0] <= height and 0 <= x0 <= x0 + mask.shape[1] <= width):
+        raise InputError(f"a region at row {y0}, column {x0} leaves the image of {height} x {width} pixels")
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if rows.size == 0:
+        raise InputError(f"the region at row {y0}, column {x0} has no pixels")
+    return [
+        x0 + int(columns[0]),
+        y0 + int(rows[0]),
+        int(columns[-1] - columns[0]) + 1,
+        int(rows[-1] - rows[0]) + 1,
+    ]
+
+
+def _window_counts(region: Region, height: int, width: int) -> npt.NDArray[np.int64]:
+    """COCO's uncompressed counts of the mask in its window, without filling the image."""
+    y0, x0, mask = region
+    steps = np.diff(np.pad(mask.T, ((0, 0), (1, 1))).astype(np.int8), axis=1)  # row of steps: a column of the mask
+    column, row = np.nonzero(steps == 1)
+    starts = (x0 + column) * height + y0 + row
+    column, row = np.nonzero(steps == -1)
+    ends = (x0 + column) * height + y0 + row
+    joined = starts[1:] == ends[:-1]  # down to the last row and on from the first of the next column
+    edges = np.stack([starts[np.append(True, ~joined)], ends[np.append(~joined, True)]], axis=1).ravel()
+    if edges[-1] < height * width:
+        edges = np.append(edges, height * width)
+    return np.diff(edges, prepend=0)
 
 
 def _run_lengths(label_map: npt.NDArray[np.int32]) -> list[npt.NDArray[np.int64]]:

@@ -24,6 +24,8 @@ from pffnet_d2.errors import InputError
 # Its warnings repeat what the InputError says; they still reach whoever configures logging.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
+MAX_PIXELS = 1 << 27  # 11,585 x 11,585; more is refused unread
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
 # What Pillow and tifffile raise on damaged files; Pillow's PNG reader raises SyntaxError for a broken chunk.
 DAMAGE = (
@@ -36,7 +38,6 @@ DAMAGE = (
     EOFError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 
 
@@ -103,33 +104,89 @@ def to_rgb8(image: npt.NDArray[Any], normalisation: Normalisation) -> npt.NDArra
     return np.array(np.broadcast_to(image, (*image.shape[:2], 3)))
 
 
-def decode_image(data: bytes, name: str) -> npt.NDArray[Any]:
-    """Decode PNG, TIFF, JPEG, ... without changing the depth: (H, W) or (H, W, C). Palettes are expanded to RGB.
+def decode_image(data: bytes, name: str, *, palette: bool = True) -> npt.NDArray[Any]:
+    """Decode PNG, TIFF, JPEG, ... without changing the depth: (H, W) or (H, W, C).
+
+    Args:
+        data: content of the file.
+        name: of the file, for messages.
+        palette: expand palettes to RGB, as an image is meant; without, the (H, W) indices, as a label image is meant.
 
     Raises:
-        InputError: naming ``name``, when it is truncated, damaged or no image.
+        InputError: naming ``name``, when it is truncated, damaged, no image, or has more than MAX_PIXELS pixels.
     """
     try:
         if data[:4] in TIFF_MAGIC:
-            return _decode_tiff(data)
+            return _decode_tiff(data, name)
+        if data[:8] == PNG_MAGIC:  # before Pillow, which warns of its own bound
+            width, height = struct.unpack(">II", data[16:24])
+            _check_pixels(height, width, name)
         with Image.open(io.BytesIO(data)) as image:
-            if image.mode in ("P", "1"):
+            _check_pixels(image.height, image.width, name)
+            if image.mode == "1" or (image.mode == "P" and palette):
                 return np.array(image.convert("RGB" if image.mode == "P" else "L"))
             return np.array(image)
+    except Image.DecompressionBombError as error:  # Pillow's bound, above ours
+        raise InputError(f"{name}: {_TOO_LARGE}") from error
     except DAMAGE as error:
         raise InputError(
             f"{name}: cannot be read as an image; it is truncated, damaged or of another kind: fetch it again"
         ) from error
 
 
-def _decode_tiff(data: bytes) -> npt.NDArray[Any]:
+_TOO_LARGE = f"more than {MAX_PIXELS:,} pixels; cut it into smaller images"
+
+
+def _check_pixels(height: int, width: int, name: str) -> None:
+    if height * width > MAX_PIXELS:
+        raise InputError(f"{name}: {height} x {width} pixels are {_TOO_LARGE}")
+
+
+def _decode_tiff(data: bytes, name: str) -> npt.NDArray[Any]:
     """tifffile keeps every depth; what it needs imagecodecs for (LZW) is left to Pillow, which reads that in 8 bit."""
     with tifffile.TiffFile(io.BytesIO(data)) as tiff:
         page = tiff.pages[0]
+        _check_pixels(page.imagelength, page.imagewidth, name)
         if page.compression in (1, 8, 32946, 32773):  # none, deflate twice, PackBits
             return np.asarray(page.asarray())
     with Image.open(io.BytesIO(data)) as image:
         return np.array(image)
+
+
+def decode_labels(data: bytes, name: str) -> npt.NDArray[np.int32]:
+    """Decode a label image (8, 16 or 32 bit, palette kept as ids) to (H, W) int32, 0 background, ids 1..n in the order
+    of the labels.
+
+    Raises:
+        InputError: as ``decode_image``; several channels that differ (a coloured rendering); values that are negative
+            or not whole.
+    """
+    labels = decode_image(data, name, palette=False)
+    if labels.ndim == 3 and labels.shape[2] in (2, 4) and labels.dtype == np.uint8 and (labels[..., -1] == 255).all():
+        labels = labels[..., :-1]  # an alpha channel that says nothing
+    if labels.ndim == 3 and (labels == labels[..., :1]).all():
+        labels = labels[..., 0]
+    if labels.ndim != 2:
+        raise InputError(
+            f"{name}: has colours of shape {labels.shape}: a rendering of labels, not the labels; "
+            "save one channel whose values are the ids"
+        )
+    if labels.dtype.kind == "f" and not (labels == np.floor(labels)).all():  # NaN differs from itself
+        raise InputError(f"{name}: has values that are no whole numbers; save the ids as integers")
+    if labels.dtype.kind in "if" and labels.size and labels.min() < 0:
+        raise InputError(f"{name}: has negative labels (lowest {labels.min():g}); 0 is the background, ids are above")
+    return contiguous(labels)
+
+
+def contiguous(labels: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """The same objects with ids 1..n in the order of their labels, int32. Labels are whole numbers >= 0, 0 the
+    background."""
+    values = np.unique(labels)
+    values = values[values != 0]
+    if len(values) == 0 or values[-1] == len(values):
+        return np.ascontiguousarray(labels, np.int32)
+    ids = np.searchsorted(values, labels).astype(np.int32) + np.int32(1)
+    return np.where(labels != 0, ids, np.int32(0))
 
 
 def read_bytes(path: Path) -> bytes:

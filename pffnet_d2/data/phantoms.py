@@ -30,6 +30,7 @@ from pffnet_d2.errors import InputError
 
 STYLES = ("fluorescence", "histology")
 SPLITS: tuple[str, ...] = ("train", "val")
+CATEGORY = "nucleus"
 NORMALISATION = AS_IS
 DEFAULT_COUNT = {"train": 80, "val": 16}
 SEEDS = {"train": 1, "val": 2}

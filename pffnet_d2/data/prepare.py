@@ -4,17 +4,22 @@
                         semantic/<id>.png   8 bit, 0 background, 1 object
                         instances.json      COCO with run lengths; ``info`` says how the images were normalised
 
+<split> is the split's name, with a scheme that is not the reader's default ``<scheme>_<split>``, and of folds
+``fold<i>of<K>_train`` and ``fold<i>of<K>_val``. The data set's name in the catalogs is ``<name>_<that>``.
+
 A split is built in a folder beside its place and moved when whole, so that what is there is complete. One that is there
-already, made with the same options, is left alone.
+already, made of the same images with the same options, is left alone.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -25,8 +30,14 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from pffnet_d2.data import phantoms
-from pffnet_d2.data.coco import label_map_to_annotations, write_coco, write_semantic
+from pffnet_d2.data import phantoms, readers
+from pffnet_d2.data.coco import (
+    label_map_to_annotations,
+    regions_to_annotations,
+    regions_to_label_map,
+    write_coco,
+    write_semantic,
+)
 from pffnet_d2.data.images import Normalisation, to_rgb8
 from pffnet_d2.data.readers import READERS
 from pffnet_d2.data.readers.record import Record
@@ -34,12 +45,28 @@ from pffnet_d2.errors import InputError
 
 Read = Callable[[], Iterator[Record]]
 
-FORMAT = 1  # of the prepared files; a split of another one is made again
-CATEGORIES = {"phantoms": "nucleus", "bbbc039": "nucleus"}
-SPLITS: dict[str, tuple[str, ...]] = {
-    "phantoms": phantoms.SPLITS,
-    **{name: reader.SPLITS for name, reader in READERS.items()},
-}
+FORMAT = 2  # of the prepared files; a split of another one is made again
+OWN = "own"  # the reader of a user's images, prepared under a name of their own
+
+
+def known_splits() -> dict[str, dict[str, str]]:
+    """Of every data set the folders that ``prepare`` makes unless asked otherwise, each with the arguments that make
+    it."""
+    known = {"phantoms": dict.fromkeys(phantoms.SPLITS, "")}
+    for name in READERS:
+        if name != OWN:
+            default, *_ = readers.schemes(name)
+            known[name] = {
+                _folder(scheme, split, default): "" if scheme == default else f" --scheme {scheme}"
+                for scheme, splits in readers.schemes(name).items()
+                for split in splits
+            }
+    return known
+
+
+def category(name: str) -> str:
+    """What the objects of a data set are."""
+    return phantoms.CATEGORY if name == "phantoms" else READERS[name].CATEGORY
 
 
 def prepare(
@@ -48,6 +75,12 @@ def prepare(
     out: Path,
     *,
     splits: Sequence[str] | None = None,
+    scheme: str | None = None,
+    options: Mapping[str, str] | None = None,
+    folds: int | None = None,
+    fold: int | None = None,
+    seed: int = 0,
+    dataset: str | None = None,
     count: int | None = None,
     force: bool = False,
     workers: int | None = None,
@@ -55,52 +88,200 @@ def prepare(
     """Prepare a data set under ``out / name`` and print what was made. One call at a time for a data set.
 
     Args:
-        name: a key of ``SPLITS``.
+        name: "phantoms" or a key of ``READERS``.
         source: the folder with the publisher's files; phantoms need none.
         splits: which; None takes all that ``source`` holds.
+        scheme: one of the reader's split schemes; None takes its default.
+        options: the reader's options, values as text.
+        folds: K >= 2 divides all labelled images into K parts, groups kept whole, and makes the splits
+            fold<i>of<K>_val (part i) and fold<i>of<K>_train (the others) instead; the lists are written to
+            folds<K>_seed<S>.json beside them.
+        fold: i, from 0; None makes all K.
+        seed: of the division.
+        dataset: name of the prepared data set, and the one way to name a user's own; None takes ``name``.
         count: images a split. Phantoms: how many to make (80 and 16 unless given); others: only the first so many, for
             a trial.
         force: make it again even if it is complete.
         workers: threads; None takes one a processor, at most 8.
 
     Raises:
-        InputError: an unknown data set or split, or whatever is wrong with the source; nothing half-made is left.
+        InputError: whatever is wrong with the arguments or the source; nothing half-made is left.
     """
-    if name not in SPLITS:
-        raise InputError(f"unknown data set {name!r}; choose one of {', '.join(SPLITS)}")
-    for split in splits or ():
-        if split not in SPLITS[name]:
-            raise InputError(f"unknown split {split!r} of {name}; choose one of {', '.join(SPLITS[name])}")
+    if name != "phantoms" and name not in READERS:
+        raise InputError(f"unknown data set {name!r}; choose one of phantoms, {', '.join(READERS)}")
+    dataset = _dataset_name(name, dataset)
     if count is not None and count < 1:
         raise InputError(f"count {count}: give at least one image")
+    made_by: dict[str, Any] = {}
+    lists: dict[str, Any] = {}
     if name == "phantoms":
-        normalisation, wanted = phantoms.NORMALISATION, tuple(splits or phantoms.SPLITS)
+        if scheme or options or folds is not None:
+            raise InputError("phantoms have no schemes, options or folds: they are made, as many as you like (--count)")
+        reads, normalisation = _phantom_splits(splits, count), phantoms.NORMALISATION
     else:
         if source is None:
-            raise InputError(f"{name} needs --source: the folder with the publisher's files (see datasets/README.md)")
-        normalisation, wanted = READERS[name].NORMALISATION, tuple(splits or READERS[name].splits(source))
-        for split in SPLITS[name]:
-            if split not in wanted and not splits:
-                print(f"{name} {split}: left out, its list is not in {source}")
-    for split in wanted:
-        if name == "phantoms":
-            read: Read = partial(phantoms.records, split, count)
+            raise InputError(f"{name} needs --source: the folder with the files (see datasets/README.md)")
+        made_by = {"scheme": _scheme(name, scheme), "options": _options(name, options or {})}
+        given = {key: made_by["options"][key] for key in options or {}}
+        if scheme and scheme != next(iter(readers.schemes(name))):
+            given["scheme"] = scheme
+        normalise = getattr(READERS[name], "normalisation", None)
+        normalisation = normalise(**given) if normalise else READERS[name].NORMALISATION
+        if folds is None:
+            if fold is not None:
+                raise InputError(f"--fold {fold} needs --folds: how many there are")
+            reads = _reader_splits(name, source, splits, made_by["scheme"], given, count)
         else:
-            assert source is not None  # refused above
-            read = partial(_first_records, name, source, split, count)
+            if splits:
+                raise InputError("--folds makes splits of its own; give either --splits or --folds")
+            made_by |= {"folds": folds, "seed": seed}
+            lists, reads = _fold_splits(name, source, made_by["scheme"], given, folds, fold, seed, count)
+    for split, read in reads.items():
         info = {
-            "description": f"{name} {split}, prepared by pffnet",
+            "description": f"{dataset} {split}, prepared by pffnet",
             "format": FORMAT,
-            "dataset": name,
+            "dataset": dataset,
             "split": split,
+            "reader": name,
+            "category": made_by.get("options", {}).get("category", category(name)),
+            **made_by,
             "count": count,
             "normalisation": normalisation.info(),
         }
-        _prepare_split(out / name / split, read, info, normalisation, force, workers)
+        _prepare_split(out / dataset / split, read, info, normalisation, force, workers)
+    if folds is not None:
+        _write_json(out / dataset / f"folds{folds}_seed{seed}.json", {"folds": folds, "seed": seed, **lists})
 
 
-def _first_records(name: str, source: Path, split: str, count: int | None) -> Iterator[Record]:
-    return islice(READERS[name].records(source, split), count)
+def _dataset_name(name: str, dataset: str | None) -> str:
+    if dataset is None:
+        if name == OWN:
+            raise InputError("own needs --name: what your data set is to be called")
+        return name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", dataset):
+        raise InputError(f"--name {dataset!r}: use letters, digits, _ and -, beginning with a letter or digit")
+    if dataset != name and dataset in ("phantoms", *READERS):
+        raise InputError(f"--name {dataset}: that is the name of a published data set; choose another")
+    return dataset
+
+
+def _folder(scheme: str, split: str, default: str) -> str:
+    return split if scheme == default else f"{scheme}_{split}"
+
+
+def _phantom_splits(splits: Sequence[str] | None, count: int | None) -> dict[str, Read]:
+    for split in splits or ():
+        if split not in phantoms.SPLITS:
+            raise InputError(f"unknown split {split!r} of phantoms; choose one of {', '.join(phantoms.SPLITS)}")
+    return {split: partial(phantoms.records, split, count) for split in splits or phantoms.SPLITS}
+
+
+def _scheme(name: str, scheme: str | None) -> str:
+    known = readers.schemes(name)
+    if scheme is not None and scheme not in known:
+        choice = f"choose one of {', '.join(known)}" if len(known) > 1 else "it has none, leave --scheme out"
+        raise InputError(f"unknown split scheme {scheme!r} of {name}; {choice}")
+    return scheme or next(iter(known))
+
+
+def _options(name: str, options: Mapping[str, str]) -> dict[str, Any]:
+    """All options of a reader: the chosen ones in the type of their default, the others at it."""
+    known = readers.options(name)
+    values = {key: default for key, (default, _) in known.items()}
+    for key, text in options.items():
+        if key not in known:
+            choice = f"choose from {', '.join(known)}" if known else "it has none"
+            raise InputError(f"unknown option {key!r} of {name}; {choice}")
+        kind = type(known[key][0])
+        try:
+            values[key] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+        except (KeyError, ValueError) as error:
+            wanted = "true or false" if kind is bool else {int: "a whole number", float: "a number"}[kind]
+            raise InputError(f"option {key}={text} of {name}: give {wanted}") from error
+    return values
+
+
+def _reader_splits(
+    name: str, source: Path, splits: Sequence[str] | None, scheme: str, given: dict[str, Any], count: int | None
+) -> dict[str, Read]:
+    """The wanted splits by the name of their folder."""
+    default = next(iter(readers.schemes(name)))
+    known = readers.schemes(name)[scheme]
+    if not known or not splits:
+        found = READERS[name].splits(source, **given)
+        known = known or found  # a user's own are what the options make them
+    for split in splits or ():
+        if split not in known:
+            raise InputError(f"unknown split {split!r} of {name}; choose one of {', '.join(known)}")
+    for split in known if not splits else ():
+        if split not in found:
+            print(f"{name} {split}: left out, {source} does not hold what it needs")
+    return {
+        _folder(scheme, split, default): partial(_first_records, name, source, split, given, count)
+        for split in splits or found
+    }
+
+
+def _first_records(name: str, source: Path, split: str, given: dict[str, Any], count: int | None) -> Iterator[Record]:
+    return islice(READERS[name].records(source, split, **given), count)
+
+
+def _fold_splits(
+    name: str,
+    source: Path,
+    scheme: str,
+    given: dict[str, Any],
+    folds: int,
+    fold: int | None,
+    seed: int,
+    count: int | None,
+) -> tuple[dict[str, Any], dict[str, Read]]:
+    """The lists of all folds, and the splits to make."""
+    if fold is not None and not 0 <= fold < folds:
+        raise InputError(f"--fold {fold}: give 0 to {folds - 1}, or leave it out for all of them")
+    reader = READERS[name]
+    every = [r for split in reader.splits(source, **given) for r in reader.records(source, split, **given)]
+    labelled = [record for record in every if record.read_label_map is not None]
+    _check_ids(labelled, f"{name}, all splits")
+    part = fold_of(labelled, folds, seed)
+    default = next(iter(readers.schemes(name)))
+    lists: dict[str, Any] = {}
+    reads: dict[str, Read] = {}
+    for i in range(folds):
+        halves = {
+            f"fold{i}of{folds}_train": [r for r in labelled if part[r.image_id] != i],
+            f"fold{i}of{folds}_val": [r for r in labelled if part[r.image_id] == i],
+        }
+        for split, own in halves.items():
+            folder = _folder(scheme, split, default)
+            lists[folder] = [record.image_id for record in own]
+            if fold in (None, i):
+                reads[folder] = partial(islice, own, count)
+    return lists, reads
+
+
+def fold_of(records: Sequence[Record], folds: int, seed: int) -> dict[str, int]:
+    """The part 0..folds-1 of every image id. Groups stay whole (an image without group is one of its own); they are
+    dealt out, in an order drawn from ``seed``, each to the part that has the fewest images so far.
+
+    The order of the records does not matter.
+
+    Raises:
+        InputError: fewer groups than folds, or less than two folds.
+    """
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for record in records:
+        groups[(record.group, "") if record.group else ("", record.image_id)].append(record.image_id)
+    if not 2 <= folds <= len(groups):
+        raise InputError(f"--folds {folds}: give 2 to {len(groups)}, the number of images or groups of them")
+    keys = sorted(groups)
+    part: dict[str, int] = {}
+    sizes = [0] * folds
+    for k in np.random.default_rng(seed).permutation(len(keys)):
+        smallest = sizes.index(min(sizes))
+        sizes[smallest] += len(groups[keys[k]])
+        part.update(dict.fromkeys(groups[keys[k]], smallest))
+    return part
 
 
 def _prepare_split(
@@ -112,15 +293,16 @@ def _prepare_split(
     workers: int | None,
 ) -> None:
     title = f"{info['dataset']} {info['split']}"
+    started = time.perf_counter()
+    records = list(read())
+    _check_ids(records, title)
+    info["labelled"] = records[0].read_label_map is not None
     prepared = _read_json(folder)
-    if not force and _is_complete(prepared, folder, info):
+    if not force and _is_complete(prepared, folder, info, records):
         print(f"{title}: complete in {folder}, left alone (--force makes it again)")
         return
     if folder.exists() and prepared.get("info", {}).get("dataset") != info["dataset"]:
         raise InputError(f"{folder}: exists and was not made by pffnet prepare; move it away or choose another --out")
-    started = time.perf_counter()
-    records = list(read())
-    _check_ids(records, title)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -129,16 +311,18 @@ def _prepare_split(
     shutil.rmtree(partial_folder, ignore_errors=True)  # of a run that was killed
     try:
         (partial_folder / "images").mkdir(parents=True)
-        (partial_folder / "semantic").mkdir()
+        if info["labelled"]:
+            (partial_folder / "semantic").mkdir()
         images, annotations = _convert_all(records, partial_folder, normalisation, title, workers)
-        write_coco(partial_folder / "instances.json", images, annotations, info, CATEGORIES[info["dataset"]])
+        write_coco(partial_folder / "instances.json", images, annotations, info, info["category"])
         _replace_folder(partial_folder, folder)
     except BaseException:
         shutil.rmtree(partial_folder, ignore_errors=True)
         raise
     empty = len(images) - len({annotation["image_id"] for annotation in annotations})
     seconds = time.perf_counter() - started
-    print(f"{title}: {len(images)} images ({empty} empty), {len(annotations)} objects -> {folder} ({seconds:.1f} s)")
+    found = f"({empty} empty), {len(annotations)} objects" if info["labelled"] else "without published truth"
+    print(f"{title}: {len(images)} images {found} -> {folder} ({seconds:.1f} s)")
 
 
 def _convert_all(
@@ -164,22 +348,36 @@ def _convert_all(
 
 
 def _convert(record: Record, folder: Path, normalisation: Normalisation) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Write the two PNG of a record; the COCO entries without ids."""
-    image, label_map = record.read_image(), record.read_label_map()
-    if image.shape[:2] != label_map.shape:
-        raise InputError(
-            f"{record.image_id}: the image has {_size(image)} pixels (height x width), "
-            f"its mask {_size(label_map)}; fetch both again"
-        )
+    """Write the PNG files of a record; the COCO entries without ids."""
+    image = record.read_image()
+    height, width = image.shape[:2]
     try:
         rgb = to_rgb8(image, normalisation)
     except InputError as error:
         raise InputError(f"{record.image_id}: {error}") from error
+    annotations: list[dict[str, Any]] = []
     file_name = f"{record.image_id}.png"
+    if record.read_label_map is not None:
+        if record.read_regions is not None:
+            regions = record.read_regions()
+            try:
+                annotations = regions_to_annotations(regions, height, width)
+            except InputError as error:
+                raise InputError(f"{record.image_id}: {error}; fetch it again") from error
+            label_map = regions_to_label_map(regions, height, width)
+        else:
+            label_map = record.read_label_map()
+            if label_map.shape != (height, width):
+                raise InputError(
+                    f"{record.image_id}: the image has {_size(image)} pixels (height x width), "
+                    f"its mask {_size(label_map)}; fetch both again"
+                )
+            annotations = label_map_to_annotations(label_map)
+        write_semantic(folder / "semantic" / file_name, label_map)
     Image.fromarray(rgb).save(folder / "images" / file_name, compress_level=1)
-    write_semantic(folder / "semantic" / file_name, label_map)
-    entry = {"id": 0, "file_name": file_name, "height": image.shape[0], "width": image.shape[1]}
-    return {**entry, "group": record.group, "image_type": record.image_type}, label_map_to_annotations(label_map)
+    kind = record.image_type if isinstance(record.image_type, str) else record.image_type(image)
+    entry = {"id": 0, "file_name": file_name, "height": height, "width": width}
+    return {**entry, "group": record.group, "image_type": kind}, annotations
 
 
 def _size(array: np.ndarray[Any, Any]) -> str:
@@ -191,6 +389,8 @@ def _check_ids(records: list[Record], title: str) -> None:
         raise InputError(f"{title}: no images; check the source")
     seen: set[str] = set()
     for record in records:
+        if not record.image_id or record.image_id.startswith(".") or set(record.image_id) & set("/\\\0"):
+            raise InputError(f"{title}: an image is called {record.image_id!r}, which is no file name; rename it")
         if record.image_id in seen:
             raise InputError(f"{title}: two images are called {record.image_id}; rename one")
         seen.add(record.image_id)
@@ -204,12 +404,33 @@ def _read_json(folder: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _is_complete(prepared: dict[str, Any], folder: Path, info: dict[str, Any]) -> bool:
-    """Whether the split is there, made with the same options, and no file was removed since."""
-    if prepared.get("info") != info:
+def _is_complete(prepared: dict[str, Any], folder: Path, info: dict[str, Any], records: list[Record]) -> bool:
+    """Whether the split is there, made of the same images with the same options, and no file was removed since."""
+    if prepared.get("info") != json.loads(json.dumps(info)):
         return False
-    names = {image["file_name"] for image in prepared["images"]}
-    return all((folder / part).is_dir() and names == set(os.listdir(folder / part)) for part in ("images", "semantic"))
+    names = [f"{record.image_id}.png" for record in records]
+    parts = ("images", "semantic") if info["labelled"] else ("images",)
+    return names == [image["file_name"] for image in prepared["images"]] and all(
+        (folder / part).is_dir() and set(names) == set(os.listdir(folder / part)) for part in parts
+    )
+
+
+def read_info(instances_json: Path) -> dict[str, Any]:
+    """The ``info`` of a prepared split, read from the head of its json; {} where that is something else."""
+    try:
+        with instances_json.open(encoding="utf-8") as file:
+            head = file.read(1 << 16)
+        start = '{"info": '
+        info, _ = json.JSONDecoder().raw_decode(head, len(start)) if head.startswith(start) else ({}, 0)
+    except (OSError, ValueError):
+        return {}
+    return info if isinstance(info, dict) and "dataset" in info and "reader" in info else {}
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    beside = path.with_name(f".{path.name}.partial")
+    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(beside, path)
 
 
 def _replace_folder(new: Path, place: Path) -> None:

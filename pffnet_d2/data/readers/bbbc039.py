@@ -37,6 +37,7 @@ from pffnet_d2.errors import InputError
 
 SPLITS: tuple[str, ...] = ("train", "val", "test")
 LISTS = {"train": "training.txt", "val": "validation.txt", "test": "test.txt"}
+CATEGORY = "nucleus"
 NORMALISATION = PERCENTILE_16_BIT
 
 

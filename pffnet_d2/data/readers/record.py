@@ -10,7 +10,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pffnet_d2.data.coco import Region
 from pffnet_d2.data.images import Normalisation
+
+IMAGE_TYPES = ("fluorescence", "histology", "brightfield", "plant")
 
 
 @dataclass(frozen=True)
@@ -21,26 +24,43 @@ class Record:
         image_id: the publisher's name without ending; file names of the prepared data set are made from it, so it is
             unique in a split.
         read_image: returns (H, W), (H, W, 3) or (H, W, 4) in the publisher's own depth.
-        read_label_map: returns (H, W) int32, 0 background, ids 1..n contiguous.
+        read_label_map: returns (H, W) int32, 0 background, ids 1..n contiguous; where objects overlap the smaller one
+            is on top. None where the publisher keeps the truth to himself: then for all images of a split.
         group: what must not be divided between folds (patient, plate, plant); "" where there is none.
-        image_type: kind of image, for reports by kind; "" where the publisher tells none.
+        image_type: one of IMAGE_TYPES, for reports by kind, or what decides it from the image; "" where nothing tells.
+        read_regions: for truth whose objects overlap: every object whole. The annotations are made of them instead of
+            the label map, and the semantic truth is their union.
     """
 
     image_id: str
     read_image: Callable[[], npt.NDArray[Any]]
-    read_label_map: Callable[[], npt.NDArray[np.int32]]
+    read_label_map: Callable[[], npt.NDArray[np.int32]] | None
     group: str = ""
-    image_type: str = ""
+    image_type: str | Callable[[npt.NDArray[Any]], str] = ""
+    read_regions: Callable[[], list[Region]] | None = None
 
 
 class Reader(Protocol):
-    """What a module in this folder offers."""
+    """What a module in this folder offers. Besides these, where it has them (see ``readers.schemes`` and
+    ``readers.options``):
+
+    - ``SCHEMES: dict[str, tuple[str, ...]]``: split schemes by name with their splits; the first is the default, whose
+      splits are SPLITS. The name of another one is handed to ``splits`` and ``records`` as the keyword ``scheme``.
+    - ``OPTIONS: dict[str, tuple[default, help]]``: what ``pffnet prepare NAME --option key=value`` accepts; a value
+      takes the type of the default (bool, int, float or str). Those given are handed to ``splits`` and ``records`` as
+      keywords.
+    - ``normalisation(**options) -> Normalisation``: where the options decide it, instead of NORMALISATION.
+
+    Facts the user should hear (files of a published list that are absent with leave, say) go to ``logging`` as
+    warnings.
+    """
 
     SPLITS: tuple[str, ...]
+    CATEGORY: str  # of every object: "nucleus", "leaf", ...
     NORMALISATION: Normalisation
 
-    def splits(self, root: Path) -> tuple[str, ...]:
+    def splits(self, root: Path, **options: Any) -> tuple[str, ...]:
         """The splits that the files under ``root`` suffice for."""
 
-    def records(self, root: Path, split: str) -> Iterator[Record]:
+    def records(self, root: Path, split: str, **options: Any) -> Iterator[Record]:
         """The images of a split in the publisher's order. Raises InputError naming what is missing or wrong."""

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 import zlib
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib import resources
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from pffnet_d2.data.images import read_bytes
 from pffnet_d2.errors import InputError
 
+MAX_MEMBER_BYTES = 2 << 30  # of one file in an archive, unpacked: beyond every image within images.MAX_PIXELS
 
-@dataclass(frozen=True)
+DAMAGED_ZIP = (OSError, KeyError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+
+
+@dataclass(frozen=True, order=True)
 class SourceFile:
-    """A file, or with ``member`` a file inside the zip ``path``. Small and picklable; nothing is open."""
+    """A file, or with ``member`` a file inside the zip ``path``. Small and picklable."""
 
     path: Path
     member: str = ""
@@ -22,28 +30,58 @@ class SourceFile:
     def name(self) -> str:
         return PurePosixPath(self.member).name if self.member else self.path.name
 
+    @property
+    def stem(self) -> str:
+        """The name up to its last dot."""
+        return PurePosixPath(self.name).stem
+
+    @property
+    def suffix(self) -> str:
+        """The ending in lower case, with its dot."""
+        return PurePosixPath(self.name).suffix.lower()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The folders of the file, an archive being one under its name, then the name."""
+        return (*self.path.parts, *PurePosixPath(self.member).parts) if self.member else self.path.parts
+
     def read(self) -> bytes:
         """The content. Raises InputError naming the file when it is missing or damaged."""
         if not self.member:
             return read_bytes(self.path)
         try:
-            with zipfile.ZipFile(self.path) as archive:
-                return archive.read(self.member)
-        except (
-            OSError,
-            KeyError,
-            EOFError,
-            RuntimeError,
-            NotImplementedError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as error:
+            return _archive(self.path).read(self.member)
+        except DAMAGED_ZIP as error:
             raise InputError(
                 f"{self}: cannot be read from the zip; it is truncated or damaged, fetch it again"
             ) from error
 
     def __str__(self) -> str:
         return f"{self.path}:{self.member}" if self.member else str(self.path)
+
+
+def list_files(root: Path) -> list[SourceFile]:
+    """All files under ``root`` at any depth, in order; a zip stands for the files in it, unless the folder it extracts
+    to (its name without .zip) is beside it.
+
+    What macOS adds (__MACOSX, ._name, .DS_Store) and hidden files are left out.
+
+    Raises:
+        InputError: ``root`` is no folder; it holds no file; a zip is damaged or has a member pointing outside.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder; give the folder that holds the downloaded files")
+    files: list[SourceFile] = []
+    for path in sorted(root.rglob("*")):
+        if any(map(_hidden, path.relative_to(root).parts)) or not path.is_file():
+            continue
+        if path.suffix.lower() != ".zip":
+            files.append(SourceFile(path))
+        elif not path.with_suffix("").is_dir():
+            files.extend(_members(path))
+    if not files:
+        raise InputError(f"{root}: holds no files; give the folder that holds the downloaded files")
+    return files
 
 
 def find_part(root: Path, part: str) -> list[SourceFile]:
@@ -74,13 +112,44 @@ def find_part(root: Path, part: str) -> list[SourceFile]:
     )
 
 
+def shipped(name: str) -> Any:
+    """The content of pffnet_d2/data/splits/<name>.json, a published list that comes with the package."""
+    return json.loads((resources.files("pffnet_d2.data") / "splits" / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def _members(archive: Path) -> list[SourceFile]:
     try:
-        with zipfile.ZipFile(archive) as opened:
-            names = sorted(info.filename for info in opened.infolist() if not info.is_dir())
+        infos = sorted((info for info in _archive(archive).infolist() if not info.is_dir()), key=lambda i: i.filename)
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{archive}: not a zip file, or truncated; fetch it again") from error
-    return [SourceFile(archive, name) for name in names if not any(map(_hidden, PurePosixPath(name).parts))]
+    for info in infos:  # nothing is ever extracted, but who packs such members is not to be trusted with the rest
+        name = PurePosixPath(info.filename.replace("\\", "/"))
+        if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+            raise InputError(
+                f"{archive}: its member {info.filename!r} points outside the archive; do not use this file"
+            )
+        if info.file_size > MAX_MEMBER_BYTES:
+            raise InputError(
+                f"{archive}: its member {info.filename!r} unpacks to {info.file_size >> 20} MiB, more than the "
+                f"{MAX_MEMBER_BYTES >> 20} MiB allowed; do not use this file"
+            )
+    return [
+        SourceFile(archive, info.filename)
+        for info in infos
+        if not any(map(_hidden, PurePosixPath(info.filename).parts))
+    ]
+
+
+def _archive(path: Path) -> zipfile.ZipFile:
+    status = path.stat()
+    return _opened(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=8)
+def _opened(path: Path, _modified: int, _size: int) -> zipfile.ZipFile:
+    """Kept open, because reading the directory of an archive with 17,000 members takes longer than reading a member;
+    members are read by many threads at once, which zipfile allows."""
+    return zipfile.ZipFile(path)
 
 
 def _hidden(name: str) -> bool:

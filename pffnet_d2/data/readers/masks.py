@@ -1,0 +1,50 @@
+"""Truth of one mask an object."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from scipy.ndimage import binary_fill_holes, find_objects
+
+from pffnet_d2.data.coco import Region, regions_to_label_map
+from pffnet_d2.data.images import decode_image
+from pffnet_d2.data.readers.source import SourceFile
+from pffnet_d2.errors import InputError
+
+
+def one_mask_per_object(files: Sequence[SourceFile], threshold: int, fill_holes: bool) -> npt.NDArray[np.int32]:
+    """The label map of files that hold one object each: where they exceed ``threshold`` of 255, masks of 0 and 1 where
+    they are 1. Where objects overlap the smaller one is on top.
+
+    Raises:
+        InputError: a file that is no 8-bit mask, of another size than the others, or empty.
+    """
+    regions: list[Region] = []
+    size: tuple[int, ...] = ()
+    for file in files:
+        mask = decode_image(file.read(), str(file), palette=False)
+        if mask.dtype != np.uint8:
+            raise InputError(f"{file}: holds {mask.dtype} values, not one object in 8 bit; save it as a mask of 0, 255")
+        if mask.ndim == 3:
+            mask = mask[..., : 3 if mask.shape[2] >= 3 else 1].max(axis=2)  # without alpha
+        size = size or mask.shape
+        if mask.shape != size:
+            raise InputError(
+                f"{file}: {mask.shape[0]} x {mask.shape[1]} pixels where the other masks of the image have "
+                f"{size[0]} x {size[1]}; fetch it again"
+            )
+        regions.append(mask_region(mask > (threshold if mask.max(initial=0) > 1 else 0), str(file), fill_holes))
+    return regions_to_label_map(regions, size[0], size[1])
+
+
+def mask_region(mask: npt.NDArray[np.bool_], name: str, fill_holes: bool) -> Region:
+    """The object of an (H, W) mask in the window of its extent. Raises InputError naming ``name`` where there is
+    none."""
+    windows = find_objects(mask.astype(np.uint8))
+    if not windows:
+        raise InputError(f"{name}: holds no object; remove it or fetch it again")
+    rows, columns = windows[0]
+    own = mask[rows, columns]
+    return rows.start, columns.start, binary_fill_holes(own) if fill_holes else own
