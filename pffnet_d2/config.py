@@ -28,6 +28,19 @@ def config_path(name: str = "") -> Path:
     return path
 
 
+def label_map_rule(cfg: Any) -> dict[str, Any]:
+    """MODEL.PFFNET.LABEL_MAP as the arguments of ``inference.label_map.instances_to_label_map``."""
+    rule = cfg.MODEL.PFFNET.LABEL_MAP
+    return {
+        "score_threshold": rule.SCORE_THRESH,
+        "mask_threshold": rule.MASK_THRESH,
+        "max_covered": rule.MAX_COVERED,
+        "fill_holes": rule.FILL_HOLES,
+        "largest_component": rule.LARGEST_COMPONENT,
+        "min_size": rule.MIN_SIZE,
+    }
+
+
 def add_pffnet_config(cfg: Any) -> None:
     """Add the keys of PFFNet and its family to ``cfg`` (a detectron2 ``CfgNode``), in place."""
     import torch
@@ -56,6 +69,17 @@ def add_pffnet_config(cfg: Any) -> None:
     cfg.MODEL.PFFNET.LABEL_MAP.MASK_THRESH = 0.5
     # An instance is dropped when more than this fraction of it is covered by better ones (release; not in [P]).
     cfg.MODEL.PFFNET.LABEL_MAP.MAX_COVERED = 0.7
+    # None of the next three is in [P] or its release.
+    # Fill the holes of each mask.
+    cfg.MODEL.PFFNET.LABEL_MAP.FILL_HOLES = False
+    # Keep the largest connected part of each instance only.
+    cfg.MODEL.PFFNET.LABEL_MAP.LARGEST_COMPONENT = False
+    # Drop instances that keep fewer pixels.
+    cfg.MODEL.PFFNET.LABEL_MAP.MIN_SIZE = 0
+
+    # Test-time augmentation: prediction and evaluation run on each of these views of an image and merge what they
+    # find; names of inference/tta.py. Empty: the image as it is, once.
+    cfg.MODEL.PFFNET.TTA = []
 
     # Residual attention feature fusion (RAFF), [P] Algorithm 1.
     cfg.MODEL.PFFNET.FUSION = CN()
