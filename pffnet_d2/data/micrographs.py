@@ -133,7 +133,9 @@ def _read_tiff(path: Path, plane: Mapping[str, int] | int | None, channels: Sequ
             except ValueError as error:
                 if "imagecodecs" not in str(error):
                     raise
-                pixels = _without_imagecodecs(path, series.shape, str(page.compression).rpartition(".")[2])
+                pixels = _without_imagecodecs(
+                    path, series.shape, str(getattr(page.compression, "name", page.compression))
+                )
             if page.photometric == _PALETTE and page.colormap is not None:
                 pixels = np.moveaxis(np.asarray(page.colormap) >> 8, 0, -1).astype(np.uint8)[pixels]
                 return _with_scale(tiff, _reduce(pixels, series.axes + "S", str(path), plane, channels, True))

@@ -68,7 +68,7 @@ class LabelMapEvaluator(DatasetEvaluator):
             distributed: collect the rows of all ranks; False scores this process alone.
         """
         self._dataset_name = dataset_name
-        self._rule = {
+        self._rule: dict[str, Any] = {
             "score_threshold": score_threshold,
             "mask_threshold": mask_threshold,
             "max_covered": max_covered,
