@@ -32,6 +32,7 @@ from pffnet_d2.config import read_config
 from pffnet_d2.data.mapper import PFFNetDatasetMapper
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.evaluator import DenseCOCOEvaluator, LabelMapEvaluator
+from pffnet_d2.inference.tta import augmented
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +199,7 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """Scores of ``model`` on DATASETS.TEST: {task: {metric: value}}, by data set where there are several."""
         with roi_masks(model):
-            results: dict[str, Any] = super().test(cfg, model, evaluators)
+            results: dict[str, Any] = super().test(cfg, augmented(model, cfg), evaluators)
         return results
 
     def state_dict(self) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert caught.value.code == 0
     listed = capsys.readouterr().out
-    for command in ("env", "prepare", "train", "evaluate", "demo"):
+    for command in ("env", "prepare", "predict", "plot", "train", "evaluate", "demo"):
         assert f"\n    {command} " in listed
 
 

@@ -180,9 +180,9 @@ def predict_files(job: Job) -> Summary:
     check_formats(job.formats)
     if job.processes < 1 or job.batch < 1:
         raise InputError(f"{job.processes} processes, batches of {job.batch}: both must be at least 1")
-    cuda = (
-        (job.device is not None and job.device.startswith("cuda")) or (job.device is None and torch.cuda.is_available())
-    )
+    if job.channels is not None and len(job.channels) not in (1, 3):
+        raise InputError(f"--channels {','.join(map(str, job.channels))}: give one (grey) or three (red, green, blue)")
+    cuda = torch.cuda.is_available() if job.device is None else job.device.startswith("cuda")
     if job.processes > 1 and cuda:
         here = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if job.device not in (None, "cuda"):

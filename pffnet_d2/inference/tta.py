@@ -41,6 +41,8 @@ def augmented(model: nn.Module, cfg: Any) -> nn.Module:
         raise InputError(f"MODEL.PFFNET.TTA: unknown view {unknown[0]!r}; choose from {', '.join(VIEWS)}")
     if len(set(names)) < len(names):
         raise InputError(f"MODEL.PFFNET.TTA: {names} names a view twice")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
     if not isinstance(model, GeneralizedRCNN):
         raise InputError(f"MODEL.PFFNET.TTA: {cfg.MODEL.META_ARCHITECTURE} cannot be augmented; set it to []")
     return TestTimeAugmentation(model, names, cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE)
