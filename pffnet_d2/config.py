@@ -118,9 +118,6 @@ def add_pffnet_config(cfg: Any) -> None:
     # Drop instances that keep fewer pixels.
     cfg.MODEL.PFFNET.LABEL_MAP.MIN_SIZE = 0
 
-    # Beyond the right and bottom edge, at prediction and evaluation, of images whose sides are no multiple of the
-    # stride: "zero" after the mean is subtracted (Detectron2, release) or the image's "mirror".
-    cfg.MODEL.PFFNET.TEST_PADDING = "zero"
     # Test-time augmentation: prediction and evaluation run on each of these views of an image and merge what they
     # find; names of inference/tta.py. Empty: the image as it is, once.
     cfg.MODEL.PFFNET.TTA = []

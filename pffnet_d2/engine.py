@@ -32,7 +32,6 @@ from pffnet_d2.config import read_config
 from pffnet_d2.data.mapper import PFFNetDatasetMapper
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.evaluator import DenseCOCOEvaluator, LabelMapEvaluator
-from pffnet_d2.inference.padding import padded
 from pffnet_d2.inference.tta import augmented
 
 logger = logging.getLogger(__name__)
@@ -164,10 +163,6 @@ class Trainer(DefaultTrainer):
         self.checkpointer = Checkpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
         hooks: list[HookBase] = super().build_hooks()
         return hooks
-
-    @classmethod
-    def build_model(cls, cfg: CfgNode) -> nn.Module:
-        return padded(super().build_model(cfg), cfg)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> Any:

@@ -24,7 +24,6 @@ from pffnet_d2.data.images import Normalisation, default_normalisation, to_rgb8
 from pffnet_d2.data.micrographs import read_micrograph
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.label_map import label_map_and_indices
-from pffnet_d2.inference.padding import padded
 from pffnet_d2.inference.tta import augmented
 
 # Scores an Instances may hold, in the order of the columns of exports.
@@ -104,7 +103,7 @@ class Predictor:
         if cfg.MODEL.DEVICE == "cpu":
             # Activations near zero otherwise become denormal numbers, on which CPUs are many times slower.
             torch.set_flush_denormal(True)
-        model: Any = padded(build_model(cfg), cfg)
+        model: Any = build_model(cfg)
         Checkpointer(model).load(cfg.MODEL.WEIGHTS)
         model.eval()
         if hasattr(model, "paste_masks"):
