@@ -52,7 +52,7 @@ class Predictor:
         label_map = predictor("plate_A01.tif").label_map
 
     Images pass through the normalisation of training (:func:`~pffnet_d2.data.images.default_normalisation`) unless
-    another is given.
+    another is given. On a CPU, making one turns denormal numbers off for the process (``torch.set_flush_denormal``).
     """
 
     def __init__(
