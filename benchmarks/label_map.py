@@ -1,9 +1,13 @@
-"""How fast does a label map come out of ROI masks, against Detectron2's pasting and a plain loop of the overlap rule?
+"""How fast, and in how much memory, does a label map come out of ROI masks, against Detectron2's pasting and a plain
+loop of the overlap rule?
 
     python benchmarks/label_map.py [--size 1000] [--nuclei 700] [--repeat 10] [--device cpu]
+    python benchmarks/label_map.py --all      # 700 and 3000 nuclei on 1000 x 1000 and 4000 x 4000
 
-Prints one line: the median time of ``instances_to_label_map``, the time of ``paste_masks_in_image`` (one full-size mask
-an instance) followed by the rule on these masks, and their ratio. Both run in this process, on one CPU core or the GPU.
+Prints a line a case: the median time of ``instances_to_label_map``, the time of ``paste_masks_in_image`` (full-size
+masks, at most 2 GB of them at a time) followed by the rule on these masks, their ratio, and the peak memory of either
+beyond what the process held before. Each side runs in a process of its own, on one CPU core or the GPU. All masks at
+once, as Detectron2 returns them, would take nuclei x size x size bytes.
 """
 
 from __future__ import annotations
@@ -11,6 +15,9 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,6 +26,8 @@ from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
 
 from pffnet_d2.inference.label_map import instances_to_label_map
+
+PASTED = 2 * 10**9  # bytes of full-size masks at a time
 
 
 def nuclei(size: int, count: int, device: str) -> Instances:
@@ -40,47 +49,74 @@ def paste_and_loop(instances: Instances) -> NDArray[np.int32]:
     """The rule of the released code (``removeoverlap``) on full-size masks."""
     kept = instances[instances.scores > 0.5]
     kept = kept[kept.scores.argsort(descending=True, stable=True)]
-    masks = paste_masks_in_image(kept.pred_masks[:, 0], kept.pred_boxes, kept.image_size).cpu().numpy()
-    label_map = np.zeros(kept.image_size, dtype=np.int32)
+    height, width = kept.image_size
+    label_map = np.zeros((height, width), dtype=np.int32)
     label = 0
-    for mask in masks:
-        free = mask & (label_map == 0)
-        if not free.any() or 1 - free.sum() / mask.sum() > 0.7:
-            continue
-        label += 1
-        label_map[free] = label
+    for start in range(0, len(kept), max(1, PASTED // (height * width))):
+        some = kept[start : start + max(1, PASTED // (height * width))]
+        for mask in paste_masks_in_image(some.pred_masks[:, 0], some.pred_boxes, (height, width)).cpu().numpy():
+            free = mask & (label_map == 0)
+            if not free.any() or 1 - free.sum() / mask.sum() > 0.7:
+                continue
+            label += 1
+            label_map[free] = label
     return label_map
+
+
+def peak(device: str, *, reset: bool = False) -> int:
+    """Bytes: with ``reset`` those held now, from where the peak is counted; then the peak (of the GPU, or resident)."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+        if reset:
+            torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated()
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(status["VmRSS" if reset else "VmHWM"].split()[0]) * 1024
+
+
+def run(fast: bool, size: int, count: int, repeat: int, device: str) -> tuple[float, int, NDArray[np.int32]]:
+    """Median seconds, peak bytes beyond those held before the first, and the label map."""
+    torch.set_num_threads(1)
+    instances = nuclei(size, count, device)
+    side = instances_to_label_map if fast else paste_and_loop
+    side(nuclei(200, 20, device))  # warms up
+    seconds = []
+    before = peak(device, reset=True)
+    for _ in range(repeat):
+        start = time.perf_counter()
+        label_map = side(instances)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds), peak(device) - before, label_map
+
+
+def compare(size: int, count: int, repeat: int, device: str) -> None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        fast, fast_peak, ours = pool.submit(run, True, size, count, repeat, device).result()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        slow, slow_peak, plain = pool.submit(run, False, size, count, 1, device).result()
+    if not (ours == plain).all():
+        raise SystemExit("the two sides disagree")
+    print(
+        f"label map, {size}x{size}, {count} detections, {ours.max()} labels, {device}: windows {fast * 1e3:.1f} ms, "
+        f"{fast_peak / 1e6:.0f} MB; pasting and plain loop {slow * 1e3:.0f} ms, {slow_peak / 1e6:.0f} MB "
+        f"({count * size**2 / 1e6:.0f} MB at once); ratio {slow / fast:.0f}x",
+        flush=True,
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=int, default=1000, help="side of the square image")
     parser.add_argument("--nuclei", type=int, default=700)
+    parser.add_argument("--all", action="store_true", help="700 and 3000 on 1000 and 4000 pixels; minutes")
     parser.add_argument("--repeat", type=int, default=10, help="runs of the fast side; the median counts")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-
-    torch.set_num_threads(1)
-    instances = nuclei(args.size, args.nuclei, args.device)
-    plain_seconds = []
-    for _ in range(2):  # the first run warms up
-        start = time.perf_counter()
-        plain = paste_and_loop(instances)
-        plain_seconds.append(time.perf_counter() - start)
-    seconds = []
-    for _ in range(args.repeat + 1):
-        start = time.perf_counter()
-        ours = instances_to_label_map(instances)
-        seconds.append(time.perf_counter() - start)
-    if not (ours == plain).all():
-        raise SystemExit("the two sides disagree")
-
-    fast = statistics.median(seconds[1:])
-    print(
-        f"label map, {args.size}x{args.size}, {args.nuclei} detections, {ours.max()} labels, {args.device}: "
-        f"windows {fast * 1e3:.1f} ms, pasting and plain loop {plain_seconds[-1] * 1e3:.0f} ms, "
-        f"ratio {plain_seconds[-1] / fast:.0f}x"
-    )
+    cases = [(s, n) for s in (1000, 4000) for n in (700, 3000)] if args.all else [(args.size, args.nuclei)]
+    for size, count in cases:
+        compare(size, count, args.repeat, args.device)
 
 
 if __name__ == "__main__":

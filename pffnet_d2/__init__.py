@@ -12,13 +12,14 @@ from pffnet_d2.config import config_path
 from pffnet_d2.env import problem
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "add_pffnet_config", "config_path"]
+__all__ = ["Predictor", "__version__", "add_pffnet_config", "config_path"]
 
 _problem = problem()
 if not _problem:
     from pffnet_d2 import modeling  # noqa: F401  (registers)
     from pffnet_d2.config import add_pffnet_config
     from pffnet_d2.data import catalog
+    from pffnet_d2.inference.predictor import Predictor
 
     catalog.register_all()
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pffnet_d2 import __version__, cli_evaluation, env
 from pffnet_d2.errors import InputError
@@ -34,6 +35,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _prepare(args)
         if args.command == "check":
             return _check(args)
+        if args.command == "predict":
+            return _predict(args)
+        if args.command == "plot":
+            return _plot(args)
         return _demo(args.out)
     except InputError as error:
         print(f"pffnet: error: {error}", file=sys.stderr)
@@ -97,6 +102,9 @@ def argument_parser() -> argparse.ArgumentParser:
         help="TEST.DETECTIONS_PER_IMAGE of your configuration (default: %(default)s, Detectron2's)",
     )
 
+    _add_predict(commands)
+    _add_plot(commands)
+
     for name, text in FORWARDED.items():
         commands.add_parser(name, help=text, add_help=False)
 
@@ -105,6 +113,78 @@ def argument_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="train, evaluate and draw on generated images: a few minutes on a CPU")
     demo.add_argument("--out", type=Path, metavar="DIR", default=Path("output/demo"), help="default: %(default)s")
     return parser
+
+
+def _add_predict(commands: Any) -> None:
+    predict = commands.add_parser(
+        "predict",
+        help="segment images with a trained model and write label maps, outlines, measurements",
+        description="Results of DIR/IMAGE.png: IMAGE_labels.tif (label-tiff), IMAGE_overlay.png (overlay), "
+        "IMAGE.geojson (QuPath), IMAGE_rois.zip (ImageJ), IMAGE.csv (measurements), IMAGE.json (coco). A file that "
+        "cannot be read is named and skipped. Exit code 0: all images predicted; 1: some; 2: none, or a mistake. "
+        "See docs/predict.md.",
+    )
+    predict.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="files, folders, or quoted patterns such as 'plates/**/*.tif'"
+    )
+    predict.add_argument(
+        "--config", "--config-file", required=True, metavar="FILE", help="yaml the model was trained with"
+    )
+    predict.add_argument("--weights", metavar="FILE", help="checkpoint (default: MODEL.WEIGHTS of the config)")
+    predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results go")
+    predict.add_argument(
+        "--format",
+        default="label-tiff,overlay",
+        metavar="LIST",
+        help="of label-tiff,overlay,geojson,roi,csv,coco (default: %(default)s)",
+    )
+    predict.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
+    predict.add_argument(
+        "--threshold", type=float, metavar="BETA", help="class score an object needs (default: config)"
+    )
+    predict.add_argument(
+        "--thresholds", metavar="FILE", help="yaml of keys of MODEL.PFFNET.LABEL_MAP, such as SCORE_THRESH: 0.4"
+    )
+    predict.add_argument("--plane", metavar="N | Z=N,T=N", help="of a stack, from 0")
+    predict.add_argument(
+        "--channels", metavar="N | R,G,B", help="of several channels, from 0: one, or three as colours"
+    )
+    predict.add_argument(
+        "--normalisation",
+        default="auto",
+        metavar="RULE",
+        help="auto (as in training: 8-bit images as they are, deeper ones by percentiles), as-is, or "
+        "percentile:LOW,HIGH,RANGE (default: %(default)s)",
+    )
+    predict.add_argument(
+        "--pixel-size",
+        type=float,
+        metavar="UM",
+        help="micrometres a pixel (default: what files say); 0 measures in pixels",
+    )
+    predict.add_argument("--batch", type=int, default=1, metavar="N", help="images of one size predicted together")
+    predict.add_argument("--processes", type=int, default=1, metavar="N", help="a GPU each, or on the CPU")
+    predict.add_argument("--stop-on-error", action="store_true", help="end at the first file that fails (exit code 2)")
+    predict.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="override keys of the config")
+
+
+def _add_plot(commands: Any) -> None:
+    plot = commands.add_parser(
+        "plot", help="pictures of a run: learning curves, calibration of scores, images one by one"
+    )
+    kinds = plot.add_subparsers(dest="kind", required=True, metavar="KIND")
+    curves = kinds.add_parser("curves", help="losses and scores over the iterations of a training run")
+    curves.add_argument("metrics", type=Path, metavar="METRICS.JSON", help="in the run's OUTPUT_DIR")
+    quality = kinds.add_parser("quality", help="mask quality and score against the true IoU of each object")
+    quality.add_argument("--config", "--config-file", required=True, metavar="FILE")
+    quality.add_argument("--weights", metavar="FILE")
+    quality.add_argument("--dataset", required=True, metavar="NAME", help="a prepared data set, such as bbbc039_val")
+    quality.add_argument("--device", metavar="NAME")
+    quality.add_argument("--limit", type=int, metavar="N", help="only the first N images")
+    scatter = kinds.add_parser("scatter", help="a point an image: found against true objects, and scores")
+    scatter.add_argument("table", type=Path, metavar="LABEL_MAP.CSV", help="that evaluation wrote")
+    for kind in (curves, quality, scatter):
+        kind.add_argument("--out", type=Path, required=True, metavar="PNG", help="the picture")
 
 
 def _root() -> Path:
@@ -141,6 +221,79 @@ def _check(args: argparse.Namespace) -> int:
     from pffnet_d2.data.check import check
 
     return 2 if check(args.root, detections=args.detections, sheets=args.sheets) else 0
+
+
+def _predict(args: argparse.Namespace) -> int:
+    _need_everything("predict")
+    from pffnet_d2.data.micrographs import parse_normalisation
+    from pffnet_d2.inference.export import check_formats
+    from pffnet_d2.inference.files import Job, find_sources, predict_files
+
+    formats = list(dict.fromkeys(args.format.split(",")))
+    check_formats(formats)
+    if args.threshold is not None and args.thresholds:
+        raise InputError("--threshold and --thresholds: give one of them")
+    if args.pixel_size is not None and not 0 <= args.pixel_size < float("inf"):
+        raise InputError(f"--pixel-size {args.pixel_size}: give micrometres a pixel, or 0 to measure in pixels")
+    if not os.path.isfile(args.config):
+        raise InputError(f"{args.config}: no such config file; give --config FILE")
+    job = Job(
+        sources=find_sources(args.images, args.out, formats),
+        out=args.out,
+        formats=formats,
+        config=args.config,
+        weights=args.weights,
+        device=args.device,
+        thresholds=args.thresholds or (None if args.threshold is None else {"SCORE_THRESH": args.threshold}),
+        opts=args.opts,
+        normalisation=parse_normalisation(args.normalisation),
+        plane=_plane(args.plane),
+        channels=_integers("--channels", args.channels),
+        pixel_size=args.pixel_size,
+        batch=args.batch,
+        stop=args.stop_on_error,
+        processes=args.processes,
+    )
+    summary = predict_files(job)
+    print("\n".join(summary.lines()))
+    return summary.exit_code
+
+
+def _plane(text: str | None) -> dict[str, int] | int | None:
+    """``3`` or ``Z=3,T=0``."""
+    if text is None or text.isdigit():
+        return None if text is None else int(text)
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(axis.isalpha() and index.isdigit() for axis, _, index in pairs):
+        raise InputError(f"--plane {text}: give a number, or axes as in Z=3,T=0")
+    return {axis.upper(): int(index) for axis, _, index in pairs}
+
+
+def _integers(flag: str, text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    if not all(part.isdigit() for part in text.split(",")):
+        raise InputError(f"{flag} {text}: give numbers from 0, with commas between them")
+    return [int(part) for part in text.split(",")]
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from pffnet_d2 import pictures
+
+    if args.kind == "curves":
+        pictures.learning_curve(args.metrics, args.out)
+    elif args.kind == "scatter":
+        pictures.image_scatter(args.table, args.out)
+    else:
+        _need_everything("plot quality")
+        from pffnet_d2.evaluation.calibration import measure
+        from pffnet_d2.inference.predictor import Predictor
+
+        table = measure(Predictor(args.config, args.weights, device=args.device), args.dataset, limit=args.limit)
+        for line in pictures.calibration(table, args.out):
+            print(line)
+    print(args.out)
+    return 0
 
 
 def _engine(command: str, arguments: list[str]) -> int:

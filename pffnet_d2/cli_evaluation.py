@@ -52,6 +52,7 @@ def choose_thresholds(arguments: Sequence[str]) -> int:
     from detectron2.evaluation import inference_on_dataset
 
     from pffnet_d2 import engine
+    from pffnet_d2.config import label_map_rule
     from pffnet_d2.evaluation import thresholds
 
     parser = engine.argument_parser()
@@ -75,7 +76,9 @@ def choose_thresholds(arguments: Sequence[str]) -> int:
         with engine.roi_masks(model):
             loader = engine.Trainer.build_test_loader(cfg, name)
             inference_on_dataset(model, loader, thresholds.PredictionStore(folder))
-    choice = thresholds.choose(name, folder, args.metric, max_covered=cfg.MODEL.PFFNET.LABEL_MAP.MAX_COVERED)
+    searched = ("score_threshold", "mask_threshold")
+    rule = {key: value for key, value in label_map_rule(cfg).items() if key not in searched}
+    choice = thresholds.choose(name, folder, args.metric, **rule)
     file = out / "thresholds.yaml"
     thresholds.write_choice(file, choice, metric=args.metric, dataset_name=name, base=out / "config.yaml")
     print(

@@ -6,6 +6,8 @@ One comment a key: what it does, the papers' symbol, and where it stands in the 
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,58 @@ def config_path(name: str = "") -> Path:
         known = ", ".join(sorted(str(p.relative_to(root)) for p in root.rglob("*.yaml")))
         raise InputError(f"{name}: no such config; pffnet_d2 ships {known}")
     return path
+
+
+def read_config(config_file: str, opts: Sequence[str] = ()) -> Any:
+    """Detectron2's defaults and this plugin's keys, overridden by a yaml file and then by KEY VALUE pairs.
+
+    Raises:
+        InputError: a file is missing or is not yaml of plain values, a key is unknown, or a value has the wrong type.
+    """
+    import yaml
+    from detectron2.config import get_cfg
+
+    cfg = get_cfg()
+    add_pffnet_config(cfg)
+    if not os.path.isfile(config_file):
+        what = f"{config_file}: no such config file" if config_file else "no config file given"
+        raise InputError(f"{what}; name one with --config-file, such as configs/PFFNet_R101_FPN.yaml")
+    try:
+        # Upstream's default runs python code that a yaml file asks for.
+        cfg.merge_from_file(config_file, allow_unsafe=False)
+    except FileNotFoundError as error:
+        raise InputError(f"{config_file}: its _BASE_ {error.filename} does not exist") from error
+    except RecursionError as error:
+        raise InputError(f"{config_file}: its _BASE_ files name each other in a circle") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{mark.name}, line {mark.line + 1}" if mark else config_file
+        raise InputError(f"{place}: no yaml of plain values: {getattr(error, 'problem', error)}") from error
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{config_file}: {_said_by(error)}") from error
+    try:
+        cfg.merge_from_list(list(opts))
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"command line, {' '.join(opts)}: {_said_by(error)}") from error
+    return cfg
+
+
+def _said_by(error: Exception) -> str:
+    """First line of yacs' message; str() of a KeyError is quoted."""
+    return str(error.args[0] if error.args else type(error).__name__).strip().partition("\n")[0]
+
+
+def label_map_rule(cfg: Any) -> dict[str, Any]:
+    """MODEL.PFFNET.LABEL_MAP as the arguments of ``inference.label_map.instances_to_label_map``."""
+    rule = cfg.MODEL.PFFNET.LABEL_MAP
+    return {
+        "score_threshold": rule.SCORE_THRESH,
+        "mask_threshold": rule.MASK_THRESH,
+        "max_covered": rule.MAX_COVERED,
+        "fill_holes": rule.FILL_HOLES,
+        "largest_component": rule.LARGEST_COMPONENT,
+        "min_size": rule.MIN_SIZE,
+    }
 
 
 def add_pffnet_config(cfg: Any) -> None:
@@ -56,6 +110,17 @@ def add_pffnet_config(cfg: Any) -> None:
     cfg.MODEL.PFFNET.LABEL_MAP.MASK_THRESH = 0.5
     # An instance is dropped when more than this fraction of it is covered by better ones (release; not in [P]).
     cfg.MODEL.PFFNET.LABEL_MAP.MAX_COVERED = 0.7
+    # None of the next three is in [P] or its release.
+    # Fill the holes of each mask.
+    cfg.MODEL.PFFNET.LABEL_MAP.FILL_HOLES = False
+    # Keep the largest connected part of each instance only.
+    cfg.MODEL.PFFNET.LABEL_MAP.LARGEST_COMPONENT = False
+    # Drop instances that keep fewer pixels.
+    cfg.MODEL.PFFNET.LABEL_MAP.MIN_SIZE = 0
+
+    # Test-time augmentation: prediction and evaluation run on each of these views of an image and merge what they
+    # find; names of inference/tta.py. Empty: the image as it is, once.
+    cfg.MODEL.PFFNET.TTA = []
 
     # Residual attention feature fusion (RAFF), [P] Algorithm 1.
     cfg.MODEL.PFFNET.FUSION = CN()

@@ -21,7 +21,7 @@ from detectron2.engine import HookBase
 from tabulate import tabulate
 from torch import nn
 
-from pffnet_d2.config import config_path
+from pffnet_d2.config import config_path, label_map_rule
 from pffnet_d2.data.coco import annotations_to_label_map
 from pffnet_d2.data.images import read_image
 from pffnet_d2.data.prepare import prepare
@@ -132,18 +132,13 @@ def score_table(scores: dict[str, Any]) -> str:
 def draw_overlays(cfg: CfgNode, model: nn.Module, dataset: str, folder: Path) -> int:
     """Write a picture (image | truth | prediction) of every image of ``dataset``; returns how many."""
     truths = {record["image_id"]: record for record in DatasetCatalog.get(dataset)}
-    rule = cfg.MODEL.PFFNET.LABEL_MAP
+    rule = label_map_rule(cfg)
     model.eval()
     with roi_masks(model):
         for batch in Trainer.build_test_loader(cfg, dataset):
             for inputs, outputs in zip(batch, model(batch), strict=True):
                 record = truths[inputs["image_id"]]
-                prediction = instances_to_label_map(
-                    outputs["instances"],
-                    score_threshold=rule.SCORE_THRESH,
-                    mask_threshold=rule.MASK_THRESH,
-                    max_covered=rule.MAX_COVERED,
-                )
+                prediction = instances_to_label_map(outputs["instances"], **rule)
                 truth = annotations_to_label_map(record["annotations"], record["height"], record["width"])
                 image = np.asarray(read_image(record["file_name"]), np.uint8)
                 write_png(folder / f"{Path(record['file_name']).stem}.png", side_by_side(image, truth, prediction))

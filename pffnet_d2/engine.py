@@ -17,8 +17,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import DefaultTrainer, HookBase, default_argument_parser, default_setup, launch
 from detectron2.evaluation import DatasetEvaluators, SemSegEvaluator, verify_results
@@ -29,11 +28,12 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from pffnet_d2.checkpoint import Checkpointer
 from pffnet_d2.compat import TRAINER_KEEPS_OPTIMIZER
-from pffnet_d2.config import add_pffnet_config
+from pffnet_d2.config import label_map_rule, read_config
 from pffnet_d2.data.mapper import PFFNetDatasetMapper
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.evaluator import DenseCOCOEvaluator, LabelMapEvaluator
 from pffnet_d2.evaluation.panoptic import PanopticEvaluator
+from pffnet_d2.inference.tta import augmented
 
 logger = logging.getLogger(__name__)
 
@@ -42,42 +42,6 @@ def argument_parser() -> argparse.ArgumentParser:
     """Detectron2's: --config-file, --resume, --eval-only, --num-gpus, --num-machines ... and KEY VALUE pairs."""
     parser: argparse.ArgumentParser = default_argument_parser()
     return parser
-
-
-def read_config(config_file: str, opts: Sequence[str] = ()) -> CfgNode:
-    """Detectron2's defaults and this plugin's keys, overridden by a yaml file and then by KEY VALUE pairs.
-
-    Raises:
-        InputError: a file is missing or is not yaml of plain values, a key is unknown, or a value has the wrong type.
-    """
-    cfg = get_cfg()
-    add_pffnet_config(cfg)
-    if not os.path.isfile(config_file):
-        what = f"{config_file}: no such config file" if config_file else "no config file given"
-        raise InputError(f"{what}; name one with --config-file, such as configs/PFFNet_R101_FPN.yaml")
-    try:
-        # Upstream's default runs python code that a yaml file asks for.
-        cfg.merge_from_file(config_file, allow_unsafe=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{config_file}: its _BASE_ {error.filename} does not exist") from error
-    except RecursionError as error:
-        raise InputError(f"{config_file}: its _BASE_ files name each other in a circle") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{mark.name}, line {mark.line + 1}" if mark else config_file
-        raise InputError(f"{place}: no yaml of plain values: {getattr(error, 'problem', error)}") from error
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{config_file}: {_said_by(error)}") from error
-    try:
-        cfg.merge_from_list(list(opts))
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"command line, {' '.join(opts)}: {_said_by(error)}") from error
-    return cfg
-
-
-def _said_by(error: Exception) -> str:
-    """First line of yacs' message; str() of a KeyError is quoted."""
-    return str(error.args[0] if error.args else type(error).__name__).strip().partition("\n")[0]
 
 
 def check(cfg: CfgNode, *, train: bool, gpus: int = 0) -> None:
@@ -212,15 +176,8 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
-        rule = cfg.MODEL.PFFNET.LABEL_MAP
         evaluators = [
-            LabelMapEvaluator(
-                dataset_name,
-                score_threshold=rule.SCORE_THRESH,
-                mask_threshold=rule.MASK_THRESH,
-                max_covered=rule.MAX_COVERED,
-                output_dir=folder,
-            ),
+            LabelMapEvaluator(dataset_name, output_dir=folder, **label_map_rule(cfg)),
             DenseCOCOEvaluator(dataset_name, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE, output_dir=folder),
         ]
         if "semantic" in cfg.MODEL.PFFNET.OUTPUTS:
@@ -239,7 +196,7 @@ class Trainer(DefaultTrainer):
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """Scores of ``model`` on DATASETS.TEST: {task: {metric: value}}, by data set where there are several."""
         with roi_masks(model):
-            results: dict[str, Any] = super().test(cfg, model, evaluators)
+            results: dict[str, Any] = super().test(cfg, augmented(model, cfg), evaluators)
         return results
 
     def state_dict(self) -> dict[str, Any]:

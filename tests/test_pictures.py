@@ -10,7 +10,18 @@ import pytest
 from PIL import Image
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.pictures import GAP, PANEL, colours, learning_curve, overlay, read_metrics, side_by_side, write_png
+from pffnet_d2.pictures import (
+    GAP,
+    PANEL,
+    calibration,
+    colours,
+    image_scatter,
+    learning_curve,
+    overlay,
+    read_metrics,
+    side_by_side,
+    write_png,
+)
 
 
 @pytest.fixture
@@ -119,3 +130,38 @@ def test_learning_curve_without_data(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no iterations"):
         learning_curve(metrics_file(tmp_path / "metrics.json", ["{}"]), tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
+
+
+def test_calibration_by_hand(tmp_path: Path) -> None:
+    """Two tenths: scores 0.95 with IoU 0.75 (3 objects), 0.25 with IoU 0.45 (1 object)."""
+    score, iou = np.array([0.95, 0.95, 0.95, 0.25]), np.array([0.75, 0.7, 0.8, 0.45])
+    lines = calibration({"score": score, "mask_quality": np.full(4, 0.5), "iou": iou}, tmp_path / "new" / "a.png")
+    assert lines == [
+        "mask_quality: r undefined, calibration error 0.175, mean minus true IoU -0.175 (4 objects, 1 tenths)",
+        "score: r 0.965, calibration error 0.200, mean minus true IoU +0.100 (4 objects, 2 tenths)",
+    ]
+    assert np.asarray(Image.open(tmp_path / "new" / "a.png")).std() > 0
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["a.png"]
+
+
+def test_image_scatter(tmp_path: Path) -> None:
+    table = tmp_path / "label_map.csv"
+    pictures = []
+    for found in (3, 30):
+        table.write_text(f"image_id,truths,predictions,AJI,PQ\n1,20,18,0.8,0.7\n2,40,{found},0.6,0.5\n")
+        image_scatter(table, tmp_path / "a.png")
+        pictures.append((tmp_path / "a.png").read_bytes())
+    assert pictures[0] != pictures[1]
+    for text, words in (("a,b\n1,2\n", "is not the label_map.csv"), ("truths,predictions,AJI,PQ\n", "holds no images")):
+        table.write_text(text)
+        with pytest.raises(InputError, match=words):
+            image_scatter(table, tmp_path / "b.png")
+    with pytest.raises(InputError, match=r"none\.csv: No such file"):
+        image_scatter(tmp_path / "none.csv", tmp_path / "b.png")
+    assert not (tmp_path / "b.png").exists()
+
+
+def test_a_picture_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"a\.png: cannot be written"):
+        calibration({"score": np.ones(1), "iou": np.ones(1)}, tmp_path / "file" / "a.png")

@@ -99,9 +99,9 @@ def to_rgb8(image: npt.NDArray[Any], normalisation: Normalisation) -> npt.NDArra
             raise InputError("the image has values that are not finite; replace them first")
         low, high = np.percentile(image, (normalisation.low, normalisation.high))
         scale = 255 / max(high - low, normalisation.minimum_range, np.finfo(np.float32).tiny)
-        image = np.clip(np.rint((image.astype(np.float32) - np.float32(low)) * np.float32(scale)), 0, 255).astype(
-            np.uint8
-        )
+        # 32-bit floating values cannot tell large 32-bit integers apart.
+        real: Any = np.float64 if image.dtype.kind in "ui" and image.dtype.itemsize > 2 else np.float32
+        image = np.clip(np.rint((image.astype(real) - real(low)) * real(scale)), 0, 255).astype(np.uint8)
     elif normalisation.name != "as_is":
         raise InputError(f"unknown normalisation {normalisation.name!r}; use as_is, percentile or auto")
     elif image.dtype == np.bool_:

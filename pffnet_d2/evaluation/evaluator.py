@@ -47,26 +47,19 @@ class LabelMapEvaluator(DatasetEvaluator):
         self,
         dataset_name: str,
         *,
-        score_threshold: float = 0.5,
-        mask_threshold: float = 0.5,
-        max_covered: float = 0.7,
         output_dir: str | os.PathLike[str] | None = None,
         distributed: bool = True,
+        **rule: Any,
     ) -> None:
         """
         Args:
             dataset_name: a name in ``DatasetCatalog`` whose annotations are the truth.
-            score_threshold, mask_threshold, max_covered: of
-                :func:`~pffnet_d2.inference.label_map.instances_to_label_map`.
             output_dir: where the two files go; None writes none.
             distributed: collect the rows of all ranks; False scores this process alone.
+            rule: keyword arguments of :func:`~pffnet_d2.inference.label_map.instances_to_label_map`.
         """
         self._dataset_name = dataset_name
-        self._rule = {
-            "score_threshold": score_threshold,
-            "mask_threshold": mask_threshold,
-            "max_covered": max_covered,
-        }
+        self._rule = rule
         self._output_dir = Path(output_dir) if output_dir else None
         self._distributed = distributed
         self._truth: dict[Any, dict[str, Any]] = {

@@ -104,7 +104,7 @@ class Choice(NamedTuple):
     grid: NDArray[np.float64]
 
 
-def choose(dataset_name: str, folder: Path, metric: str, *, max_covered: float = 0.7) -> Choice:
+def choose(dataset_name: str, folder: Path, metric: str, **rule: Any) -> Choice:
     """The thresholds that give the best mean of a metric, each stored prediction being read once.
 
     Of thresholds that are equally good the nearest to ``DEFAULTS`` are taken. The data set must not be the one that is
@@ -114,7 +114,7 @@ def choose(dataset_name: str, folder: Path, metric: str, *, max_covered: float =
         dataset_name: a name in ``DatasetCatalog`` whose annotations are the truth.
         folder: what :class:`PredictionStore` wrote for it.
         metric: a name of ``scores.TABLE_METRICS``, but DiC, which has no better and worse.
-        max_covered: of :func:`~pffnet_d2.inference.label_map.instances_to_label_map`.
+        rule: keyword arguments of :func:`~pffnet_d2.inference.label_map.lay_windows`.
 
     Raises:
         InputError: an unknown metric, a data set without images, an image without a stored prediction.
@@ -137,7 +137,7 @@ def choose(dataset_name: str, folder: Path, metric: str, *, max_covered: float =
             windows = render_windows(instances, mask_threshold)
             for row, score_threshold in enumerate(SCORE_THRESHOLDS):
                 kept = np.flatnonzero(class_scores > score_threshold).tolist()
-                labels = lay_windows([windows[i] for i in kept], size, max_covered)
+                labels, _ = lay_windows([windows[i] for i in kept], size, **rule)
                 total[row, column] += TABLE_METRICS[metric](ContingencyTable.from_labels(truth, labels))
     grid = total / len(entries)
     worth = -grid if metric in LOWER_IS_BETTER else grid

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch.nn import functional as F
 
 Window = tuple[int, int, NDArray[np.bool_]]
@@ -24,6 +25,9 @@ def instances_to_label_map(
     score_threshold: float = 0.5,
     mask_threshold: float = 0.5,
     max_covered: float = 0.7,
+    fill_holes: bool = False,
+    largest_component: bool = False,
+    min_size: int = 0,
 ) -> NDArray[np.int32]:
     """Label map of one image's detections; the work is proportional to the sum of their box areas.
 
@@ -38,32 +42,80 @@ def instances_to_label_map(
         score_threshold: beta in [0, 1]; strict.
         mask_threshold: mask probability from which a pixel belongs to an instance; ROI masks only.
         max_covered: fraction in [0, 1]; strict.
+        fill_holes: a mask's holes (background it encloses, pixels that touch at corners enclose) become part of it
+            before it is laid down; better instances inside keep their pixels.
+        largest_component: of the pixels an instance keeps, only the largest part stays (4-connected; of equals the
+            first in row order).
+        min_size: an instance that keeps fewer pixels is dropped and hides nothing.
 
     Returns:
         (H, W) int32, 0 background, ids 1..n contiguous, 1 the most confident.
     """
+    label_map, _ = label_map_and_indices(
+        instances,
+        score_threshold=score_threshold,
+        mask_threshold=mask_threshold,
+        max_covered=max_covered,
+        fill_holes=fill_holes,
+        largest_component=largest_component,
+        min_size=min_size,
+    )
+    return label_map
+
+
+def label_map_and_indices(
+    instances: Any, *, score_threshold: float = 0.5, mask_threshold: float = 0.5, **rule: Any
+) -> tuple[NDArray[np.int32], list[int]]:
+    """:func:`instances_to_label_map`, and for the labels 1..n the index of the instance each came from.
+
+    Args:
+        rule: the other keyword arguments, those of :func:`lay_windows`.
+    """
     class_scores = instances.class_scores if instances.has("class_scores") else instances.scores
     kept = torch.nonzero(class_scores > score_threshold).flatten()
     kept = kept[torch.argsort(instances.scores[kept], descending=True, stable=True)]
-    return lay_windows(_windows(instances, kept, mask_threshold), instances.image_size, max_covered)
+    label_map, laid = lay_windows(_windows(instances, kept, mask_threshold), instances.image_size, **rule)
+    return label_map, kept[laid].tolist()
 
 
-def lay_windows(windows: Iterable[Window], image_size: tuple[int, int], max_covered: float = 0.7) -> NDArray[np.int32]:
-    """The label map of masks (y0, x0, mask) given in order of confidence; see :func:`instances_to_label_map`."""
+def lay_windows(
+    windows: Iterable[Window],
+    image_size: tuple[int, int],
+    *,
+    max_covered: float = 0.7,
+    fill_holes: bool = False,
+    largest_component: bool = False,
+    min_size: int = 0,
+) -> tuple[NDArray[np.int32], list[int]]:
+    """The label map of masks (y0, x0, mask) given in order of confidence, and which mask each label is.
+
+    See :func:`instances_to_label_map` for the rule.
+    """
     label_map = np.zeros(image_size, dtype=np.int32)
-    label = 0
-    for y0, x0, mask in windows:
-        area = np.count_nonzero(mask)
+    laid: list[int] = []
+    for index, (y0, x0, mask) in enumerate(windows):
+        if fill_holes and mask.size:
+            mask = ndimage.binary_fill_holes(mask)
+        area = int(np.count_nonzero(mask))
         if not area:
             continue
         window = label_map[y0 : y0 + mask.shape[0], x0 : x0 + mask.shape[1]]
         free = mask & (window == 0)
-        free_area = np.count_nonzero(free)
+        free_area = int(np.count_nonzero(free))
         if not free_area or (area - free_area) / area > max_covered:
             continue
-        label += 1
-        window[free] = label
-    return label_map
+        if largest_component:
+            parts, count = ndimage.label(free)
+            if count > 1:
+                sizes = np.bincount(parts.ravel())
+                sizes[0] = 0
+                free = parts == sizes.argmax()
+                free_area = int(sizes.max())
+        if free_area < min_size:
+            continue
+        laid.append(index)
+        window[free] = len(laid)
+    return label_map, laid
 
 
 def render_windows(instances: Any, mask_threshold: float = 0.5) -> list[Window]:

@@ -12,6 +12,7 @@ from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_pos
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from pffnet_d2.config import label_map_rule
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.label_map import instances_to_label_map
 
@@ -48,7 +49,7 @@ class PFFNet(GeneralizedRCNN):
         consistency_loss_weight: float = 1.0,
         ignore_value: int = 255,
         outputs: tuple[str, ...] = ("instances",),
-        label_map: dict[str, float] | None = None,
+        label_map: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         """
@@ -87,11 +88,7 @@ class PFFNet(GeneralizedRCNN):
             "consistency_loss_weight": pffnet.CONSISTENCY_LOSS_WEIGHT,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "outputs": tuple(pffnet.OUTPUTS),
-            "label_map": {
-                "score_threshold": pffnet.LABEL_MAP.SCORE_THRESH,
-                "mask_threshold": pffnet.LABEL_MAP.MASK_THRESH,
-                "max_covered": pffnet.LABEL_MAP.MAX_COVERED,
-            },
+            "label_map": label_map_rule(cfg),
         }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:

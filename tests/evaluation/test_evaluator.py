@@ -101,7 +101,7 @@ def nothing() -> dict:
 
 @pytest.mark.parametrize("pasted", [False, True])
 def test_scores_are_means_over_images_and_rows_are_written(tmp_path: Path, pasted: bool) -> None:
-    evaluator = LabelMapEvaluator(NAME, output_dir=tmp_path / "new" / "folder")
+    evaluator = LabelMapEvaluator(NAME, score_threshold=0.5, output_dir=tmp_path / "new" / "folder")
     evaluator.reset()
     # The third image first, with only 18 of its 24 objects; the empty one with nothing; the first one perfect.
     evaluator.process([image(13)], [found(TRUTHS[13], pasted=pasted, keep=18)])

@@ -12,7 +12,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from pffnet_d2.inference.label_map import Window, instances_to_label_map, render_windows
+from pffnet_d2.inference.label_map import Window, instances_to_label_map, label_map_and_indices, render_windows
 
 
 def instances(size: tuple[int, int], boxes: list, masks: torch.Tensor, scores: list[float], **more: list) -> Instances:
@@ -235,3 +235,39 @@ def test_cuda_equals_cpu() -> None:
     assert (instances_to_label_map(on_gpu) == instances_to_label_map(found)).mean() > 0.999
     on_gpu.pred_masks = torch.from_numpy(pasted).cuda()
     assert (whole(render_windows(on_gpu), (300, 290)) == pasted).all()
+
+
+# --- Options --------------------------------------------------------------------------------------------------------
+
+
+def ring_and_core() -> Instances:
+    """A worse ring of 9x9 with a hole of 3x3, in which a better pixel lies; 12 x 20 pixels, with a speck aside."""
+    masks = torch.zeros(2, 12, 20, dtype=torch.bool)
+    masks[0, 1:10, 1:10] = True
+    masks[0, 4:7, 4:7] = False
+    masks[0, 2, 15] = True
+    masks[1, 5, 5] = True
+    return instances((12, 20), [[1, 1, 16, 10], [5, 5, 6, 6]], masks, [0.8, 0.9])
+
+
+def areas(found: Instances, **options: object) -> list[int]:
+    return np.bincount(instances_to_label_map(found, **options).ravel()).tolist()[1:]
+
+
+def test_holes_are_filled_around_better_instances() -> None:
+    assert areas(ring_and_core()) == [1, 81 - 9 + 1]
+    assert areas(ring_and_core(), fill_holes=True) == [1, 81 + 1 - 1]
+
+
+def test_only_the_largest_part_stays() -> None:
+    assert areas(ring_and_core(), largest_component=True) == [1, 81 - 9]
+    assert areas(ring_and_core(), largest_component=True, fill_holes=True) == [1, 81 - 1]
+
+
+def test_small_instances_hide_nothing() -> None:
+    assert areas(ring_and_core(), min_size=2, fill_holes=True) == [82]
+    assert areas(ring_and_core(), min_size=73) == [73]
+    assert areas(ring_and_core(), min_size=74) == []
+    label_map, laid = label_map_and_indices(ring_and_core(), min_size=2)
+    assert (laid, int(label_map.max())) == ([0], 1)
+    assert label_map_and_indices(ring_and_core())[1] == [1, 0]

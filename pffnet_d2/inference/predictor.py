@@ -1,0 +1,189 @@
+"""From an image to its label map: one object for scripts and for the command line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.structures import Instances
+from numpy.typing import NDArray
+
+from pffnet_d2.checkpoint import Checkpointer
+from pffnet_d2.config import label_map_rule, read_config
+from pffnet_d2.data.augmentation import build_augmentations
+from pffnet_d2.data.images import Normalisation, default_normalisation, to_rgb8
+from pffnet_d2.data.micrographs import read_micrograph
+from pffnet_d2.errors import InputError
+from pffnet_d2.inference.label_map import label_map_and_indices
+from pffnet_d2.inference.tta import augmented
+
+# Scores an Instances may hold, in the order of the columns of exports.
+SCORES = {"score": "scores", "class_score": "class_scores", "mask_quality": "mask_quality"}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was found in one image."""
+
+    label_map: NDArray[np.int32]  # (H, W), 0 background, ids 1..n, 1 the most confident
+    capped: bool  # the model found as many as TEST.DETECTIONS_PER_IMAGE allows, so some may be missing
+    instances: Instances  # n on the CPU, the i-th that of label i + 1; ``pred_masks`` as ROI masks, uncut by others
+
+    @property
+    def scores(self) -> dict[str, NDArray[np.float32]]:
+        """(n,) columns: score (what orders), class_score and mask_quality where the model has them."""
+        fields = {key: name for key, name in SCORES.items() if self.instances.has(name)}
+        return {key: self.instances.get(name).numpy().astype(np.float32) for key, name in fields.items()}
+
+
+class Predictor:
+    """A trained model and the rule that makes label maps of what it finds.
+
+        predictor = Predictor("configs/bbbc039/PFFNet_R18_FPN.yaml", "model_final.pth")
+        label_map = predictor("plate_A01.tif").label_map
+
+    Images pass through the normalisation of training (:func:`~pffnet_d2.data.images.default_normalisation`) unless
+    another is given. On a CPU, making one turns denormal numbers off for the process (``torch.set_flush_denormal``).
+    """
+
+    def __init__(
+        self,
+        config: CfgNode | str | os.PathLike[str],
+        weights: str | os.PathLike[str] | None = None,
+        *,
+        device: str | None = None,
+        thresholds: Mapping[str, Any] | str | os.PathLike[str] | None = None,
+        normalisation: Normalisation | None = None,
+        opts: Sequence[str] = (),
+    ) -> None:
+        """
+        Args:
+            config: a merged config (not changed), or a yaml file.
+            weights: a checkpoint; None takes MODEL.WEIGHTS.
+            device: "cpu", "cuda", "cuda:1"; None takes MODEL.DEVICE, which is CUDA where there is one.
+            thresholds: keys of MODEL.PFFNET.LABEL_MAP to override, such as {"SCORE_THRESH": 0.4, "MASK_THRESH": 0.5},
+                or a yaml file of them.
+            normalisation: for all images, instead of what each one's depth gets.
+            opts: KEY VALUE pairs that override a config file.
+
+        Raises:
+            InputError: a file cannot be read, a key is unknown, the weights do not belong to the config, there is no
+                such device.
+        """
+        if isinstance(config, CfgNode):
+            cfg = config.clone()
+            cfg.defrost()
+            cfg.merge_from_list(list(opts))
+        else:
+            cfg = read_config(os.fspath(config), opts)
+        if device:
+            cfg.MODEL.DEVICE = device
+        check_device(cfg.MODEL.DEVICE)
+        if thresholds is not None:
+            _override(cfg.MODEL.PFFNET.LABEL_MAP, thresholds)
+        if weights is not None:
+            cfg.MODEL.WEIGHTS = os.fspath(weights)
+        if not cfg.MODEL.WEIGHTS:
+            raise InputError("no weights; give those that were trained with this config (--weights FILE)")
+        if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
+            raise InputError(f"INPUT.FORMAT {cfg.INPUT.FORMAT!r} is not supported; use BGR or RGB")
+        cfg.freeze()
+        self.cfg = cfg
+        self.normalisation = normalisation
+        self.rule = label_map_rule(cfg)
+        if cfg.MODEL.DEVICE == "cpu":
+            # Activations near zero otherwise become denormal numbers, on which CPUs are many times slower.
+            torch.set_flush_denormal(True)
+        model: Any = build_model(cfg)
+        Checkpointer(model).load(cfg.MODEL.WEIGHTS)
+        model.eval()
+        if hasattr(model, "paste_masks"):
+            model.paste_masks = False
+        self.model = augmented(model, cfg)
+        self._resize = T.AugmentationList(build_augmentations(cfg, is_train=False))
+
+    def __call__(self, image: NDArray[Any] | str | os.PathLike[str]) -> Prediction:
+        """Predict one image.
+
+        Args:
+            image: (H, W) grey or (H, W, 3) RGB (an alpha channel is dropped) of any depth, or a file.
+
+        Raises:
+            InputError: the file cannot be read; the array is no image; values that are not finite.
+        """
+        pixels = image if isinstance(image, np.ndarray) else read_micrograph(Path(image)).pixels
+        (prediction,) = self.predict([self.normalise(pixels)])
+        return prediction
+
+    def normalise(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+        """(H, W, 3) uint8 RGB as the network sees it. Raises InputError as ``to_rgb8``."""
+        return to_rgb8(pixels, self.normalisation or default_normalisation(pixels))
+
+    @torch.no_grad()
+    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        """Predict normalised images, (H, W, 3) uint8 RGB; those of the same size run as one batch."""
+        found: dict[int, Prediction] = {}
+        for group in _of_equal_size(images):
+            inputs = [self._input(images[i]) for i in group]
+            for i, output in zip(group, self.model(inputs), strict=True):
+                label_map, kept = label_map_and_indices(output["instances"], **self.rule)
+                instances = output["instances"]
+                index = torch.tensor(kept, dtype=torch.int64, device=instances.scores.device)
+                capped = 0 < self.cfg.TEST.DETECTIONS_PER_IMAGE <= len(instances)
+                found[i] = Prediction(label_map, capped, instances[index].to("cpu"))
+        return [found[i] for i in range(len(images))]
+
+    def _input(self, rgb: NDArray[np.uint8]) -> dict[str, Any]:
+        """What the mapper makes of a file."""
+        given = T.AugInput(rgb if self.cfg.INPUT.FORMAT == "RGB" else rgb[:, :, ::-1])
+        self._resize(given)
+        tensor = torch.from_numpy(np.ascontiguousarray(given.image.transpose(2, 0, 1)))
+        return {"image": tensor, "height": rgb.shape[0], "width": rgb.shape[1]}
+
+
+def _of_equal_size(images: Sequence[NDArray[Any]]) -> Iterator[list[int]]:
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for i, image in enumerate(images):
+        groups.setdefault(image.shape, []).append(i)
+    yield from groups.values()
+
+
+def check_device(device: str) -> None:
+    """Raises InputError where torch has no such device."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        raise InputError(f"device {device}: cannot be used here; there is {here}") from error
+
+
+def _override(node: CfgNode, thresholds: Mapping[str, Any] | str | os.PathLike[str]) -> None:
+    """Set keys of MODEL.PFFNET.LABEL_MAP, each of the type it has."""
+    name = "thresholds"
+    if not isinstance(thresholds, Mapping):
+        name = os.fspath(thresholds)
+        try:
+            thresholds = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{name}: cannot be read ({error.strerror}); check the path") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise InputError(f"{name}: is no yaml; give lines such as SCORE_THRESH: 0.4") from error
+        if not isinstance(thresholds, dict):
+            raise InputError(f"{name}: holds no keys; give lines such as SCORE_THRESH: 0.4")
+    for key, value in thresholds.items():
+        if key not in node:
+            raise InputError(f"{name}: unknown key {key}; use {', '.join(sorted(node))}")
+        kind = type(node[key])
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not (isinstance(value, bool) if kind is bool else number and value >= 0 and kind(value) == value):
+            raise InputError(f"{name}: {key} {value!r} is not a {'truth value' if kind is bool else 'number >= 0'}")
+        node[key] = kind(value)

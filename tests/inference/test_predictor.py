@@ -1,0 +1,131 @@
+"""The predictor against the model called by hand, and what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+import pffnet_d2
+from pffnet_d2 import Predictor
+from pffnet_d2.config import read_config
+from pffnet_d2.data.images import PERCENTILE_16_BIT, Normalisation, to_rgb8
+from pffnet_d2.errors import InputError
+from pffnet_d2.inference.label_map import instances_to_label_map, render_windows
+
+
+@pytest.fixture(scope="module")
+def predictor(small_model: Any) -> Predictor:
+    return Predictor(small_model.config, small_model.weights)
+
+
+def picture(height: int = 96, width: int = 128, seed: int = 0) -> np.ndarray:
+    """(H, W, 3) uint8 of squares."""
+    rng = np.random.default_rng(seed)
+    image = rng.integers(0, 40, (height, width, 3)).astype(np.uint8)
+    for y, x in rng.integers(0, (height - 20, width - 20), (8, 2)):
+        image[y : y + 18, x : x + 18] += rng.integers(60, 200, 3).astype(np.uint8)
+    return image
+
+
+def test_equal_to_the_model_by_hand(predictor: Predictor) -> None:
+    image = picture()
+    prediction = predictor(image)
+    model, tensor = predictor.model, torch.from_numpy(image[:, :, ::-1].transpose(2, 0, 1).copy())
+    with torch.no_grad():
+        (output,) = model([{"image": tensor, "height": 96, "width": 128}])
+    expected = instances_to_label_map(output["instances"], **predictor.rule)
+    assert (prediction.label_map == expected).all()
+    assert prediction.label_map.max() == len(prediction.instances) > 3
+    assert prediction.capped  # a random model finds as many nothings as it may
+
+
+def test_instances_are_those_of_the_labels(predictor: Predictor) -> None:
+    prediction = predictor(picture())
+    scores = prediction.scores
+    assert (np.diff(scores["score"]) <= 0).all()
+    assert scores["score"] == pytest.approx(scores["class_score"] * scores["mask_quality"])
+    for label, (y0, x0, mask) in enumerate(render_windows(prediction.instances), start=1):
+        full = np.zeros(prediction.label_map.shape, bool)
+        full[y0 : y0 + mask.shape[0], x0 : x0 + mask.shape[1]] = mask
+        own = prediction.label_map == label
+        assert own.any()
+        assert full[own].all()
+
+
+def test_images_of_several_sizes(predictor: Predictor) -> None:
+    images = [picture(96, 128, 0), picture(64, 96, 1), picture(96, 128, 2)]
+    together = predictor.predict(images)
+    for image, prediction in zip(images, together, strict=True):
+        (alone,) = predictor.predict([image])
+        assert prediction.label_map.shape == image.shape[:2]
+        assert (alone.label_map == prediction.label_map).mean() > 0.99
+        np.testing.assert_allclose(alone.scores["score"][:3], prediction.scores["score"][:3], rtol=1e-3)
+
+
+def test_files_and_arrays_of_any_depth(predictor: Predictor, tmp_path: Path) -> None:
+    deep = picture()[..., 0].astype(np.uint16) * 100
+    tifffile.imwrite(tmp_path / "a.tif", deep)
+    expected = predictor(to_rgb8(deep, PERCENTILE_16_BIT)).label_map
+    assert (predictor(deep).label_map == expected).all()
+    assert (predictor(tmp_path / "a.tif").label_map == expected).all()
+    assert (predictor(str(tmp_path / "a.tif")).label_map == expected).all()
+
+
+def test_a_given_normalisation(small_model: Any) -> None:
+    dark = picture() // 8
+    stretched = Predictor(
+        small_model.config, small_model.weights, normalisation=Normalisation("percentile", 0, 100)
+    ).normalise(dark)
+    assert stretched.max() == 255
+    assert Predictor(small_model.config, small_model.weights).normalise(dark).max() == dark.max()
+
+
+def test_a_config_in_hand_is_not_changed(small_model: Any) -> None:
+    cfg = read_config(str(small_model.config), ["MODEL.WEIGHTS", str(small_model.weights)])
+    before = cfg.dump()
+    predictor = Predictor(cfg, thresholds={"SCORE_THRESH": 0.25, "MIN_SIZE": 9, "FILL_HOLES": True})
+    assert cfg.dump() == before
+    assert predictor.rule["score_threshold"] == 0.25
+    assert predictor.rule["min_size"] == 9
+    assert predictor.rule["fill_holes"] is True
+    assert pffnet_d2.Predictor is Predictor
+
+
+def test_thresholds_of_a_file(small_model: Any, tmp_path: Path) -> None:
+    file = tmp_path / "best.yaml"
+    file.write_text("SCORE_THRESH: 0.35\nMASK_THRESH: 1\n")
+    rule = Predictor(small_model.config, small_model.weights, thresholds=file).rule
+    assert (rule["score_threshold"], rule["mask_threshold"], rule["max_covered"]) == (0.35, 1.0, 0.7)
+    for text, words in (
+        ("SCORE: 0.3", r"best\.yaml: unknown key SCORE; use .*SCORE_THRESH"),
+        ("SCORE_THRESH: high", "'high' is not a number"),
+        ("MIN_SIZE: 2.5", "2.5 is not a number"),
+        ("FILL_HOLES: 1", "is not a truth value"),
+        ("- 1", "holds no keys"),
+        ("a: [", "is no yaml"),
+    ):
+        file.write_text(text)
+        with pytest.raises(InputError, match=words):
+            Predictor(small_model.config, small_model.weights, thresholds=str(file))
+    with pytest.raises(InputError, match=r"none\.yaml: cannot be read"):
+        Predictor(small_model.config, small_model.weights, thresholds=tmp_path / "none.yaml")
+
+
+def test_what_does_not_belong_together(small_model: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"small\.pth: does not fit the model"):
+        Predictor(small_model.config, small_model.weights, opts=["MODEL.FPN.OUT_CHANNELS", "32"])
+    with pytest.raises(InputError, match=r"no\.pth: no such weights file"):
+        Predictor(small_model.config, tmp_path / "no.pth")
+    with pytest.raises(InputError, match="no weights; give"):
+        Predictor(small_model.config)
+    with pytest.raises(InputError, match="device cuda:97: cannot be used here; there is cpu"):
+        Predictor(small_model.config, small_model.weights, device="cuda:97")
+    with pytest.raises(InputError, match="device gpu: cannot be used here"):
+        Predictor(small_model.config, small_model.weights, device="gpu")
