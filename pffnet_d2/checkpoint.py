@@ -18,6 +18,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor
 
 from pffnet_d2.errors import InputError
+from pffnet_d2.files import whole_file, write_text
 
 WITHOUT_WEIGHTS = "set MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 or a local file"
 
@@ -135,18 +136,12 @@ class Checkpointer(DetectionCheckpointer):
         data |= {key: value.item() if isinstance(value, np.generic) else value for key, value in kwargs.items()}
         file = Path(self.save_dir) / f"{name}.pth"
         self.logger.info(f"Saving checkpoint to {file}")
-        part = file.with_name(f".{file.name}.part")
-        try:
-            torch.save(data, part)
-            os.replace(part, file)
-        finally:
-            part.unlink(missing_ok=True)
+        with whole_file(file, "wb") as stream:
+            torch.save(data, stream)
         self.tag_last_checkpoint(file.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
-        part = Path(self.save_dir) / ".last_checkpoint.part"
-        part.write_text(last_filename_basename)
-        os.replace(part, Path(self.save_dir) / "last_checkpoint")
+        write_text(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
 
     def _local(self, path: str) -> str:
         try:

@@ -6,7 +6,6 @@ import colorsys
 import csv
 import json
 import logging
-import os
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from PIL import Image
 from skimage.segmentation import find_boundaries
 
 from pffnet_d2.errors import InputError
+from pffnet_d2.files import whole_file
 
 logger = logging.getLogger(__name__)
 
@@ -80,9 +80,8 @@ def side_by_side(
 def write_png(path: Path, picture: npt.NDArray[np.uint8]) -> None:
     """Write (H, W, 3) uint8 as PNG, whole or not at all; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    Image.fromarray(picture).save(part, format="PNG")
-    os.replace(part, path)
+    with whole_file(path, "wb") as file:
+        Image.fromarray(picture).save(file, format="PNG")
 
 
 def read_metrics(metrics_json: Path) -> list[dict[str, float]]:
@@ -218,13 +217,12 @@ def image_scatter(label_map_csv: Path, out_png: Path) -> None:
 
 def _save(figure: Figure, out_png: Path) -> None:
     """PNG, whole or not at all; folders are made. Raises InputError where it cannot be written."""
-    part = out_png.with_name(f".{out_png.name}.part")
     try:
         out_png.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(part, format="png", dpi=120)
-        os.replace(part, out_png)
     except OSError as error:
-        raise InputError(f"{out_png}: cannot be written ({error.strerror}); choose another place") from error
+        raise InputError(f"{out_png}: cannot be written ({error.strerror}); choose another folder") from error
+    with whole_file(out_png, "wb") as file:
+        figure.savefig(file, format="png", dpi=120)
 
 
 def _draw(axis: Axes, metrics: list[dict[str, float]], key: str, label: str, **style: Any) -> None:

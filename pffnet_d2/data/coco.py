@@ -7,7 +7,6 @@ Configurations that train on them set INPUT.MASK_FORMAT "bitmask".
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from scipy.ndimage import find_objects
 
 from pffnet_d2.data.images import contiguous
 from pffnet_d2.errors import InputError
+from pffnet_d2.files import write_text
 
 CATEGORY_ID = 1
 
@@ -315,6 +315,4 @@ def write_coco(
         "annotations": list(annotations),
         "categories": [{"id": CATEGORY_ID, "name": category, "supercategory": category}],
     }
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(json.dumps(data), encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, json.dumps(data))

@@ -42,6 +42,7 @@ from pffnet_d2.data.images import Normalisation, to_rgb8
 from pffnet_d2.data.readers import READERS
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.errors import InputError
+from pffnet_d2.files import write_text
 
 Read = Callable[[], Iterator[Record]]
 
@@ -430,9 +431,7 @@ def read_info(instances_json: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 def _replace_folder(new: Path, place: Path) -> None:

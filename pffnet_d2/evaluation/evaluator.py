@@ -22,7 +22,8 @@ from pycocotools.coco import COCO
 
 from pffnet_d2.data.coco import annotations_to_label_map
 from pffnet_d2.errors import InputError
-from pffnet_d2.evaluation.scores import METRICS, Row, read_groups, score, summaries, table_of, write_scores, write_text
+from pffnet_d2.evaluation.scores import METRICS, Row, read_groups, score, summaries, table_of, write_scores
+from pffnet_d2.files import write_text
 from pffnet_d2.inference.label_map import Window, instances_to_label_map, render_windows
 
 try:  # the same numbers, some fifty times faster

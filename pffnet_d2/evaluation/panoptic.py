@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pffnet_d2.data.coco import paint
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.contingency import ContingencyTable
-from pffnet_d2.evaluation.scores import write_text
+from pffnet_d2.files import write_text
 
 logger = logging.getLogger(__name__)
 

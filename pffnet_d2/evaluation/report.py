@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.evaluation.scores import COLUMNS, LOWER_IS_BETTER, Row, by_group, write_text
+from pffnet_d2.evaluation.scores import COLUMNS, LOWER_IS_BETTER, Row, by_group
 from pffnet_d2.evaluation.statistics import Summary, holm, paired_tests, summarise
+from pffnet_d2.files import whole_file, write_text
 
 # What the tables of the PFFNet paper show.
 SHOWN = ("AJI", "Dice", "F1", "PQ")
@@ -217,9 +217,8 @@ class Report:
             axis.grid(axis="y", alpha=0.3)
         for axis in axes[len(shown) :]:
             axis.remove()
-        beside = path.with_name(f".{path.name}.partial")
-        figure.savefig(beside, format="png", dpi=150)
-        os.replace(beside, path)
+        with whole_file(path, "wb") as file:
+            figure.savefig(file, format="png", dpi=150)
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

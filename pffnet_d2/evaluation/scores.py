@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import metrics
 from pffnet_d2.evaluation.contingency import ContingencyTable
 from pffnet_d2.evaluation.statistics import Summary, summarise
+from pffnet_d2.files import write_text
 
 Row = dict[str, Any]
 
@@ -153,10 +153,3 @@ def table_of(rows: Sequence[Row]) -> str:
         left_out = f"   {found.left_out} left out" if found.left_out else ""
         lines.append(f"{name:<18}{found.mean:>10.4f}{found.std:>10.4f}{left_out}")
     return "\n".join(lines)
-
-
-def write_text(path: Path, text: str) -> None:
-    """A text file that is either whole or not there."""
-    beside = path.with_name(f".{path.name}.partial")
-    beside.write_text(text, encoding="utf-8", newline="")
-    os.replace(beside, path)

@@ -19,7 +19,8 @@ from tqdm import tqdm
 from pffnet_d2.data.coco import annotations_to_label_map
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.contingency import ContingencyTable
-from pffnet_d2.evaluation.scores import LOWER_IS_BETTER, TABLE_METRICS, write_text
+from pffnet_d2.evaluation.scores import LOWER_IS_BETTER, TABLE_METRICS
+from pffnet_d2.files import whole_file, write_text
 from pffnet_d2.inference.label_map import lay_windows, render_windows
 
 SCORE_THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
@@ -44,8 +45,7 @@ class PredictionStore(DatasetEvaluator):
         for image, output in zip(inputs, outputs, strict=True):
             instances = output["instances"].to("cpu")
             file = stored_file(self._folder, image["image_id"])
-            beside = file.with_name(f".{file.name}.partial")
-            with beside.open("wb") as stream:
+            with whole_file(file, "wb") as stream:
                 np.savez_compressed(
                     stream,
                     size=np.array(instances.image_size),
@@ -56,7 +56,6 @@ class PredictionStore(DatasetEvaluator):
                     ).numpy(),
                     masks=instances.pred_masks.numpy(),
                 )
-            os.replace(beside, file)
 
     def evaluate(self) -> dict[str, Any]:
         comm.synchronize()

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import struct
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -26,6 +24,7 @@ from skimage.measure import regionprops_table
 
 from pffnet_d2.data.coco import CATEGORY_ID, label_map_to_annotations
 from pffnet_d2.errors import InputError
+from pffnet_d2.files import whole_file
 from pffnet_d2.inference.outlines import Part, outlines
 from pffnet_d2.pictures import overlay, write_png
 
@@ -56,24 +55,6 @@ class Export:
     scores: Scores = field(default_factory=dict)
     pixel_size: tuple[float, float] | None = None  # height and width of a pixel, micrometres
     resolution: tuple[Any, Any, int] | None = None  # tags XResolution, YResolution, ResolutionUnit of a TIFF
-
-
-@contextmanager
-def whole_file(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
-    """``open`` for a file that appears at ``path`` when the block ends well, and not at all otherwise.
-
-    Raises:
-        InputError: it cannot be written: the folder is missing or protected, the disk is full.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(beside, mode, **options) as file:
-            yield file
-        os.replace(beside, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error}); choose another folder") from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def write_label_tiff(

@@ -20,11 +20,11 @@ from matplotlib.path import Path as Polygon
 
 from pffnet_d2.data.images import contiguous
 from pffnet_d2.errors import InputError
+from pffnet_d2.files import whole_file
 from pffnet_d2.inference.export import (
     FORMATS,
     Export,
     check_formats,
-    whole_file,
     write_coco,
     write_csv,
     write_geojson,
