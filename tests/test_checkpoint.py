@@ -6,7 +6,7 @@ import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -235,12 +235,12 @@ def test_a_failing_write_leaves_the_checkpoint_before_it(tmp_path: Path, monkeyp
     checkpointer.save("model_final", iteration=1)
     before = (tmp_path / "model_final.pth").read_bytes()
 
-    def full_disk(data: Any, file: Path) -> None:
-        Path(file).write_bytes(b"half")
+    def full_disk(data: Any, file: IO[bytes]) -> None:
+        file.write(b"half")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match=r"model_final\.pth: cannot be written \(No space left"):
         checkpointer.save("model_final", iteration=2)
     assert (tmp_path / "model_final.pth").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_final.pth"]
