@@ -55,7 +55,7 @@ def main(out: Path, opts: Sequence[str] = ()) -> int:
 
     # Detectron2 appends to it, and the curve is to show this run only.
     (training / "metrics.json").unlink(missing_ok=True)
-    arguments = ["--config-file", str(config_path(CONFIG)), "OUTPUT_DIR", str(training), "TEST.EVAL_PERIOD", "100"]
+    arguments = ["--config-file", str(config_path(CONFIG)), "OUTPUT_DIR", str(training), "TEST.EVAL_PERIOD", "200"]
     with quiet():
         cfg = setup(argument_parser().parse_args([*arguments, *opts]))
         device = "CPU" if cfg.MODEL.DEVICE == "cpu" else torch.cuda.get_device_name()
