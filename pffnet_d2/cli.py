@@ -143,7 +143,9 @@ def _add_predict(commands: Any) -> None:
         "--threshold", type=float, metavar="BETA", help="class score an object needs (default: config)"
     )
     predict.add_argument(
-        "--thresholds", metavar="FILE", help="yaml of keys of MODEL.PFFNET.LABEL_MAP, such as SCORE_THRESH: 0.4"
+        "--thresholds",
+        metavar="FILE",
+        help="what `pffnet thresholds` wrote, or a yaml of such keys, SCORE_THRESH: 0.4",
     )
     predict.add_argument("--plane", metavar="N | Z=N,T=N", help="of a stack, from 0")
     predict.add_argument(

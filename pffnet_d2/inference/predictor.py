@@ -71,7 +71,7 @@ class Predictor:
             weights: a checkpoint; None takes MODEL.WEIGHTS.
             device: "cpu", "cuda", "cuda:1"; None takes MODEL.DEVICE, which is CUDA where there is one.
             thresholds: keys of MODEL.PFFNET.LABEL_MAP to override, such as {"SCORE_THRESH": 0.4, "MASK_THRESH": 0.5},
-                or a yaml file of them.
+                or a yaml file of them, as it is or as `pffnet thresholds` writes it.
             normalisation: for all images, instead of what each one's depth gets.
             opts: KEY VALUE pairs that override a config file.
 
@@ -179,6 +179,13 @@ def _override(node: CfgNode, thresholds: Mapping[str, Any] | str | os.PathLike[s
             raise InputError(f"{name}: is no yaml; give lines such as SCORE_THRESH: 0.4") from error
         if not isinstance(thresholds, dict):
             raise InputError(f"{name}: holds no keys; give lines such as SCORE_THRESH: 0.4")
+        if "MODEL" in thresholds:  # as `pffnet thresholds` writes it, a config of the two keys
+            try:
+                thresholds = dict(thresholds["MODEL"]["PFFNET"]["LABEL_MAP"])
+            except (KeyError, TypeError, ValueError):
+                raise InputError(
+                    f"{name}: has no MODEL.PFFNET.LABEL_MAP; give the file of `pffnet thresholds`"
+                ) from None
     for key, value in thresholds.items():
         if key not in node:
             raise InputError(f"{name}: unknown key {key}; use {', '.join(sorted(node))}")

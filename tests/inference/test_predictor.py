@@ -17,6 +17,7 @@ from pffnet_d2 import Predictor
 from pffnet_d2.config import read_config
 from pffnet_d2.data.images import PERCENTILE_16_BIT, Normalisation, to_rgb8
 from pffnet_d2.errors import InputError
+from pffnet_d2.evaluation.thresholds import MASK_THRESHOLDS, SCORE_THRESHOLDS, Choice, write_choice
 from pffnet_d2.inference.label_map import instances_to_label_map, render_windows
 
 
@@ -103,12 +104,17 @@ def test_thresholds_of_a_file(small_model: Any, tmp_path: Path) -> None:
     file.write_text("SCORE_THRESH: 0.35\nMASK_THRESH: 1\n")
     rule = Predictor(small_model.config, small_model.weights, thresholds=file).rule
     assert (rule["score_threshold"], rule["mask_threshold"], rule["max_covered"]) == (0.35, 1.0, 0.7)
+    found = Choice(0.25, 0.45, 0.9, 0.8, 3, np.zeros((len(SCORE_THRESHOLDS), len(MASK_THRESHOLDS))))
+    write_choice(file, found, metric="AJI", dataset_name="mine_val", base=tmp_path / "config.yaml")
+    rule = Predictor(small_model.config, small_model.weights, thresholds=file).rule
+    assert (rule["score_threshold"], rule["mask_threshold"]) == (0.25, 0.45)
     for text, words in (
         ("SCORE: 0.3", r"best\.yaml: unknown key SCORE; use .*SCORE_THRESH"),
         ("SCORE_THRESH: high", "'high' is not a number"),
         ("MIN_SIZE: 2.5", "2.5 is not a number"),
         ("FILL_HOLES: 1", "is not a truth value"),
         ("- 1", "holds no keys"),
+        ("MODEL: {PFFNET: 3}", "has no MODEL.PFFNET.LABEL_MAP"),
         ("a: [", "is no yaml"),
     ):
         file.write_text(text)
