@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,19 @@ def pffnet_data() -> Callable[[str], Path]:
 def pffnet_oracles() -> Path:
     """Folder of the reference values; skips the test where it is not at hand."""
     return _folder("PFFNET_ORACLES")
+
+
+@pytest.fixture
+def leave_no_trace() -> Iterator[None]:
+    """Undo what a run sets for the process: loggers on a stdout that pytest then closes, and no denormal numbers."""
+    yield
+    import torch
+    from detectron2.utils.logger import setup_logger
+
+    torch.set_flush_denormal(False)
+    setup_logger.cache_clear()
+    for name in ("detectron2", "fvcore", "pffnet_d2"):
+        logging.getLogger(name).handlers.clear()
 
 
 def _folder(variable: str) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from detectron2.engine import DefaultPredictor
-from detectron2.utils.logger import setup_logger
 from PIL import Image
 
 from pffnet_d2 import demo
@@ -23,6 +21,8 @@ from pffnet_d2.data.prepare import prepare
 from pffnet_d2.engine import read_config
 from pffnet_d2.inference.label_map import instances_to_label_map
 from pffnet_d2.pictures import read_metrics
+
+pytestmark = pytest.mark.usefixtures("leave_no_trace")
 
 COMPACT = ["--config-file", str(config_path("demo/PFFNet_R18_FPN.yaml"))]
 TINY = [
@@ -42,16 +42,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         out = root / "run"
         assert main(["train", *COMPACT, *TINY, "SOLVER.MAX_ITER", "2", "OUTPUT_DIR", str(out)]) == 0
         yield out
-
-
-@pytest.fixture(autouse=True)
-def leave_no_trace() -> Iterator[None]:
-    """What a run sets for the process: loggers on a stdout that pytest then closes, and no denormal numbers."""
-    yield
-    torch.set_flush_denormal(False)
-    setup_logger.cache_clear()
-    for name in ("detectron2", "fvcore", "pffnet_d2"):
-        logging.getLogger(name).handlers.clear()
 
 
 def scores(out: Path) -> dict[str, float]:

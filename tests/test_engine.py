@@ -11,7 +11,6 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, HookBase
-from detectron2.utils.logger import setup_logger
 from torch import nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
@@ -20,6 +19,8 @@ from pffnet_d2.config import config_path
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.engine import Trainer, argument_parser, check, read_config, roi_masks, run
 from pffnet_d2.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("leave_no_trace")
 
 COMPACT = str(config_path("demo/PFFNet_R18_FPN.yaml"))
 # A stock Mask R-CNN with GroupNorm, small enough for a test.
@@ -58,16 +59,6 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(root))
         yield root
-
-
-@pytest.fixture(autouse=True)
-def leave_no_trace() -> Iterator[None]:
-    """What a run sets for the process: loggers on a stdout that pytest then closes, and no denormal numbers."""
-    yield
-    torch.set_flush_denormal(False)
-    setup_logger.cache_clear()
-    for name in ("detectron2", "fvcore", "pffnet_d2"):
-        logging.getLogger(name).handlers.clear()
 
 
 @pytest.fixture

@@ -24,13 +24,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from skimage.measure import label
 
-from pffnet_d2.data.images import PERCENTILE_16_BIT, decode_image
+from pffnet_d2.data.images import PERCENTILE_16_BIT
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, find_part
 from pffnet_d2.errors import InputError
@@ -81,7 +80,7 @@ def records(root: Path, split: str) -> Iterator[Record]:
     for stem in listed[LISTS[split]]:
         yield Record(
             image_id=stem,
-            read_image=partial(_read_image, images[stem]),
+            read_image=images[stem].image,
             read_label_map=partial(_read_label_map, masks[stem]),
             image_type="fluorescence",
         )
@@ -102,12 +101,8 @@ def _by_stem(root: Path, part: str, ending: str) -> dict[str, SourceFile]:
     return {file.name.removesuffix(ending): file for file in find_part(root, part) if file.name.endswith(ending)}
 
 
-def _read_image(file: SourceFile) -> npt.NDArray[Any]:
-    return decode_image(file.read(), str(file))
-
-
 def _read_label_map(file: SourceFile) -> npt.NDArray[np.int32]:
-    mask = decode_image(file.read(), str(file))
+    mask = file.image()
     if mask.ndim != 3 or mask.dtype != np.uint8 or mask[:, :, 1:3].any():
         raise InputError(
             f"{file}: not a BBBC039 mask (8-bit RGBA, green and blue 0); use the publisher's masks.zip unchanged"

@@ -7,12 +7,10 @@ import re
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pffnet_d2.data.images import decode_image
 from pffnet_d2.data.readers.labels import decode_mat, decode_text
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, list_files
@@ -96,7 +94,7 @@ def pair_records(pairs: Pairs) -> Iterator[Record]:
     for stem, (image, truth) in pairs.items():
         yield Record(
             image_id=stem,
-            read_image=partial(_read_image, image),
+            read_image=image.image,
             read_label_map=partial(_read_label_map, truth),
             image_type="histology",
         )
@@ -115,10 +113,6 @@ def _in_folder(files: Iterable[SourceFile], root: Path, split: str) -> list[Sour
 def _number(stem: str) -> tuple[str, int]:
     match = re.search(r"\d+$", stem)
     return (stem[: match.start()], int(match[0])) if match else (stem, 0)
-
-
-def _read_image(file: SourceFile) -> npt.NDArray[Any]:
-    return decode_image(file.read(), str(file))
 
 
 def _read_label_map(file: SourceFile) -> npt.NDArray[np.int32]:

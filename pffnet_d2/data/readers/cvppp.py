@@ -269,7 +269,7 @@ def _h5py() -> Any:
 
 
 def _read_image(part: Part) -> npt.NDArray[Any]:
-    return part.read() if isinstance(part, Hdf5Data) else decode_image(part.read(), str(part))
+    return part.read() if isinstance(part, Hdf5Data) else part.image()
 
 
 def _read_label_map(part: Part) -> npt.NDArray[np.int32]:

@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pffnet_d2.data.coco import regions_to_label_map
-from pffnet_d2.data.images import AS_IS, decode_image
+from pffnet_d2.data.images import AS_IS
 from pffnet_d2.data.readers.masks import mask_region, one_mask_per_object
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, list_files, shipped
@@ -123,7 +123,7 @@ def records(
     for image in ids:
         yield Record(
             image_id=image,
-            read_image=functools.partial(_read_image, images[image]),
+            read_image=images[image].image,
             read_label_map=(
                 functools.partial(_from_rows, rows[image], fill_holes)
                 if solution
@@ -213,10 +213,6 @@ def _read_solution(file: SourceFile) -> dict[str, list[tuple[str, str, int, int]
         except (TypeError, ValueError) as error:
             raise InputError(f"{where}: Height and Width are no whole numbers; fetch the csv again") from error
     return rows
-
-
-def _read_image(file: SourceFile) -> npt.NDArray[Any]:
-    return decode_image(file.read(), str(file))
 
 
 def _from_rows(rows: list[tuple[str, str, int, int]], fill_holes: bool) -> npt.NDArray[np.int32]:

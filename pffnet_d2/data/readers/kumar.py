@@ -42,7 +42,7 @@ import numpy.typing as npt
 from skimage.draw import polygon
 
 from pffnet_d2.data.coco import Region, regions_to_label_map
-from pffnet_d2.data.images import AS_IS, decode_image
+from pffnet_d2.data.images import AS_IS
 from pffnet_d2.data.readers.labels import image_size
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, list_files, shipped
@@ -94,7 +94,7 @@ def records(root: Path, split: str, *, scheme: str = "kumar", polygon_offset: fl
         image, annotation = images[name], annotations[name]
         yield Record(
             image_id=name,
-            read_image=partial(_read_image, image),
+            read_image=image.image,
             read_label_map=partial(_read_label_map, annotation, image, polygon_offset),
             read_regions=partial(_read_regions, annotation, image, polygon_offset),
             group=name[:12],  # TCGA-<site>-<patient>
@@ -116,10 +116,6 @@ def _by_stem(files: list[SourceFile], endings: tuple[str, ...]) -> dict[str, Sou
                 raise InputError(f"{file}: {found[file.stem]} has the same name; remove one of them")
             found[file.stem] = file
     return found
-
-
-def _read_image(file: SourceFile) -> npt.NDArray[Any]:
-    return decode_image(file.read(), str(file))
 
 
 def _read_label_map(annotation: SourceFile, image: SourceFile, offset: float) -> npt.NDArray[np.int32]:

@@ -272,7 +272,7 @@ def _truth_reader(
 
 
 def _read(file: SourceFile) -> npt.NDArray[Any]:
-    return decode_image(file.read(), str(file))
+    return file.image()
 
 
 def _read_labels(file: SourceFile, form: str) -> npt.NDArray[np.int32]:

@@ -11,7 +11,9 @@ from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from pffnet_d2.data.images import read_bytes
+import numpy.typing as npt
+
+from pffnet_d2.data.images import decode_image, read_bytes
 from pffnet_d2.errors import InputError
 
 MAX_MEMBER_BYTES = 2 << 30  # of one file in an archive, unpacked: beyond every image within images.MAX_PIXELS
@@ -55,6 +57,10 @@ class SourceFile:
             raise InputError(
                 f"{self}: cannot be read from the zip; it is truncated or damaged, fetch it again"
             ) from error
+
+    def image(self) -> npt.NDArray[Any]:
+        """The pixels, as :func:`~pffnet_d2.data.images.decode_image` gives them. Raises InputError naming the file."""
+        return decode_image(self.read(), str(self))
 
     def __str__(self) -> str:
         return f"{self.path}:{self.member}" if self.member else str(self.path)

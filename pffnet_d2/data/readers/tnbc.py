@@ -91,7 +91,7 @@ def records(root: Path, split: str, *, scheme: str = "qu", min_size: int = 16) -
     for stem in stems:
         yield Record(
             image_id=stem,
-            read_image=partial(_read_image, images[stem]),
+            read_image=images[stem].image,
             read_label_map=partial(_read_label_map, truths[stem], min_size),
             group=stem[:2],
             image_type="histology",
@@ -107,10 +107,6 @@ def _by_stem(files: list[SourceFile], kind: str) -> dict[str, SourceFile]:
                 raise InputError(f"{file}: {found[file.stem]} has the same name; remove one of them")
             found[file.stem] = file
     return found
-
-
-def _read_image(file: SourceFile) -> npt.NDArray[Any]:
-    return decode_image(file.read(), str(file))
 
 
 def _read_label_map(file: SourceFile, min_size: int) -> npt.NDArray[np.int32]:

@@ -251,5 +251,5 @@ def test_real_masks(caplog: pytest.LogCaptureFixture) -> None:
         own = files["train", record.image_id]
         assert labels.max() == len(own)
         for i, file in enumerate(own, 1):
-            mask = dsb2018.decode_image(file.read(), str(file)) > 80
+            mask = file.image() > 80
             np.testing.assert_array_equal(labels == i, binary_fill_holes(mask))
