@@ -91,7 +91,8 @@ def add_pffnet_config(cfg: Any) -> None:
     cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
     cfg.INPUT.PFFNET = CN()
-    # On-line augmentations, in order; names of data/augmentation.py ([P] IV-A: flips and rotations for every data set).
+    # On-line augmentations, in order: flip, rotate90, gaussian_blur, median_blur, gaussian_noise, emboss, sharpen,
+    # channel_shuffle, jitter ([P] IV-A: flips and rotations for every data set, blurs and noise for all but BBBC039).
     cfg.INPUT.PFFNET.AUGMENTATIONS = ["flip", "rotate90"]
 
     cfg.MODEL.PFFNET = CN()
