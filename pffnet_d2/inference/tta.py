@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from detectron2.layers import batched_nms
 from detectron2.modeling.meta_arch import GeneralizedRCNN
-from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
 from pffnet_d2.errors import InputError
+from pffnet_d2.modeling.meta_arch import with_roi_masks
 
 # (quarters counter-clockwise, whether left and right are exchanged afterwards)
 VIEWS: dict[str, tuple[int, bool]] = {
@@ -133,17 +133,6 @@ class TestTimeAugmentation(nn.Module):
         merged.scores = mean[order]
         merged.pred_classes = classes[kept][order]
         return merged
-
-
-def with_roi_masks(instances: Instances, height: int, width: int) -> Instances:
-    """Boxes in pixels of the original image; masks stay in the frame of their boxes."""
-    # Upstream pastes what is called pred_masks; under another name the masks only follow the boxes it keeps.
-    instances.roi_masks = instances.pred_masks
-    instances.remove("pred_masks")
-    instances = detector_postprocess(instances, height, width)
-    instances.pred_masks = instances.roi_masks
-    instances.remove("roi_masks")
-    return instances
 
 
 def turn(tensor: Tensor, view: tuple[int, bool]) -> Tensor:

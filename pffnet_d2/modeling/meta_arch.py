@@ -32,6 +32,18 @@ def consistency_loss(s_sem: Tensor, s_ins: Tensor, valid: Tensor) -> Tensor:
     return (difference.square().mean(1) * valid).sum() / valid.sum().clamp(min=1)
 
 
+def with_roi_masks(instances: Instances, height: int, width: int) -> Instances:
+    """``detector_postprocess`` (boxes in pixels of the original image) that leaves the masks in their boxes' frame."""
+    # Upstream pastes what is called pred_masks; under another name the masks only follow the boxes it keeps.
+    held = Instances(instances.image_size, **instances.get_fields())
+    held.roi_masks = held.pred_masks
+    held.remove("pred_masks")
+    held = detector_postprocess(held, height, width)
+    held.pred_masks = held.roi_masks
+    held.remove("roi_masks")
+    return held
+
+
 @META_ARCH_REGISTRY.register()
 class PFFNet(GeneralizedRCNN):
     """Panoptic Feature Fusion Net, and by leaving heads out its predecessors.
@@ -158,32 +170,18 @@ class PFFNet(GeneralizedRCNN):
             for x, size in zip(batched_inputs, images.image_sizes, strict=True)
         ]
         results = [
-            {"instances": self._rescale(x, *size, paste=self.paste_masks)}
+            {"instances": (detector_postprocess if self.paste_masks else with_roi_masks)(x, *size)}
             for x, size in zip(instances, sizes, strict=True)
         ]
         if "panoptic" in self.outputs:
             for result, x, size in zip(results, instances, sizes, strict=True):
-                result["panoptic_seg"] = self._panoptic(self._rescale(x, *size, paste=False))
+                result["panoptic_seg"] = self._panoptic(with_roi_masks(x, *size))
         if "semantic" in self.outputs:
             assert self.sem_seg_head is not None
             logits, _ = self.sem_seg_head(features, None)
             for result, s_sem, net, size in zip(results, logits, images.image_sizes, sizes, strict=True):
                 result["sem_seg"] = sem_seg_postprocess(s_sem, net, *size)
         return results
-
-    @staticmethod
-    def _rescale(instances: Instances, height: int, width: int, *, paste: bool) -> Instances:
-        """Boxes in pixels of the original image; masks pasted, or left in the frame of their boxes."""
-        if paste:
-            return detector_postprocess(instances, height, width)
-        # Upstream pastes what is called pred_masks; under another name the masks only follow the boxes it keeps.
-        held = Instances(instances.image_size, **instances.get_fields())
-        held.roi_masks = held.pred_masks
-        held.remove("pred_masks")
-        held = detector_postprocess(held, height, width)
-        held.pred_masks = held.roi_masks
-        held.remove("roi_masks")
-        return held
 
     def _panoptic(self, instances: Instances) -> tuple[Tensor, list[dict[str, Any]]]:
         segments = torch.from_numpy(instances_to_label_map(instances, **self.label_map))
