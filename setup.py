@@ -7,6 +7,12 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 
+OPTIONAL = {
+    "export": ["roifile>=2023.2.12"],
+    "fast": ["faster-coco-eval>=1.5"],
+    "hdf5": ["h5py>=3.8"],  # the CVPPP challenge's files
+}
+
 setup(
     name="pffnet_d2",
     version=re.findall(r'^__version__ = "(.+)"$', (ROOT / "pffnet_d2/__init__.py").read_text(), re.MULTILINE)[0],
@@ -37,10 +43,11 @@ setup(
         "matplotlib>=3.6",
     ],
     extras_require={
-        "export": ["roifile>=2023.2.12"],
-        "fast": ["faster-coco-eval>=1.5"],
-        "hdf5": ["h5py>=3.8"],  # the CVPPP challenge's files
+        **OPTIONAL,
         # ruff and mypy are held: another release formats and judges differently.
-        "test": ["pytest>=8", "hypothesis>=6.80", "h5py>=3.8", "ruff>=0.17.5,<0.18", "mypy>=2.4,<2.5"],
+        "test": [
+            *("pytest>=8", "hypothesis>=6.80", "ruff>=0.17.5,<0.18", "mypy>=2.4,<2.5"),
+            *(requirement for part in OPTIONAL.values() for requirement in part),
+        ],
     },
 )

@@ -1,0 +1,38 @@
+"""A network that can learn two images by heart has no part that is cut off from its loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pffnet_d2.config import config_path, read_config
+from pffnet_d2.data.prepare import prepare
+from pffnet_d2.engine import Trainer
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leave_no_trace")]
+
+
+@pytest.mark.parametrize("method", ["PFFNet", "CellRCNN_V2"])
+def test_two_images_by_heart(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare("phantoms", None, tmp_path, splits=["train"], count=2)
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
+    options = {
+        "DATASETS.TRAIN": "('phantoms_train',)",
+        "DATASETS.TEST": "('phantoms_train',)",
+        "INPUT.CROP.ENABLED": "False",
+        "INPUT.PFFNET.AUGMENTATIONS": "[]",
+        "MODEL.DEVICE": "cpu",
+        "SOLVER.MAX_ITER": "400",
+        "SOLVER.STEPS": "(330,)",
+        "SEED": "1",
+        "OUTPUT_DIR": str(tmp_path / "run"),
+    }
+    cfg = read_config(
+        str(config_path(f"bbbc039/{method}_R18_FPN.yaml")), [word for pair in options.items() for word in pair]
+    )
+    (tmp_path / "run").mkdir()
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=False)
+    scores = trainer.train()["label_map"]
+    assert scores["AJI"] > 0.9, scores
