@@ -301,6 +301,8 @@ def _plot(args: argparse.Namespace) -> int:
 def _engine(command: str, arguments: list[str]) -> int:
     if command == "evaluate" and cli_evaluation.is_of_folders(arguments):
         return cli_evaluation.evaluate_folders(arguments)
+    if command == "evaluate" and {"-h", "--help"} & set(arguments):
+        print("Label images of any tool: pffnet evaluate --truth DIR --prediction DIR [--out DIR]. A trained model:\n")
     _need_everything(command)
     if command == "thresholds":
         return cli_evaluation.choose_thresholds(arguments)
