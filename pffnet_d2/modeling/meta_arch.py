@@ -169,13 +169,15 @@ class PFFNet(GeneralizedRCNN):
             (x.get("height", size[0]), x.get("width", size[1]))
             for x, size in zip(batched_inputs, images.image_sizes, strict=True)
         ]
-        results = [
-            {"instances": (detector_postprocess if self.paste_masks else with_roi_masks)(x, *size)}
-            for x, size in zip(instances, sizes, strict=True)
-        ]
+        # Once: upstream scales boxes in place.
+        instances = [with_roi_masks(x, *size) for x, size in zip(instances, sizes, strict=True)]
+        results: list[dict[str, Any]] = [{"instances": x} for x in instances]
         if "panoptic" in self.outputs:
-            for result, x, size in zip(results, instances, sizes, strict=True):
-                result["panoptic_seg"] = self._panoptic(with_roi_masks(x, *size))
+            for result, x in zip(results, instances, strict=True):
+                result["panoptic_seg"] = self._panoptic(x)
+        if self.paste_masks:
+            for result, x in zip(results, instances, strict=True):
+                result["instances"] = detector_postprocess(x, *x.image_size)
         if "semantic" in self.outputs:
             assert self.sem_seg_head is not None
             logits, _ = self.sem_seg_head(features, None)

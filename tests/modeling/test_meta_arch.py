@@ -193,6 +193,18 @@ def test_semantic_branch_runs_only_when_asked_for(compact_cfg: Callable, make_ba
     assert [i["area"] for i in infos] == np.bincount(expected.ravel())[1:].tolist()
 
 
+@pytest.mark.parametrize("paste", [True, False])
+def test_panoptic_output_of_a_resized_image(compact_cfg: Callable, make_batch: Callable, paste: bool) -> None:
+    """Upstream scales boxes in place: instances and segments are of one scaling, not of two."""
+    model = build(compact_cfg, *EAGER, "MODEL.PFFNET.OUTPUTS", ["instances", "panoptic"])
+    batch = make_batch((70, 96, 3))
+    batch[0].update(height=140, width=192)
+    (result,) = infer(model, batch, paste)
+    segments, _ = result["panoptic_seg"]
+    assert np.array_equal(segments.numpy(), instances_to_label_map(result["instances"], **model.label_map))
+    assert segments.any()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
