@@ -221,11 +221,6 @@ def annotations_to_regions(annotations: Sequence[dict[str, Any]], height: int, w
     return regions
 
 
-def decode_mask(annotation: dict[str, Any], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """(H, W) uint8 0/1 of one annotation."""
-    return paint([annotation], height, width)[0].astype(np.uint8)
-
-
 Runs = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 

@@ -16,7 +16,6 @@ from pycocotools.coco import COCO
 from pffnet_d2.data.coco import (
     annotations_to_label_map,
     annotations_to_regions,
-    decode_mask,
     label_map_to_annotations,
     paint,
     paint_layers,
@@ -90,7 +89,7 @@ def test_overlaps_as_painted_one_by_one(masks: list[np.ndarray]) -> None:
     assert len(layers) <= max(len(masks), 1)
     assert (len(layers) == 1) == (areas.sum() == np.count_nonzero(painted))
     for i, mask in enumerate(masks):
-        np.testing.assert_array_equal(decode_mask(annotations[i], 6, 7), mask)
+        np.testing.assert_array_equal(paint([annotations[i]], 6, 7)[0], mask)
         shown = [layer == i + 1 for layer in layers if (layer == i + 1).any()]
         assert len(shown) == mask.any()  # in one layer, whole
         np.testing.assert_array_equal(np.logical_or.reduce(shown) if shown else np.zeros((6, 7), np.bool_), mask)

@@ -21,7 +21,7 @@ from detectron2.utils.logger import setup_logger
 
 from pffnet_d2 import cli, engine
 from pffnet_d2.config import config_path
-from pffnet_d2.data.coco import annotations_to_label_map, decode_mask
+from pffnet_d2.data.coco import annotations_to_label_map, paint
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import metrics
@@ -61,7 +61,7 @@ class Model(nn.Module):
         outputs = []
         for entry in (entries[image["image_id"]] for image in batch):
             size = entry["height"], entry["width"]
-            masks = np.array([decode_mask(a, *size) for a in entry["annotations"]], dtype=bool)
+            masks = np.array([paint([a], *size)[0] for a in entry["annotations"]], dtype=bool)
             shifted = np.roll(masks, 23, axis=1) & ~masks.any(axis=0)
             instances = Instances(size, pred_masks=torch.from_numpy(np.concatenate([shifted, masks])))
             n = len(masks)
