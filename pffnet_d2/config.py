@@ -92,7 +92,8 @@ def add_pffnet_config(cfg: Any) -> None:
 
     cfg.INPUT.PFFNET = CN()
     # On-line augmentations, in order: flip, rotate90, gaussian_blur, median_blur, gaussian_noise, emboss, sharpen,
-    # channel_shuffle, jitter ([P] IV-A: flips and rotations for every data set, blurs and noise for all but BBBC039).
+    # channel_shuffle, jitter, contrast; and scale, which happens before the crop ([P] IV-A: flips and rotations for
+    # every data set, blurs and noise for all but BBBC039).
     cfg.INPUT.PFFNET.AUGMENTATIONS = ["flip", "rotate90"]
 
     cfg.MODEL.PFFNET = CN()

@@ -1,9 +1,9 @@
 """The augmentations the papers name, as Detectron2 augmentations, chosen by name in INPUT.PFFNET.AUGMENTATIONS.
 
-Geometry: "flip", "rotate90" (and INPUT.CROP). Grey values, the truth untouched: "gaussian_blur", "median_blur",
-"gaussian_noise" [P], "emboss", "sharpen", "channel_shuffle" [V2], and "jitter". The papers made their variants
-beforehand and tell neither strengths nor how many; here each change of grey values happens to an image with probability
-``CHANCE``, and its docstring says how strongly.
+Geometry: "flip", "rotate90", "scale" (and INPUT.CROP). Grey values, the truth untouched: "gaussian_blur",
+"median_blur", "gaussian_noise" [P], "emboss", "sharpen", "channel_shuffle" [V2], "jitter" and "contrast". The papers
+made their variants beforehand and tell neither strengths nor how many; here each change of grey values happens to an
+image with probability ``CHANCE``, and its docstring says how strongly.
 """
 
 from __future__ import annotations
@@ -58,6 +58,19 @@ class RandomRotate90(T.Augmentation):
 
     def get_transform(self, image: npt.NDArray[Any]) -> Rotate90Transform:
         return Rotate90Transform(int(self._rand_range(4)), image.shape[0], image.shape[1])
+
+
+class RandomScale(T.Augmentation):
+    """Enlarges or shrinks both sides by a factor between ``low`` and ``high``, halving as likely as doubling."""
+
+    def __init__(self, low: float = 0.5, high: float = 2.0) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def get_transform(self, image: npt.NDArray[Any]) -> Transform:
+        factor = float(np.exp(self._rand_range(np.log(self.low), np.log(self.high))))
+        height, width = image.shape[:2]
+        return T.ResizeTransform(height, width, max(round(height * factor), 1), max(round(width * factor), 1))
 
 
 Picture = npt.NDArray[np.uint8]  # (H, W, 3)
@@ -143,6 +156,15 @@ def jitter(augmentation: T.Augmentation, image: Picture) -> Change:
     return lambda picture: table[picture, np.arange(picture.shape[2]) % channels]
 
 
+def contrast(augmentation: T.Augmentation, image: Picture) -> Change:
+    """Of light on a dark ground: 255 (v / 255)^gamma gain, gamma 0.6 to 1.6 and gain 0.4 to 1.2, over 0 to 20 grey
+    values of background. The same in all channels."""
+    gamma, gain = np.exp(augmentation._rand_range(-0.51, 0.47)), augmentation._rand_range(0.4, 1.2)
+    background = augmentation._rand_range(0, 20)
+    table = _round(background + gain * 255 * (np.arange(256) / 255) ** gamma)
+    return lambda picture: table[picture]
+
+
 def _is_grey(image: Picture) -> bool:
     return bool((image[..., 1:] == image[..., :1]).all())
 
@@ -156,10 +178,10 @@ def _round(values: npt.NDArray[Any]) -> Picture:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-CHANCE = 0.2  # of each change of grey values: with all seven, one image in five stays as it is
+CHANCE = 0.2  # of each change of grey values: with all eight, one image in six stays as it is
 GREY_VALUES: dict[str, Draw] = {
     draw.__name__: draw
-    for draw in (gaussian_blur, median_blur, gaussian_noise, emboss, sharpen, channel_shuffle, jitter)
+    for draw in (gaussian_blur, median_blur, gaussian_noise, emboss, sharpen, channel_shuffle, jitter, contrast)
 }
 AUGMENTATIONS: dict[str, Callable[[], list[T.Augmentation]]] = {
     "flip": lambda: [
@@ -167,13 +189,15 @@ AUGMENTATIONS: dict[str, Callable[[], list[T.Augmentation]]] = {
         T.RandomFlip(0.5, horizontal=False, vertical=True),
     ],
     "rotate90": lambda: [RandomRotate90()],
+    "scale": lambda: [RandomScale()],
     **{name: partial(lambda draw: [GreyValues(draw, CHANCE)], draw) for name, draw in GREY_VALUES.items()},
 }
 
 
 def build_augmentations(cfg: Any, is_train: bool) -> list[T.Augmentation]:
     """What happens to an image, in order: crop (INPUT.CROP, training), resize (INPUT.MIN_SIZE_TRAIN / _TEST; 0 leaves
-    the size), then INPUT.PFFNET.AUGMENTATIONS (training). INPUT.RANDOM_FLIP is not read: "flip" stands for it.
+    the size), then INPUT.PFFNET.AUGMENTATIONS (training); but "scale" comes before the crop, which so keeps the size
+    that the network is to see. INPUT.RANDOM_FLIP is not read: "flip" stands for it.
 
     Raises:
         InputError: an unknown name.
@@ -193,5 +217,8 @@ def build_augmentations(cfg: Any, is_train: bool) -> list[T.Augmentation]:
             raise InputError(
                 f"INPUT.PFFNET.AUGMENTATIONS: unknown augmentation {name!r}; choose from {', '.join(AUGMENTATIONS)}"
             )
-        chain.extend(AUGMENTATIONS[name]())
+        if name == "scale":
+            chain = [*AUGMENTATIONS[name](), *chain]
+        else:
+            chain.extend(AUGMENTATIONS[name]())
     return chain

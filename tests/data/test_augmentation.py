@@ -16,6 +16,7 @@ from pffnet_d2.data.augmentation import (
     GREY_VALUES,
     GreyValues,
     RandomRotate90,
+    RandomScale,
     Rotate90Transform,
     build_augmentations,
 )
@@ -134,6 +135,42 @@ def test_jitter_keeps_the_order_of_grey_values_and_black_and_white_nearly() -> N
         assert (np.diff(turned) >= 0).all()
         assert turned[0] <= 3
         assert turned[255] >= 230
+
+
+def test_contrast_is_one_curve_for_all_channels() -> None:
+    scale = np.arange(256, dtype=np.uint8)[None, :, None].repeat(3, axis=2)
+    curves = [draw("contrast", scale, seed)[0, :, 0].astype(int) for seed in range(40)]
+    for curve in curves:
+        assert (np.diff(curve) >= 0).all()
+        assert curve[0] <= 20
+    assert min(curve[255] for curve in curves) < 140
+    assert max(curve[200] for curve in curves) > 220
+
+
+def test_scale_comes_before_the_crop_and_moves_image_and_truth_alike(cfg: Any) -> None:
+    cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "absolute", [48, 48]
+    cfg.INPUT.MIN_SIZE_TRAIN = (0,)
+    cfg.INPUT.PFFNET.AUGMENTATIONS = ["scale"]
+    kinds = [type(a) for a in build_augmentations(cfg, True)]
+    assert kinds == [RandomScale, T.RandomCrop]
+    image = np.zeros((100, 120, 3), np.uint8)
+    image[40:60, 40:80] = 200
+    labels = np.zeros((100, 120), np.int32)
+    labels[40:60, 40:80] = 70_000
+    np.random.seed(0)  # noqa: NPY002
+    factors = []
+    for _ in range(50):
+        transform = RandomScale().get_transform(image)
+        scaled = transform.apply_image(image)
+        moved = transform.apply_segmentation(labels.view(np.uint8).reshape(100, 120, 4))
+        moved = np.ascontiguousarray(moved).view(np.int32)[..., 0]
+        assert scaled.shape[:2] == moved.shape
+        assert set(np.unique(moved)) == {0, 70_000}
+        assert np.mean((scaled[..., 0] > 100) != (moved > 0)) < 0.02
+        factors.append(scaled.shape[0] / 100)
+    assert 0.5 <= min(factors) < 0.6
+    assert 1.8 < max(factors) <= 2
+    assert abs(np.mean(np.log(factors))) < 0.15
 
 
 def test_chance_is_a_fifth() -> None:

@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pffnet_d2.data.coco import regions_to_label_map
-from pffnet_d2.data.images import AS_IS
+from pffnet_d2.data.images import AS_IS, PERCENTILE_8_BIT, Normalisation
 from pffnet_d2.data.readers.masks import mask_region, one_mask_per_object
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, list_files, shipped
@@ -51,12 +51,23 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "partial": (False, "accept files of a part of the images; what is missing is counted in a warning"),
     "exclude_bbbc039": (False, "leave out the 43 images of stage1_train that are fields of BBBC039"),
     "fill_holes": (True, "fill holes in the masks"),
+    "image_type": ("", "only images of this type: fluorescence, histology or brightfield"),
+    "normalisation": ("as_is", "as_is, or percentile: each image stretched, the dark ones most"),
 }
 CATEGORY = "nucleus"
+IMAGE_TYPES = ("fluorescence", "histology", "brightfield")
 NORMALISATION = AS_IS
 EDITIONS = {670: "original", 664: "corrected"}  # images of stage1_train
 MASK_THRESHOLD = 80  # of 255, the corrected edition's own rule
 BRIGHT = 100  # grey value that divides the mean of dark and bright fields
+
+
+def normalisation(*, normalisation: str = AS_IS.name, **_: Any) -> Normalisation:
+    """The normalisation that the option chooses. Raises InputError for one that does not exist."""
+    known = {AS_IS.name: AS_IS, PERCENTILE_8_BIT.name: PERCENTILE_8_BIT}
+    if normalisation not in known:
+        raise InputError(f"option normalisation={normalisation}: give {' or '.join(known)}")
+    return known[normalisation]
 
 
 def splits(root: Path, *, scheme: str = "stage1", **_: Any) -> tuple[str, ...]:
@@ -81,16 +92,20 @@ def records(
     partial: bool = False,
     exclude_bbbc039: bool = False,
     fill_holes: bool = True,
+    image_type: str = "",
+    **_: Any,
 ) -> Iterator[Record]:
     """The images of a split, in the order of their ids or of the scheme's list.
 
     Raises:
-        InputError: an unknown split; an image without masks or masks without an image; an image of the scheme's list
-            or of the csv that is missing (unless ``partial``); a csv that is not the publisher's. Reading a record: a
-            truncated file; masks of different sizes; run lengths outside the image.
+        InputError: an unknown split or image type; an image without masks or masks without an image; an image of the
+            scheme's list or of the csv that is missing (unless ``partial``); a csv that is not the publisher's. Reading
+            a record: a truncated file; masks of different sizes; run lengths outside the image.
     """
     if split not in SCHEMES[scheme]:
         raise InputError(f"unknown split {split!r} of DSB2018 {scheme}; choose one of {', '.join(SCHEMES[scheme])}")
+    if image_type and image_type not in IMAGE_TYPES:
+        raise InputError(f"option image_type={image_type}: give one of {', '.join(IMAGE_TYPES)}")
     files = list_files(root)
     stage = "test" if (scheme, split) == ("stage1", "test") else "train"
     images = {image: file for (s, image), file in _images(root, files).items() if s == stage}
@@ -120,6 +135,8 @@ def records(
     if exclude_bbbc039:
         shared = bbbc039_fields()
         ids = [image for image in ids if image not in shared]
+    if image_type:
+        ids = [image for image in ids if type_of(images[image].image()) == image_type]
     for image in ids:
         yield Record(
             image_id=image,
@@ -129,7 +146,7 @@ def records(
                 if solution
                 else functools.partial(one_mask_per_object, masks[image], MASK_THRESHOLD, fill_holes)
             ),
-            image_type=image_type,
+            image_type=type_of,
         )
 
 
@@ -138,7 +155,7 @@ def bbbc039_fields() -> dict[str, tuple[str, str]]:
     return {image: (stem, split) for image, stem, split in shipped("dsb2018_bbbc039")["pairs"]}
 
 
-def image_type(image: npt.NDArray[Any]) -> str:
+def type_of(image: npt.NDArray[Any]) -> str:
     """Kind of an 8-bit image from its pixels: colour is histology (haematoxylin and eosin, purple stains), grey (red,
     green and blue equal) is brightfield where its mean exceeds 100, else fluorescence.
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy.ndimage import binary_fill_holes
 
 from pffnet_d2.data.prepare import prepare
@@ -121,11 +122,32 @@ def test_run_lengths_by_hand(tmp_path: Path, layouts: ModuleType) -> None:
 
 def test_image_type() -> None:
     grey = np.full((4, 4, 3), 30, np.uint8)
-    assert dsb2018.image_type(grey) == "fluorescence"
-    assert dsb2018.image_type(grey + 150) == "brightfield"
-    assert dsb2018.image_type(np.dstack([grey, np.full((4, 4), 255, np.uint8)])) == "fluorescence"  # alpha is no colour
+    assert dsb2018.type_of(grey) == "fluorescence"
+    assert dsb2018.type_of(grey + 150) == "brightfield"
+    assert dsb2018.type_of(np.dstack([grey, np.full((4, 4), 255, np.uint8)])) == "fluorescence"  # alpha is no colour
     grey[1, 1, 2] = 31
-    assert dsb2018.image_type(grey) == "histology"
+    assert dsb2018.type_of(grey) == "histology"
+
+
+def test_one_type_stretched(tmp_path: Path, layouts: ModuleType) -> None:
+    """A dark grey image, a bright one and one in colour: only the dark one is prepared, and it fills the scale."""
+    labels = layouts.apart(0)[1]
+    dark = (10 + 30 * (labels > 0)).astype(np.uint8)[..., None].repeat(3, axis=2)
+    colour = dark.copy()
+    colour[..., 0] += 100
+    styles = {"a": (dark, labels), "b": (dark + np.uint8(150), labels), "c": (colour, labels)}
+    root = layouts.write(tmp_path, stage(layouts, styles))
+    options = {"image_type": "fluorescence", "normalisation": "percentile"}
+    prepare("dsb2018", root, tmp_path / "out", splits=["train"], options=options)
+    (file,) = (tmp_path / "out/dsb2018/train/images").iterdir()
+    assert file.name == "a.png"
+    assert set(np.unique(np.asarray(Image.open(file)))) == {0, 255}
+    for option, remedy in {
+        "image_type": "one of fluorescence, histology",
+        "normalisation": "as_is or percentile",
+    }.items():
+        with pytest.raises(InputError, match=f"option {option}=x: give {remedy}"):
+            prepare("dsb2018", root, tmp_path / "other", splits=["train"], options={option: "x"})
 
 
 def test_shipped_lists() -> None:
@@ -150,7 +172,13 @@ def test_objectguided_and_shared_fields(tmp_path: Path, layouts: ModuleType, cap
     assert found == chosen[1:]
     prepare("dsb2018", root, tmp_path / "out", scheme="objectguided", splits=["val"], options={"partial": "true"})
     data = json.loads((tmp_path / "out/dsb2018/objectguided_val/instances.json").read_text())
-    assert data["info"]["options"] == {"partial": True, "exclude_bbbc039": False, "fill_holes": True}
+    assert data["info"]["options"] == {
+        "partial": True,
+        "exclude_bbbc039": False,
+        "fill_holes": True,
+        "image_type": "",
+        "normalisation": "as_is",
+    }
     assert data["images"][0]["image_type"] == "histology"
 
 
