@@ -45,15 +45,17 @@ def box_pixels(boxes: Tensor, batch_index: Tensor, shape: tuple[int, int, int]) 
     areas = columns * (bottom - top).clamp(min=0)
 
     roi = torch.repeat_interleave(torch.arange(len(boxes), device=boxes.device), areas)
-    rank = torch.arange(len(roi), device=boxes.device) - (areas.cumsum(0) - areas)[roi]
-    y = top[roi] + torch.div(rank, columns[roi], rounding_mode="floor")
-    x = left[roi] + rank % columns[roi]
-    return BoxPixels(
-        pixel=(batch_index[roi] * height + y) * width + x,
-        roi=roi,
-        u=(x + 0.5 - x1[roi]) / (x2 - x1)[roi],
-        v=(y + 0.5 - y1[roi]) / (y2 - y1)[roi],
-    )
+    # One gather of whole rows is several times faster than one a column.
+    whole = torch.stack([areas.cumsum(0) - areas, columns, left, batch_index * height + top], dim=1)
+    start, columns, left, line = whole.index_select(0, roi).unbind(1)
+    rank = torch.arange(len(roi), device=boxes.device) - start
+    row = torch.div(rank, columns, rounding_mode="floor")
+    column = rank - row * columns
+    # The centre of the first pixel and the size of a pixel, in units of the box.
+    size = torch.stack([x2 - x1, y2 - y1], dim=1)
+    first = (torch.stack([whole[:, 2], top], dim=1) + 0.5 - boxes[:, :2]) / size
+    u0, v0, du, dv = torch.cat([first, 1 / size], dim=1).index_select(0, roi).unbind(1)
+    return BoxPixels(pixel=(line + row) * width + left + column, roi=roi, u=u0 + column * du, v=v0 + row * dv)
 
 
 def resize_into_boxes(masks: Tensor, where: BoxPixels) -> Tensor:
@@ -73,13 +75,13 @@ def resize_into_boxes(masks: Tensor, where: BoxPixels) -> Tensor:
     dv, du = (v - top).to(masks.dtype)[:, None], (u - left).to(masks.dtype)[:, None]
 
     values = masks.permute(0, 2, 3, 1).reshape(-1, channels)
+    first = where.roi * (rows * columns)
 
-    def at(row: Tensor, column: Tensor) -> Tensor:
-        return values.index_select(0, (where.roi * rows + row) * columns + column)
+    def line(row: Tensor) -> Tensor:
+        start = first + row * columns
+        return torch.lerp(values.index_select(0, start + left), values.index_select(0, start + right), du)
 
-    upper = at(top, left) * (1 - du) + at(top, right) * du
-    lower = at(bottom, left) * (1 - du) + at(bottom, right) * du
-    return upper * (1 - dv) + lower * dv
+    return torch.lerp(line(top), line(bottom), dv)
 
 
 def fuse(
@@ -123,7 +125,7 @@ def fuse(
         return total.view(n, height, width, channels).permute(0, 3, 1, 2)
 
     if mode == "residual_attention":
-        log_gain = scatter_sum(resize_into_boxes(logits.sigmoid(), where).log1p())
+        log_gain = scatter_sum((1 + resize_into_boxes(logits.sigmoid(), where)).log())
         fused = f0 * log_gain.clamp(max=MAX_LOG_GAIN).exp()
     elif mode == "attention":
         probability = resize_into_boxes(logits.sigmoid(), where).clamp(min=MIN_PROBABILITY)
