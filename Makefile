@@ -34,7 +34,7 @@ lint: $(READY)
 	$(BIN)/mypy pffnet_d2
 
 bench: $(READY)
-	@set -e; for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script"; done
+	$(BIN)/python benchmarks/run.py
 
 setup: $(READY)
 

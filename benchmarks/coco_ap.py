@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from metrics import discs
 from pycocotools.coco import COCO
+from report import report
 
 from pffnet_d2.data.coco import label_map_to_annotations
 from pffnet_d2.evaluation import evaluator
@@ -53,11 +54,8 @@ def main() -> None:
         values.append(counted.stats[:6])
     if not np.allclose(*values, atol=1e-9):
         raise SystemExit(f"the two sides disagree: {values}")
-    print(
-        f"COCO mask AP, {args.images} images, {len(truths)} truths, {len(records)} detections: faster-coco-eval "
-        f"{seconds[0]:.2f} s, pycocotools {seconds[1]:.2f} s, ratio {seconds[1] / seconds[0]:.0f}x, "
-        f"AP {values[0][0]:.4f}"
-    )
+    case = f"{args.images} images, {len(truths)} truths, {len(records)} detections"
+    report("COCO mask AP", case, {"pycocotools / faster-coco-eval": seconds[1] / seconds[0]}, seconds=seconds)
 
 
 if __name__ == "__main__":

@@ -2,21 +2,21 @@
 
     python benchmarks/fusion.py [--device cpu] [--all]      # --all: K = 32..512, maps of 256 and 512 pixels
 
-The loop is Algorithm 1 as it is written: one ROI after the other resizes its mask with ``interpolate`` and multiplies its
-window of the map. ROIs are as training makes them: boxes of 12 to 40 pixels, a batch of two, 2 channels. Both sides run
-alternately in one process on one CPU core or the GPU, and must agree before they are timed. Prints a line and a json line
-a case.
+The loop is Algorithm 1 as it is written: one ROI after the other resizes its mask with ``interpolate`` and multiplies
+its window of the map. ROIs are as training makes them: boxes of 12 to 40 pixels, a batch of two, 2 channels. Both sides
+run alternately in one process on one CPU core or the GPU, and must agree before they are timed. Prints a line and a
+json line a case.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
+from report import report
 from torch import Tensor
 from torch.nn.functional import interpolate
 
@@ -69,12 +69,8 @@ def compare(count: int, size: int, repeat: int, device: str) -> None:
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-5)
     rounds = [(seconds(fuse, inputs, device), seconds(loop, inputs, device)) for _ in range(repeat)]
     fast, slow = (statistics.median(times) for times in zip(*rounds, strict=True))
-    print(
-        f"fusion, K {count}, {size}x{size}, {device}: closed form {fast * 1e3:.2f} ms, loop over ROIs {slow * 1e3:.1f} ms; "
-        f"ratio {slow / fast:.0f}x"
-    )
-    numbers = {"rois": count, "size": size, "device": device, "closed_form_s": fast, "loop_s": slow}
-    print(json.dumps({"benchmark": "fusion", **numbers, "ratio": slow / fast}), flush=True)
+    case_of = f"K {count}, {size}x{size}, {device}"
+    report("fusion", case_of, {"loop over ROIs / closed form": slow / fast}, closed_form_s=fast, loop_s=slow)
 
 
 def main() -> None:

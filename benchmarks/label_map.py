@@ -4,10 +4,10 @@ loop of the overlap rule?
     python benchmarks/label_map.py [--size 1000] [--nuclei 700] [--repeat 10] [--device cpu]
     python benchmarks/label_map.py --all      # 700 and 3000 nuclei on 1000 x 1000 and 4000 x 4000
 
-Prints a line a case: the median time of ``instances_to_label_map``, the time of ``paste_masks_in_image`` (full-size
-masks, at most 2 GB of them at a time) followed by the rule on these masks, their ratio, and the peak memory of either
-beyond what the process held before. Each side runs in a process of its own, on one CPU core or the GPU. All masks at
-once, as Detectron2 returns them, would take nuclei x size x size bytes.
+Prints the ratio of times and of peak memories beyond what the process held before: ``paste_masks_in_image`` (full-size
+masks, at most 2 GB of them at a time) followed by the rule on these masks, over ``instances_to_label_map`` (median).
+Each side runs in a process of its own, on one CPU core or the GPU. All masks at once, as Detectron2 returns them, would
+take nuclei x size x size bytes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
+from report import report
 
 from pffnet_d2.inference.label_map import instances_to_label_map
 
@@ -98,12 +99,10 @@ def compare(size: int, count: int, repeat: int, device: str) -> None:
         slow, slow_peak, plain = pool.submit(run, False, size, count, 1, device).result()
     if not (ours == plain).all():
         raise SystemExit("the two sides disagree")
-    print(
-        f"label map, {size}x{size}, {count} detections, {ours.max()} labels, {device}: windows {fast * 1e3:.1f} ms, "
-        f"{fast_peak / 1e6:.0f} MB; pasting and plain loop {slow * 1e3:.0f} ms, {slow_peak / 1e6:.0f} MB "
-        f"({count * size**2 / 1e6:.0f} MB at once); ratio {slow / fast:.0f}x",
-        flush=True,
-    )
+    case = f"{size}x{size}, {count} detections, {ours.max()} labels, {device}"
+    ratios = {"paste and loop / windows, time": slow / fast, "memory": slow_peak / max(fast_peak, 1)}
+    details = {"seconds": [fast, slow], "peak_bytes": [fast_peak, slow_peak], "all_at_once_bytes": count * size**2}
+    report("label map", case, ratios, **details)
 
 
 def main() -> None:

@@ -2,10 +2,10 @@
 
     python benchmarks/metrics.py [--size 1000] [--nuclei 700] [--repeat 20]
 
-Prints medians of runs in this process, on one core where the environment says so (OMP_NUM_THREADS=1), and ratios: one
-contingency table and every metric read off it; AJI, PQ and Dice computed mask by mask as HoVer-Net's published code
-does; the DSB score from stardist.matching, where that is installed, against the same score of ours; the object
-Hausdorff distance. The values of both sides are compared before anything is printed.
+Prints ratios of medians of runs in this process, on one core where the environment says so (OMP_NUM_THREADS=1): AJI, PQ
+and Dice computed mask by mask as HoVer-Net's published code does, over one contingency table and every metric read off
+it; the DSB score from stardist.matching, where that is installed, over the same score of ours. The values of both sides
+are compared before anything is printed.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from report import report
 
 from pffnet_d2.evaluation import metrics
 from pffnet_d2.evaluation.contingency import ContingencyTable
@@ -111,27 +112,20 @@ def main() -> None:
 
     rng = np.random.default_rng(0)
     gt, pred = discs(args.size, args.nuclei, 0.1, rng), discs(args.size, args.nuclei, 0.2, rng)
-    print(f"{args.size}x{args.size}, {len(np.unique(gt)) - 1} truths, {len(np.unique(pred)) - 1} predictions")
-
+    case = f"{args.size}x{args.size}, {len(np.unique(gt)) - 1} truths, {len(np.unique(pred)) - 1} predictions"
     ours, milliseconds = median_time(from_table, gt, pred, args.repeat)
     plain, plain_milliseconds = median_time(plain_loops, gt, pred, 1)
     agree([ours["AJI_reuse"], ours["PQ"], ours["Dice"]], plain)
-    print(
-        f"metrics: all {len(ours)} of the table {milliseconds:.1f} ms, AJI + PQ + Dice by plain loops "
-        f"{plain_milliseconds:.0f} ms, ratio {plain_milliseconds / milliseconds:.0f}x"
-    )
-    dsb, milliseconds = median_time(our_dsb, gt, pred, args.repeat)
+    ratios = {f"plain loops of AJI, PQ and Dice / all {len(ours)} of the table": plain_milliseconds / milliseconds}
+    dsb, dsb_milliseconds = median_time(our_dsb, gt, pred, args.repeat)
     if matching is None:
-        print(f"DSB score: {milliseconds:.1f} ms; stardist is not installed")
+        print("metrics: stardist is not installed, its matching is left out")
     else:
         theirs, their_milliseconds = median_time(stardist_dsb, gt, pred, args.repeat)
         agree(dsb, theirs)
-        print(
-            f"DSB score: {milliseconds:.1f} ms, stardist.matching at the same 10 thresholds "
-            f"{their_milliseconds:.1f} ms, ratio {their_milliseconds / milliseconds:.1f}x"
-        )
-    _, milliseconds = median_time(metrics.object_hausdorff, gt, pred, 3)
-    print(f"object Hausdorff distance: {milliseconds:.0f} ms")
+        ratios["stardist.matching at 10 thresholds / DSB score"] = their_milliseconds / dsb_milliseconds
+    _, hausdorff_milliseconds = median_time(metrics.object_hausdorff, gt, pred, 3)
+    report("metrics", case, ratios, table_ms=milliseconds, dsb_ms=dsb_milliseconds, hausdorff_ms=hausdorff_milliseconds)
 
 
 if __name__ == "__main__":
