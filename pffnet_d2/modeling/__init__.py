@@ -8,5 +8,6 @@ from . import (  # noqa: F401  (imported for their registration)
     mask_quality_head,
     meta_arch,
     roi_heads,
+    rpn,
     semantic_head,
 )
