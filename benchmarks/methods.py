@@ -4,9 +4,10 @@
 
 On the CPU, with OMP_NUM_THREADS threads, from random weights. Training: one step on a batch of two 256 x 256 generated
 images, optimizer included, data loading not. Inference: one 256 x 256 image, masks left in their boxes' frames where
-the method can, with the same cap on detections (DETECTIONS, which random weights reach) for all. FLOPs of that inference:
-two a multiplication and addition, convolutions and matrix products as torch.utils.flop_counter counts them.
-The methods take turns, so that a machine that is busy for a while is busy for all; each time is the median of its turns.
+the method can, with the same cap on detections (DETECTIONS, which random weights reach) for all. FLOPs of that
+inference: two a multiplication and addition, convolutions and matrix products as torch.utils.flop_counter counts them.
+The methods take turns, so that a machine that is busy for a while is busy for all; each time is the median of its
+turns.
 """
 
 from __future__ import annotations
