@@ -97,11 +97,12 @@ def add_pffnet_config(cfg: Any) -> None:
     cfg.INPUT.PFFNET.AUGMENTATIONS = ["flip", "rotate90"]
 
     cfg.MODEL.PFFNET = CN()
-    # What inference returns beside the instances: "semantic" (S_sem) and "panoptic". Without them GCN does not run.
+    # What inference returns beside the instances: "panoptic", and as sem_seg either "semantic" (S_sem of the GCN
+    # branch) or "semantic_fused" (S_ins, the detections above beta fused into F_0). Without them neither branch runs.
     cfg.MODEL.PFFNET.OUTPUTS = ["instances"]
     # Weight of the mask loss.
     cfg.MODEL.PFFNET.MASK_LOSS_WEIGHT = 1.0
-    # alpha_2 of [P] Eq. 6, the weight of the semantic consistency loss; 0 leaves it out.
+    # alpha_2 of [P] Eq. 6, the weight of the semantic consistency loss between the two branches; 0 leaves it out.
     cfg.MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT = 1.0
 
     # From scored instances to a label map.

@@ -67,6 +67,7 @@ def check(cfg: CfgNode, *, train: bool, gpus: int = 0) -> None:
             near = difflib.get_close_matches(name, known, n=5) or ours
             raise InputError(f"{name}: no such data set; did you mean {', '.join(near)}?")
         DatasetCatalog.get(name)  # raises InputError where it is not prepared
+    _check_outputs(cfg)
     if not train:
         return
 
@@ -83,6 +84,20 @@ def check(cfg: CfgNode, *, train: bool, gpus: int = 0) -> None:
         raise InputError(
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide among {processes} processes; set it to "
             "a multiple, or SOLVER.REFERENCE_WORLD_SIZE to the number of GPUs it is meant for"
+        )
+
+
+def _check_outputs(cfg: CfgNode) -> None:
+    """Raises InputError where evaluation would wait for outputs that do not come. PFFNet looks at its own."""
+    model = cfg.MODEL.META_ARCHITECTURE
+    outputs = set(cfg.MODEL.PFFNET.OUTPUTS) - {"instances"}
+    given = {"GeneralizedRCNN": set(), "PanopticFPN": {"semantic", "panoptic"}}.get(model, outputs)
+    if cfg.MODEL.PFFNET.TTA and outputs:
+        raise InputError("MODEL.PFFNET.TTA merges instances only; set MODEL.PFFNET.OUTPUTS \"['instances']\"")
+    if outputs - given:
+        raise InputError(
+            f"MODEL.PFFNET.OUTPUTS: {model} has no output {', '.join(sorted(outputs - given))}; leave it out, or set "
+            "MODEL.META_ARCHITECTURE PFFNet"
         )
 
 
@@ -180,7 +195,7 @@ class Trainer(DefaultTrainer):
             LabelMapEvaluator(dataset_name, output_dir=folder, **label_map_rule(cfg)),
             DenseCOCOEvaluator(dataset_name, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE, output_dir=folder),
         ]
-        if "semantic" in cfg.MODEL.PFFNET.OUTPUTS:
+        if {"semantic", "semantic_fused"} & set(cfg.MODEL.PFFNET.OUTPUTS):
             evaluators.append(SemSegEvaluator(dataset_name, output_dir=folder))
         if "panoptic" in cfg.MODEL.PFFNET.OUTPUTS:
             evaluators.append(PanopticEvaluator(dataset_name, output_dir=folder))

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 from detectron2.config import CfgNode, get_cfg
+from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
 from pffnet_d2 import add_pffnet_config, config_path
 from pffnet_d2.data.augmentation import build_augmentations
 from pffnet_d2.errors import InputError
 
-CONFIGS = sorted(str(p.relative_to(config_path())) for p in config_path().rglob("*.yaml"))
+# What lies in methods/ is laid over others and is no config of its own.
+CONFIGS = sorted(str(p.relative_to(config_path())) for p in config_path().rglob("*.yaml") if p.parent.name != "methods")
+METHODS = ("MaskRCNN_GN", "PanopticFPN", "CellRCNN", "CellRCNN_V2", "PFFNet")
 
 
 def read(name: str) -> CfgNode:
@@ -32,10 +35,66 @@ def test_every_config_has_known_keys_and_dense_caps(name: str) -> None:
         assert cfg.MODEL.WEIGHTS or cfg.MODEL.BACKBONE.FREEZE_AT == 0
 
 
-@pytest.mark.parametrize("name", [c for c in CONFIGS if "R18" in c])
-def test_compact_configs_build(name: str) -> None:
-    model = build_model(read(name))
-    assert type(model).__name__ == ("GeneralizedRCNN" if "MaskRCNN" in name else "PFFNet")
+@pytest.mark.parametrize("folder", ["kumar", "tnbc", "bbbc039", "cvppp", "dsb2018", "cpm17"])
+def test_methods_differ_in_the_method_alone(folder: str) -> None:
+    pffnet = read(f"{folder}/PFFNet_R101_FPN.yaml")
+    for method in METHODS:
+        name = f"{folder}/{method}_R101_FPN"
+        cfg = read(f"{name}.yaml")
+        assert f"output/{name}" == cfg.OUTPUT_DIR
+        for part in ("INPUT", "DATASETS", "SOLVER", "TEST"):
+            assert cfg[part] == pffnet[part]
+        for part in ("WEIGHTS", "PIXEL_MEAN", "RESNETS", "FPN", "ANCHOR_GENERATOR", "RPN", "ROI_BOX_HEAD"):
+            assert cfg.MODEL[part] == pffnet.MODEL[part]
+        assert pffnet.MODEL.PFFNET.LABEL_MAP == cfg.MODEL.PFFNET.LABEL_MAP
+        meta = {"MaskRCNN_GN": "GeneralizedRCNN", "PanopticFPN": "PanopticFPN"}.get(method, "PFFNet")
+        assert meta == cfg.MODEL.META_ARCHITECTURE
+
+
+def test_output_folders_are_the_names() -> None:
+    """Two configs that write into one folder would resume each other."""
+    folders = [read(name).OUTPUT_DIR for name in CONFIGS if not name.startswith("Base-")]
+    assert len(set(folders)) == len(folders)
+
+
+# Released configs: proposals tested before and after suppression, ROI batch, suppression, detections, beta, iterations.
+RELEASED = {
+    "kumar": (30000, 8000, 512, 0.3, 4000, 0.5, 25600),
+    "tnbc": (4000, 1000, 256, 0.3, 500, 0.5, 12000),
+    "bbbc039": (4000, 1500, 256, 0.3, 800, 0.35, 12000),
+    "cvppp": (1000, 200, 128, 0.35, 50, 0.6, 6400),
+}
+
+
+@pytest.mark.parametrize("folder", RELEASED)
+def test_numbers_of_the_released_configs(folder: str) -> None:
+    cfg = read(f"{folder}/PFFNet_R101_FPN.yaml")
+    rpn, roi = cfg.MODEL.RPN, cfg.MODEL.ROI_HEADS
+    assert RELEASED[folder] == (
+        rpn.PRE_NMS_TOPK_TEST,
+        rpn.POST_NMS_TOPK_TEST,
+        roi.BATCH_SIZE_PER_IMAGE,
+        roi.NMS_THRESH_TEST,
+        cfg.TEST.DETECTIONS_PER_IMAGE,
+        cfg.MODEL.PFFNET.LABEL_MAP.SCORE_THRESH,
+        cfg.SOLVER.MAX_ITER,
+    )
+    assert cfg.SOLVER.STEPS == (cfg.SOLVER.MAX_ITER * 3 // 4,)
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[32], [64], [128], [256], [512]]
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.WARMUP_ITERS) == (0.003, 1, 500)
+
+
+def test_generalisation_is_tested_on_kumars_fourteen() -> None:
+    cfg = read("cpm17/PFFNet_R101_FPN.yaml")
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("cpm17_train",), ("kumar_test_seen", "kumar_test_unseen"))
+
+
+def test_data_sets_are_registered() -> None:
+    known = set(DatasetCatalog.list())
+    for name in CONFIGS:
+        if not name.startswith("Base-"):
+            cfg = read(name)
+            assert {d for d in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if "fold" not in d} <= known, name
 
 
 def test_the_papers_model() -> None:

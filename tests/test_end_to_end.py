@@ -88,14 +88,15 @@ def test_default_predictor(trained: Path) -> None:
     assert instances_to_label_map(instances).shape == (70, 101)
 
 
-def test_semantic_and_panoptic_outputs_are_scored(trained: Path, tmp_path: Path) -> None:
-    outputs = ["MODEL.PFFNET.OUTPUTS", "['instances', 'semantic', 'panoptic']", "MODEL.WEIGHTS"]
+@pytest.mark.parametrize("semantic", ["semantic", "semantic_fused"])
+def test_semantic_and_panoptic_outputs_are_scored(trained: Path, tmp_path: Path, semantic: str) -> None:
+    outputs = ["MODEL.PFFNET.OUTPUTS", f"['instances', '{semantic}', 'panoptic']", "MODEL.WEIGHTS"]
     weights = str(trained / "model_final.pth")
     assert main(["evaluate", *COMPACT, *TINY, *outputs, weights, "OUTPUT_DIR", str(tmp_path)]) == 0
     folder = tmp_path / "inference" / "phantoms_val"
     assert set(json.loads((folder / "panoptic_seg.json").read_text())) == {"PQ", "SQ", "RQ"}
-    semantic = torch.load(folder / "sem_seg_evaluation.pth", weights_only=False)
-    assert 0 <= semantic["mIoU"] <= 100
+    scored = torch.load(folder / "sem_seg_evaluation.pth", weights_only=False)
+    assert 0 <= scored["mIoU"] <= 100
 
 
 def test_thresholds_are_chosen_and_taken(trained: Path, tmp_path: Path) -> None:

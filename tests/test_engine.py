@@ -191,6 +191,18 @@ def test_training_loop_logs_no_traceback_of_mistakes() -> None:
         (["SOLVER.AMP.ENABLED", "True"], r"set SOLVER\.AMP\.ENABLED False"),
         (["SOLVER.IMS_PER_BATCH", "3", "SOLVER.REFERENCE_WORLD_SIZE", "2"], "does not divide among 2 processes"),
         (["SOLVER.IMS_PER_BATCH", "0"], "IMS_PER_BATCH 0"),
+        (
+            ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.PFFNET.OUTPUTS", "['panoptic']"],
+            r"OUTPUTS: GeneralizedRCNN has no output panoptic; leave it out, or set MODEL\.META_ARCHITECTURE PFFNet",
+        ),
+        (
+            ["MODEL.META_ARCHITECTURE", "PanopticFPN", "MODEL.PFFNET.OUTPUTS", "['semantic_fused']"],
+            "OUTPUTS: PanopticFPN has no output semantic_fused",
+        ),
+        (
+            ["MODEL.PFFNET.TTA", "['hflip']", "MODEL.PFFNET.OUTPUTS", "['semantic']"],
+            r"TTA merges instances only; set MODEL\.PFFNET\.OUTPUTS",
+        ),
     ],
 )
 def test_check_finds_mistakes_before_training(datasets: Path, opts: list[str], message: str) -> None:

@@ -133,10 +133,10 @@ def fuse(
     elif mode == "summation":
         fused = f0 + scatter_sum(resize_into_boxes(logits, where))
     else:
-        # The last ROI is the largest index that covers a pixel; only its entries are written.
+        # The last ROI is the largest index that covers a pixel; of the entries of a pixel all but its are left out of
+        # the sum, which picks them without asking the device how many there are.
         last = where.roi.new_full((n * height * width,), -1).scatter_reduce(0, where.pixel, where.roi, "amax")
-        top = BoxPixels(*(entry[last[where.pixel] == where.roi] for entry in where))
-        flat = f0.permute(0, 2, 3, 1).reshape(n * height * width, -1)
-        values = resize_into_boxes(logits, top).expand(-1, flat.shape[1])
-        fused = flat.index_copy(0, top.pixel, values).view(n, height, width, -1).permute(0, 3, 1, 2)
+        is_last = (last[where.pixel] == where.roi)[:, None]
+        pasted = scatter_sum(resize_into_boxes(logits, where) * is_last)
+        fused = torch.where((last >= 0).view(n, 1, height, width), pasted, f0)
     return fused.to(features.dtype)

@@ -82,6 +82,11 @@ class RAFFHead(nn.Module):
         for key, value, known in (("MODE", mode, MODES), ("CHANNELS", channels, CHANNELS)):
             if value not in known:
                 raise InputError(f"MODEL.PFFNET.FUSION.{key} {value!r} is not one of {', '.join(known)}")
+        if channels == "foreground" and not post_convs and mode in ("replacement", "summation"):
+            raise InputError(
+                f"MODEL.PFFNET.FUSION.CHANNELS foreground: {mode} writes the same into both classes, and without "
+                "POST_CONVS the softmax of them never sees it; set MODEL.PFFNET.FUSION.CHANNELS per_channel"
+            )
         self.f0 = UpsampledConv(input_shape.channels or 0, num_classes, input_shape.stride or 1)
         self.post = nn.Sequential()
         if post_convs:
@@ -132,8 +137,7 @@ class RAFFHead(nn.Module):
         if self.detach:
             logits = logits.detach()
         boxes = torch.cat([x.fusion_boxes for x in instances])
-        counts = torch.tensor([len(x) for x in instances], device=boxes.device)
-        batch_index = torch.repeat_interleave(torch.arange(len(instances), device=boxes.device), counts)
+        batch_index = torch.cat([torch.full((len(x),), i, device=boxes.device) for i, x in enumerate(instances)])
         s_ins = self.post(fuse(f0, logits, boxes, batch_index, self.mode))
         if targets is None:
             return s_ins, {}

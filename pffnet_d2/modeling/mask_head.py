@@ -12,7 +12,12 @@ import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import Conv2d, ShapeSpec, cat, get_norm
 from detectron2.modeling import ROI_MASK_HEAD_REGISTRY
-from detectron2.modeling.roi_heads.mask_head import BaseMaskRCNNHead, mask_rcnn_inference, mask_rcnn_loss
+from detectron2.modeling.roi_heads.mask_head import (
+    BaseMaskRCNNHead,
+    MaskRCNNConvUpsampleHead,
+    mask_rcnn_inference,
+    mask_rcnn_loss,
+)
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
@@ -64,8 +69,30 @@ def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return total / max(targets.numel(), 1)
 
 
+class BackgroundAndObject(BaseMaskRCNNHead):
+    """What mask heads share whose ``layers`` give (K, 2, m, m) logits: channel 0 background, channel 1 the object."""
+
+    def forward(self, x: Tensor, instances: list[Instances]) -> Any:
+        """Detectron2's contract for mask heads, so that the head also serves in ``StandardROIHeads``."""
+        # Upstream takes channel = class; of two channels and class 0 it would take the background.
+        foreground = self.layers(x)[:, 1:]
+        if self.training:
+            return {"loss_mask": mask_rcnn_loss(foreground, instances, self.vis_period) * self.loss_weight}
+        mask_rcnn_inference(foreground, instances)
+        return instances
+
+
 @ROI_MASK_HEAD_REGISTRY.register()
-class DualModalMaskHead(BaseMaskRCNNHead):
+class TwoChannelMaskHead(BackgroundAndObject, MaskRCNNConvUpsampleHead):
+    """Mask R-CNN's head with a background channel, which [V2]'s ablations without dual-modal masks fuse (Table 3)."""
+
+    @classmethod
+    def from_config(cls, cfg: Any, input_shape: ShapeSpec) -> dict[str, Any]:
+        return {**super().from_config(cfg, input_shape), "num_classes": 2}
+
+
+@ROI_MASK_HEAD_REGISTRY.register()
+class DualModalMaskHead(BackgroundAndObject):
     """M = spatial path + fully connected path: (K, 2, 2h, 2w) logits, channel 0 background, channel 1 the object.
 
     Spatial path: convolution, convolution to 4 * CONV_DIM, pixel shuffle by 2, 1x1 convolution to 2 channels.
@@ -133,15 +160,6 @@ class DualModalMaskHead(BaseMaskRCNNHead):
         u = self.predictor(pixel_shuffle(self.spatial2(spatial), 2))
         v = self.fc(self.fc_path(x)).view(-1, 1, *self.out_size)
         return u + (v.relu() if self.fc_relu else v)
-
-    def forward(self, x: Tensor, instances: list[Instances]) -> Any:
-        """Detectron2's contract for mask heads, so that the head also serves in ``StandardROIHeads``."""
-        # Upstream takes channel = class; of two channels and class 0 it would take the background.
-        foreground = self.layers(x)[:, 1:]
-        if self.training:
-            return {"loss_mask": mask_rcnn_loss(foreground, instances, self.vis_period) * self.loss_weight}
-        mask_rcnn_inference(foreground, instances)
-        return instances
 
 
 def gt_areas(instances: list[Instances]) -> Tensor:

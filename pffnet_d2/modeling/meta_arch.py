@@ -17,8 +17,9 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.inference.label_map import instances_to_label_map
 
 from .fusion_head import build_feature_fusion_head
+from .roi_heads import PFFNetROIHeads
 
-OUTPUTS = ("instances", "semantic", "panoptic")
+OUTPUTS = ("instances", "semantic", "semantic_fused", "panoptic")
 
 
 def consistency_loss(s_sem: Tensor, s_ins: Tensor, valid: Tensor) -> Tensor:
@@ -44,6 +45,32 @@ def with_roi_masks(instances: Instances, height: int, width: int) -> Instances:
     return held
 
 
+def _check_roi_heads(cfg: Any, roi_heads: nn.Module) -> None:
+    """Raises InputError where the fusion or quality head could not run on what the ROI heads hand on."""
+    fusion = cfg.MODEL.PFFNET.FUSION
+    if not isinstance(roi_heads, PFFNetROIHeads):
+        for key, name in (
+            ("MODEL.PFFNET.FUSION.NAME", fusion.NAME),
+            ("MODEL.ROI_MASK_QUALITY_HEAD.NAME", cfg.MODEL.ROI_MASK_QUALITY_HEAD.NAME),
+        ):
+            if name:
+                raise InputError(
+                    f"{key} {name}: MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} hands no masks on to it; "
+                    f'set MODEL.ROI_HEADS.NAME PFFNetROIHeads, or {key} ""'
+                )
+        return
+    if not fusion.NAME or fusion.CHANNELS != "per_channel":
+        return
+    masks = getattr(getattr(roi_heads.mask_head, "predictor", None), "out_channels", None)
+    classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
+    if masks is not None and masks != classes:
+        raise InputError(
+            f"MODEL.PFFNET.FUSION.CHANNELS per_channel: masks of {masks} channels for {classes} classes of "
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES; set MODEL.PFFNET.FUSION.CHANNELS foreground, or "
+            "MODEL.ROI_MASK_HEAD.NAME DualModalMaskHead or TwoChannelMaskHead and 2 classes"
+        )
+
+
 @META_ARCH_REGISTRY.register()
 class PFFNet(GeneralizedRCNN):
     """Panoptic Feature Fusion Net, and by leaving heads out its predecessors.
@@ -58,7 +85,7 @@ class PFFNet(GeneralizedRCNN):
         *,
         sem_seg_head: nn.Module | None = None,
         fusion_head: nn.Module | None = None,
-        consistency_loss_weight: float = 1.0,
+        consistency_loss_weight: float = 0.0,
         ignore_value: int = 255,
         outputs: tuple[str, ...] = ("instances",),
         label_map: dict[str, Any] | None = None,
@@ -68,7 +95,7 @@ class PFFNet(GeneralizedRCNN):
         Args:
             sem_seg_head: S_sem; called with (features, targets or None), returns (logits at input size, losses).
             fusion_head: S_ins; called with (features, instances, targets or None), returns likewise.
-            consistency_loss_weight: alpha_2 of [P] Eq. 6; used where both maps are there.
+            consistency_loss_weight: alpha_2 of [P] Eq. 6; above 0 it needs both maps.
             ignore_value: the value of pixels without truth in semantic targets, the same as the heads'.
             outputs: what inference returns, of ``OUTPUTS``.
             label_map: keyword arguments of ``instances_to_label_map`` for the panoptic output.
@@ -78,8 +105,21 @@ class PFFNet(GeneralizedRCNN):
         unknown = set(outputs) - set(OUTPUTS)
         if unknown:
             raise InputError(f"MODEL.PFFNET.OUTPUTS {sorted(unknown)} are not among {', '.join(OUTPUTS)}")
-        if "semantic" in outputs and sem_seg_head is None:
-            raise InputError("MODEL.PFFNET.OUTPUTS asks for semantic output without MODEL.SEM_SEG_HEAD.NAME")
+        if {"semantic", "semantic_fused"} <= set(outputs):
+            raise InputError("MODEL.PFFNET.OUTPUTS names two semantic maps; keep semantic or semantic_fused")
+        for output, head, key in (
+            ("semantic", sem_seg_head, "MODEL.SEM_SEG_HEAD.NAME GCNHead"),
+            ("semantic_fused", fusion_head, "MODEL.PFFNET.FUSION.NAME RAFFHead"),
+        ):
+            if output in outputs and head is None:
+                raise InputError(
+                    f"MODEL.PFFNET.OUTPUTS asks for {output} without its branch; set {key}, or leave it out"
+                )
+        if consistency_loss_weight > 0 and (sem_seg_head is None or fusion_head is None):
+            raise InputError(
+                "MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT compares the maps of both branches, MODEL.SEM_SEG_HEAD.NAME and "
+                "MODEL.PFFNET.FUSION.NAME, of which one is empty; set MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT 0.0"
+            )
         self.sem_seg_head = sem_seg_head
         self.fusion_head = fusion_head
         self.consistency_loss_weight = consistency_loss_weight
@@ -92,6 +132,7 @@ class PFFNet(GeneralizedRCNN):
     def from_config(cls, cfg: Any) -> dict[str, Any]:
         ret = super().from_config(cfg)
         shape = ret["backbone"].output_shape()
+        _check_roi_heads(cfg, ret["roi_heads"])
         pffnet = cfg.MODEL.PFFNET
         return {
             **ret,
@@ -111,7 +152,8 @@ class PFFNet(GeneralizedRCNN):
 
         Returns:
             In training a dict of losses, each with its weight. Else one dict an image: ``instances``, and by
-            MODEL.PFFNET.OUTPUTS ``sem_seg`` (classes, H, W) logits and ``panoptic_seg`` (see ``inference``).
+            MODEL.PFFNET.OUTPUTS ``sem_seg`` (classes, H, W) logits of either branch and ``panoptic_seg`` (see
+            ``inference``).
         """
         if not self.training:
             return self.inference(batched_inputs)
@@ -169,6 +211,7 @@ class PFFNet(GeneralizedRCNN):
             (x.get("height", size[0]), x.get("width", size[1]))
             for x, size in zip(batched_inputs, images.image_sizes, strict=True)
         ]
+        semantic = self._semantic(features, instances)
         # Once: upstream scales boxes in place.
         instances = [with_roi_masks(x, *size) for x, size in zip(instances, sizes, strict=True)]
         results: list[dict[str, Any]] = [{"instances": x} for x in instances]
@@ -178,12 +221,29 @@ class PFFNet(GeneralizedRCNN):
         if self.paste_masks:
             for result, x in zip(results, instances, strict=True):
                 result["instances"] = detector_postprocess(x, *x.image_size)
+        if semantic is not None:
+            for result, logits, net, size in zip(results, semantic, images.image_sizes, sizes, strict=True):
+                result["sem_seg"] = sem_seg_postprocess(logits, net, *size)
+        return results
+
+    def _semantic(self, features: dict[str, Tensor], instances: list[Instances]) -> Tensor | None:
+        """S_sem or S_ins, (N, classes, H, W), as MODEL.PFFNET.OUTPUTS asks; takes ``mask_logits`` off the instances.
+
+        S_ins is fused from the detections that go into a label map (class score above beta), the best written last.
+        """
         if "semantic" in self.outputs:
             assert self.sem_seg_head is not None
-            logits, _ = self.sem_seg_head(features, None)
-            for result, s_sem, net, size in zip(results, logits, images.image_sizes, sizes, strict=True):
-                result["sem_seg"] = sem_seg_postprocess(s_sem, net, *size)
-        return results
+            return self.sem_seg_head(features, None)[0]
+        if "semantic_fused" not in self.outputs:
+            return None
+        assert self.fusion_head is not None
+        written = []
+        for x in instances:
+            rois = Instances(x.image_size, mask_logits=x.mask_logits, fusion_boxes=x.pred_boxes.tensor)
+            order = x.scores.argsort(stable=True)
+            written.append(rois[order[(x.class_scores > self.label_map.get("score_threshold", 0.5))[order]]])
+            x.remove("mask_logits")
+        return self.fusion_head(features, written, None)[0]
 
     def _panoptic(self, instances: Instances) -> tuple[Tensor, list[dict[str, Any]]]:
         segments = torch.from_numpy(instances_to_label_map(instances, **self.label_map))

@@ -43,6 +43,7 @@ class PFFNetROIHeads(StandardROIHeads):
         mask_quality_loss_weight: float = 1.0,
         fusion_boxes: str = "proposal",
         fusion_rois: str = "all",
+        keep_mask_logits: bool = False,
         **kwargs: Any,
     ) -> None:
         """
@@ -51,20 +52,28 @@ class PFFNetROIHeads(StandardROIHeads):
             mask_loss_weight: MODEL.PFFNET.MASK_LOSS_WEIGHT.
             mask_quality_loss_weight: MODEL.ROI_MASK_QUALITY_HEAD.LOSS_WEIGHT.
             fusion_boxes, fusion_rois: MODEL.PFFNET.FUSION.{BOXES, ROIS}.
+            keep_mask_logits: inference also returns ``mask_logits`` (k, C, m, m), which the fused map is made of.
             kwargs: those of ``StandardROIHeads``.
         """
         super().__init__(**kwargs)
         for key, value, known in (("BOXES", fusion_boxes, BOXES), ("ROIS", fusion_rois, ROIS)):
             if value not in known:
                 raise InputError(f"MODEL.PFFNET.FUSION.{key} {value!r} is not one of {', '.join(known)}")
+        if self.num_classes != 1:
+            raise InputError(
+                f"MODEL.ROI_HEADS.NUM_CLASSES {self.num_classes}: PFFNetROIHeads segments one class; set it to 1"
+            )
         self.mask_quality_head = mask_quality_head
         self.mask_loss_weight = mask_loss_weight
         self.mask_quality_loss_weight = mask_quality_loss_weight
         self.fusion_boxes = fusion_boxes
         self.fusion_rois = fusion_rois
+        self.keep_mask_logits = keep_mask_logits
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
+        if not cfg.MODEL.MASK_ON:
+            raise InputError("MODEL.MASK_ON False: PFFNetROIHeads needs a mask head; set MODEL.MASK_ON True")
         ret = super().from_config(cfg, input_shape)
         channels = input_shape[ret["mask_in_features"][0]].channels
         side = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
@@ -73,6 +82,7 @@ class PFFNetROIHeads(StandardROIHeads):
         ret["mask_quality_loss_weight"] = cfg.MODEL.ROI_MASK_QUALITY_HEAD.LOSS_WEIGHT
         ret["fusion_boxes"] = cfg.MODEL.PFFNET.FUSION.BOXES
         ret["fusion_rois"] = cfg.MODEL.PFFNET.FUSION.ROIS
+        ret["keep_mask_logits"] = "semantic_fused" in cfg.MODEL.PFFNET.OUTPUTS
         return ret
 
     def forward(
@@ -108,9 +118,11 @@ class PFFNetROIHeads(StandardROIHeads):
                 boxes = [x.proposal_boxes.tensor for x in sampled]
             counts = [len(x) for x in sampled]
             for roi, box, score in zip(sampled, boxes, foreground.split(counts), strict=True):
-                inside = Boxes(box.clone())
-                inside.clip(roi.image_size)
-                roi.fusion_boxes, roi.foreground_score = inside.tensor, score
+                height, width = roi.image_size
+                # Not Boxes.clip, which waits for the device to say that all are finite.
+                x, y = box[:, 0::2].clamp(0, width), box[:, 1::2].clamp(0, height)
+                roi.fusion_boxes = torch.stack([x, y], dim=2).flatten(1)
+                roi.foreground_score = score
         return losses
 
     def _mask_losses(self, features: dict[str, Tensor], positive: list[Instances]) -> dict[str, Tensor]:
@@ -142,7 +154,7 @@ class PFFNetROIHeads(StandardROIHeads):
         boxes = [x.pred_boxes.tensor for x in instances]
         counts = [len(b) for b in boxes]
         total = sum(counts)
-        masks, qualities = [], []
+        logits, masks, qualities = [], [], []
         # At least one round, so that no detections at all still make tensors of the right shape.
         for start in range(0, max(total, 1), ROIS_PER_CHUNK):
             stop, before, chunk = start + ROIS_PER_CHUNK, 0, []
@@ -150,7 +162,8 @@ class PFFNetROIHeads(StandardROIHeads):
                 chunk.append(Boxes(box[max(start - before, 0) : max(stop - before, 0)]))
                 before += len(box)
             pooled = self._pool_masks(features, chunk)
-            masks.append(self.mask_head.layers(pooled)[:, -1:].sigmoid())
+            logits.append(self.mask_head.layers(pooled))
+            masks.append(logits[-1][:, -1:].sigmoid())
             if self.mask_quality_head is not None:
                 qualities.append(self.mask_quality_head(pooled, masks[-1]))
 
@@ -158,6 +171,9 @@ class PFFNetROIHeads(StandardROIHeads):
             x.pred_masks = mask
             if not x.has("class_scores"):
                 x.class_scores = x.scores
+        if self.keep_mask_logits:
+            for x, logit in zip(instances, torch.cat(logits).split(counts), strict=True):
+                x.mask_logits = logit
         if qualities:
             for x, quality in zip(instances, torch.cat(qualities).split(counts), strict=True):
                 x.mask_quality = quality.to(x.class_scores.dtype)

@@ -112,6 +112,12 @@ class GCNHead(nn.Module):
     @classmethod
     def from_config(cls, cfg: Any, input_shape: dict[str, ShapeSpec]) -> dict[str, Any]:
         head = cfg.MODEL.SEM_SEG_HEAD
+        missing = [name for name in head.IN_FEATURES if name not in input_shape]
+        if missing:
+            raise InputError(
+                f"MODEL.SEM_SEG_HEAD.IN_FEATURES: MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME} has no "
+                f"{', '.join(missing)}; set MODEL.BACKBONE.NAME build_pffnet_resnet_fpn_backbone"
+            )
         return {
             "input_shape": {name: input_shape[name] for name in head.IN_FEATURES},
             "num_classes": head.NUM_CLASSES,

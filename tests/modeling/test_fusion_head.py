@@ -56,6 +56,25 @@ def test_foreground_channel_serves_both_and_detach_stops_the_gradient() -> None:
     assert logits.grad is None
 
 
+def test_s_ins_is_the_text() -> None:
+    """F_0 from P2, RAFF for each image, ReLU, 3x3, ReLU, 1x1, cross-entropy; one image after another."""
+    torch.manual_seed(0)
+    head = RAFFHead(ShapeSpec(channels=4, stride=4), channels="per_channel", loss_weight=0.1)
+    p2 = torch.randn(2, 4, 4, 4)
+    rois = [roi_instances((16, 16), torch.randn(k, 2, 6, 6), torch.tensor([[2.0, 4.0, 12.0, 9.0]] * k)) for k in (1, 2)]
+    targets = (torch.rand(2, 16, 16) > 0.5).long()
+    f0 = F.conv2d(F.interpolate(p2, scale_factor=4, mode="nearest"), head.f0.weight, head.f0.bias, padding=1)
+    for image, roi in enumerate(rois):
+        for mask in roi.mask_logits:
+            p = F.interpolate(mask.sigmoid()[None], (5, 10), mode="bilinear", align_corners=False)[0]
+            f0[image, :, 4:9, 2:12] *= 1 + p
+    _, conv3, _, conv1 = head.post
+    expected = F.conv2d(F.conv2d(f0.relu(), conv3.weight, conv3.bias, padding=1).relu(), conv1.weight, conv1.bias)
+    s_ins, losses = head({"p2": p2}, rois, targets)
+    torch.testing.assert_close(s_ins, expected)
+    torch.testing.assert_close(losses["loss_sem_seg_fusion"], 0.1 * F.cross_entropy(expected, targets))
+
+
 def test_rois_of_one_image_leave_the_other_alone() -> None:
     torch.manual_seed(0)
     head = RAFFHead(ShapeSpec(channels=4, stride=4), post_convs=False)

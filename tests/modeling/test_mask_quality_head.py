@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -47,6 +48,26 @@ def test_output_and_gradients(reshape: str, k: int) -> None:
     assert mask.grad is not None
     assert all(p.grad is not None for p in head.parameters())
     assert k == 0 or (mask.grad != 0).any()
+
+
+@pytest.mark.parametrize("sigmoid", [True, False])
+def test_forward_is_table_one(sigmoid: bool) -> None:
+    """[P] Table I with torch's own operations: four convolutions, the last of stride 2, three linear layers."""
+    torch.manual_seed(0)
+    shape = ShapeSpec(channels=8, height=6, width=6)
+    head = MaskQualityHead(shape, conv_dim=32, fc_dim=64, reshape="max_pool", sigmoid=sigmoid)
+    r, m = torch.randn(3, 8, 6, 6), torch.rand(3, 1, 12, 12)
+    x = torch.cat([r, F.max_pool2d(m, 2)], 1)
+    assert len(head.convs) == 4
+    for conv, stride in zip(head.convs, (1, 1, 1, 2), strict=True):
+        x = F.conv2d(x, conv.weight, stride=stride, padding=1)
+        x = F.group_norm(x, 32, conv.norm.weight, conv.norm.bias).relu()
+    assert x.shape == (3, 32, 3, 3)
+    x = x.flatten(1)
+    for linear, norm, _ in head.fcs:
+        x = F.group_norm(x @ linear.weight.T, 32, norm.weight, norm.bias).relu()
+    x = (x @ head.predictor.weight.T + head.predictor.bias)[:, 0]
+    torch.testing.assert_close(head(r, m), 1 / (1 + (-x).exp()) if sigmoid else x)
 
 
 def test_target_by_hand() -> None:

@@ -11,6 +11,7 @@ from detectron2.modeling import build_model
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.utils.events import EventStorage
 
+from pffnet_d2.errors import InputError
 from pffnet_d2.inference.label_map import instances_to_label_map
 from pffnet_d2.modeling.meta_arch import consistency_loss
 
@@ -116,11 +117,12 @@ def test_consistency_loss_by_hand() -> None:
 def test_heads_can_be_left_out(compact_cfg: Callable, make_batch: Callable) -> None:
     """Cell R-CNN: no fusion; and a fusion without the semantic branch ([V2] Ab1)."""
     batch = make_batch((96, 96, 3))
-    no_fusion = train_once(build(compact_cfg, "MODEL.PFFNET.FUSION.NAME", ""), batch)
+    alone = ("MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT", 0.0)
+    no_fusion = train_once(build(compact_cfg, *alone, "MODEL.PFFNET.FUSION.NAME", ""), batch)
     assert set(no_fusion) == ALL_LOSSES - {"loss_sem_seg_fusion", "loss_consistency"}
-    no_semantic = train_once(build(compact_cfg, "MODEL.SEM_SEG_HEAD.NAME", ""), batch)
+    no_semantic = train_once(build(compact_cfg, *alone, "MODEL.SEM_SEG_HEAD.NAME", ""), batch)
     assert set(no_semantic) == ALL_LOSSES - {"loss_sem_seg", "loss_consistency"}
-    no_consistency = train_once(build(compact_cfg, "MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT", 0.0), batch)
+    no_consistency = train_once(build(compact_cfg, *alone), batch)
     assert set(no_consistency) == ALL_LOSSES - {"loss_consistency"}
 
 
@@ -175,16 +177,23 @@ def test_no_detection(compact_cfg: Callable, make_batch: Callable) -> None:
         assert len(result["instances"].mask_quality) == 0
 
 
-def test_semantic_branch_runs_only_when_asked_for(compact_cfg: Callable, make_batch: Callable) -> None:
+@pytest.mark.parametrize(
+    ("outputs", "ran"),
+    [(["instances"], []), (["semantic", "panoptic"], ["gcn"]), (["semantic_fused", "panoptic"], ["fusion"])],
+)
+def test_a_branch_runs_only_when_asked_for(
+    compact_cfg: Callable, make_batch: Callable, outputs: list[str], ran: list[str]
+) -> None:
     calls: list[str] = []
-    batch = make_batch((70, 96, 3))
-    for outputs in (["instances"], ["instances", "semantic", "panoptic"]):
-        model = build(compact_cfg, *EAGER, "MODEL.PFFNET.OUTPUTS", outputs)
-        model.sem_seg_head.register_forward_hook(lambda *_: calls.append("gcn"))
-        model.fusion_head.register_forward_hook(lambda *_: calls.append("fusion"))
-        (result,) = infer(model, batch)
-        assert set(result) == {"instances"} | ({"sem_seg", "panoptic_seg"} if len(outputs) > 1 else set())
-        assert calls == (["gcn"] if len(outputs) > 1 else [])
+    model = build(compact_cfg, *EAGER, "MODEL.PFFNET.OUTPUTS", outputs)
+    model.sem_seg_head.register_forward_hook(lambda *_: calls.append("gcn"))
+    model.fusion_head.register_forward_hook(lambda *_: calls.append("fusion"))
+    (result,) = infer(model, make_batch((70, 96, 3)))
+    assert calls == ran
+    assert set(result) == {"instances"} | ({"sem_seg", "panoptic_seg"} if ran else set())
+    assert not result["instances"].has("mask_logits")
+    if not ran:
+        return
     assert result["sem_seg"].shape == (2, 70, 96)
     segments, infos = result["panoptic_seg"]
     expected = instances_to_label_map(result["instances"], **model.label_map)
@@ -208,13 +217,46 @@ def test_panoptic_output_of_a_resized_image(compact_cfg: Callable, make_batch: C
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("MODEL.PFFNET.OUTPUTS", ["boxes"]), r"OUTPUTS \['boxes'\] are not among"),
-        (("MODEL.PFFNET.OUTPUTS", ["semantic"], "MODEL.SEM_SEG_HEAD.NAME", ""), "without MODEL.SEM_SEG_HEAD.NAME"),
+        (("PFFNET.OUTPUTS", ["boxes"]), r"OUTPUTS \['boxes'\] are not among"),
+        (
+            ("PFFNET.OUTPUTS", ["semantic", "semantic_fused"]),
+            "OUTPUTS names two semantic maps; keep semantic or semantic_fused",
+        ),
+        (
+            ("PFFNET.OUTPUTS", ["semantic"], "SEM_SEG_HEAD.NAME", ""),
+            r"semantic without its branch; set MODEL\.SEM_SEG_HEAD\.NAME GCNHead",
+        ),
+        (
+            ("PFFNET.OUTPUTS", ["semantic_fused"], "PFFNET.FUSION.NAME", ""),
+            r"semantic_fused without its branch; set MODEL\.PFFNET\.FUSION\.NAME RAFFHead",
+        ),
+        (("SEM_SEG_HEAD.NAME", ""), r"one is empty; set MODEL\.PFFNET\.CONSISTENCY_LOSS_WEIGHT 0\.0"),
+        (("PFFNET.FUSION.NAME", ""), r"one is empty; set MODEL\.PFFNET\.CONSISTENCY_LOSS_WEIGHT 0\.0"),
+        (("MASK_ON", False), r"needs a mask head; set MODEL\.MASK_ON True"),
+        (("ROI_HEADS.NUM_CLASSES", 3), "NUM_CLASSES 3: PFFNetROIHeads segments one class; set it to 1"),
+        (
+            ("ROI_HEADS.NAME", "StandardROIHeads"),
+            r'FUSION\.NAME RAFFHead: .*; set .* or MODEL\.PFFNET\.FUSION\.NAME ""',
+        ),
+        (
+            ("ROI_HEADS.NAME", "StandardROIHeads", "PFFNET.FUSION.NAME", ""),
+            r"QUALITY_HEAD\.NAME MaskQualityHead: .*; set MODEL\.ROI_HEADS\.NAME PFFNetROIHeads",
+        ),
+        (("BACKBONE.NAME", "build_resnet_fpn_backbone"), r"no res2.*; set MODEL\.BACKBONE\.NAME build_pffnet"),
+        (
+            ("PFFNET.FUSION.MODE", "replacement", "PFFNET.FUSION.POST_CONVS", False),
+            r"CHANNELS foreground: replacement .*; set MODEL\.PFFNET\.FUSION\.CHANNELS per_channel",
+        ),
+        (
+            ("PFFNET.FUSION.CHANNELS", "per_channel", "ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"),
+            "masks of 1 channels for 2 classes .*; set .* DualModalMaskHead or TwoChannelMaskHead",
+        ),
     ],
 )
 def test_contradictory_keys(compact_cfg: Callable, options: tuple[Any, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        build(compact_cfg, *options)
+    with pytest.raises(InputError, match=message) as error:
+        build(compact_cfg, *(f"MODEL.{o}" if i % 2 == 0 else o for i, o in enumerate(options)))
+    assert "\n" not in str(error.value)
 
 
 def test_compact_model_is_small(compact_cfg: Callable) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 
 from pffnet_d2.modeling.semantic_head import BoundaryRefinement, GCNHead, GlobalConvolution
@@ -45,6 +46,37 @@ def test_logits_loss_and_ignored_pixels(size: tuple[int, int]) -> None:
     _, losses = head(features, target)
     expected = torch.nn.functional.cross_entropy(logits[..., :16], target[..., :16])
     torch.testing.assert_close(losses["loss_sem_seg"], 0.1 * expected)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_decoder_is_the_papers(relu: bool) -> None:
+    """From coarse to fine: refine what each level's global convolution gives, add the level above, refine again."""
+    torch.manual_seed(0)
+    head = GCNHead(SMALL, num_classes=2, conv_dim=32, relu=relu)
+    features = {k: torch.randn(1, 8, 64 // s.stride, 64 // s.stride) for k, s in SMALL.items()}
+
+    def conv(x: torch.Tensor, layer: torch.nn.Conv2d) -> torch.Tensor:
+        return F.conv2d(x, layer.weight, layer.bias, padding=[k // 2 for k in layer.kernel_size])
+
+    def refine(x: torch.Tensor, block: BoundaryRefinement) -> torch.Tensor:
+        y = F.group_norm(conv(x, block.conv1), 32, block.conv1.norm.weight, block.conv1.norm.bias)
+        y = F.group_norm(conv(y.relu() if relu else y, block.conv2), 32, block.conv2.norm.weight, block.conv2.norm.bias)
+        return x + y
+
+    x = None
+    for name in ("res5", "res4", "res3", "res2"):
+        block = head.global_convs[name]
+        (a, b), (c, d) = block.left, block.right
+        assert [m.kernel_size for m in (a, b, c, d)] == [(5, 1), (1, 5), (1, 5), (5, 1)]
+        level = refine(
+            conv(conv(features[name], a), b) + conv(conv(features[name], c), d), head.level_refinements[name]
+        )
+        if x is not None:
+            level = level + x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+            level = refine(level, head.merge_refinements[name])
+        x = level
+    expected = conv(x, head.predictor).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    torch.testing.assert_close(head(features)[0], expected, rtol=1e-4, atol=1e-4)
 
 
 def test_relu_key_changes_the_function() -> None:
