@@ -95,6 +95,9 @@ def add_pffnet_config(cfg: Any) -> None:
     # channel_shuffle, jitter ([P] IV-A: flips and rotations for every data set, blurs and noise for all but BBBC039).
     cfg.INPUT.PFFNET.AUGMENTATIONS = ["flip", "rotate90"]
 
+    # Training where SOLVER.AMP.ENABLED is True: "float16" (CUDA only; gradients are scaled) or "bfloat16" (also CPU).
+    cfg.SOLVER.AMP.DTYPE = "float16"
+
     cfg.MODEL.PFFNET = CN()
     # What inference returns beside the instances: "semantic" (S_sem) and "panoptic". Without them GCN does not run.
     cfg.MODEL.PFFNET.OUTPUTS = ["instances"]
