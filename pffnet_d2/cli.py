@@ -16,12 +16,14 @@ from pffnet_d2.errors import InputError
 FORWARDED = {
     "train": "train a model: the flags of train_net.py",
     "evaluate": "score a trained model (the flags of train_net.py), or label images: --truth DIR --prediction DIR",
+    "kfold": "train and evaluate K folds and put their scores together: the flags of train_net.py, --dataset, --folds",
     "thresholds": "choose beta and the mask threshold on validation images: the flags of train_net.py, --metric NAME",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Exit code 0: done; 1: `env` found something missing; 2: a mistake in what was asked for."""
+    """Runs one command. Exit code 0: done; 1: `env` found something missing, or training diverged; 2: a mistake in what
+    was asked for."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         if arguments and arguments[0] in FORWARDED:
@@ -306,6 +308,10 @@ def _engine(command: str, arguments: list[str]) -> int:
     _need_everything(command)
     if command == "thresholds":
         return cli_evaluation.choose_thresholds(arguments)
+    if command == "kfold":
+        from pffnet_d2 import kfold
+
+        return kfold.main(arguments)
     from pffnet_d2 import engine
 
     return engine.run(["--eval-only", *arguments] if command == "evaluate" else arguments)

@@ -61,8 +61,8 @@ def choose_thresholds(arguments: Sequence[str]) -> int:
     parser.add_argument("--stored", action="store_true", help="take the predictions that the last call stored")
     args = parser.parse_args(arguments)
     args.eval_only = True
-    if args.num_gpus > 1 or args.num_machines > 1:
-        raise InputError("thresholds: runs in one process; leave out --num-gpus and --num-machines")
+    if args.num_gpus > 1 or args.num_machines > 1 or args.cpu_ranks > 1:
+        raise InputError("thresholds: runs in one process; leave out --num-gpus, --cpu-ranks and --num-machines")
     cfg = engine.setup(args)
     if len(cfg.DATASETS.TEST) != 1:
         raise InputError(

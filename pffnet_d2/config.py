@@ -96,6 +96,9 @@ def add_pffnet_config(cfg: Any) -> None:
     # every data set, blurs and noise for all but BBBC039).
     cfg.INPUT.PFFNET.AUGMENTATIONS = ["flip", "rotate90"]
 
+    # Training where SOLVER.AMP.ENABLED is True: "float16" (CUDA only; gradients are scaled) or "bfloat16" (also CPU).
+    cfg.SOLVER.AMP.DTYPE = "float16"
+
     cfg.MODEL.PFFNET = CN()
     # What inference returns beside the instances: "panoptic", and as sem_seg either "semantic" (S_sem of the GCN
     # branch) or "semantic_fused" (S_ins, the detections above beta fused into F_0). Without them neither branch runs.

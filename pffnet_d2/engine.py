@@ -18,8 +18,9 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import DefaultTrainer, HookBase, default_argument_parser, default_setup, launch
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
+from detectron2.engine import DefaultTrainer, create_ddp_model, default_argument_parser, default_setup, launch
+from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluators, SemSegEvaluator, verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -29,31 +30,46 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from pffnet_d2.checkpoint import Checkpointer
 from pffnet_d2.compat import TRAINER_KEEPS_OPTIMIZER
 from pffnet_d2.config import label_map_rule, read_config
+from pffnet_d2.cpu_ranks import launch_on_cpu
+from pffnet_d2.data.loader import TrainLoader, build_train_loader, chosen_seed
 from pffnet_d2.data.mapper import PFFNetDatasetMapper
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.evaluator import DenseCOCOEvaluator, LabelMapEvaluator
 from pffnet_d2.evaluation.panoptic import PanopticEvaluator
 from pffnet_d2.inference.tta import augmented
+from pffnet_d2.train_step import PRECISIONS, NonFiniteLoss, TrainStep, pool_in_float32
 
 logger = logging.getLogger(__name__)
 
+# Of what ends a command with one line on stderr: a user's mistake, and training that diverged.
+EXIT_CODES: dict[type[Exception], int] = {InputError: 2, NonFiniteLoss: 1}
+
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's: --config-file, --resume, --eval-only, --num-gpus, --num-machines ... and KEY VALUE pairs."""
+    """Detectron2's (--config-file, --resume, --eval-only, --num-gpus, --num-machines ... and KEY VALUE pairs), and
+    --cpu-ranks."""
     parser: argparse.ArgumentParser = default_argument_parser()
+    parser.add_argument(
+        "--cpu-ranks",
+        type=int,
+        default=0,
+        metavar="N",
+        help="run in N processes on the CPU of each machine, over gloo, instead of on GPUs",
+    )
     return parser
 
 
-def check(cfg: CfgNode, *, train: bool, gpus: int = 0) -> None:
+def check(cfg: CfgNode, *, train: bool, processes: int = 1) -> None:
     """Find the mistakes that would otherwise show after the model is built, or after hours of training.
 
     Args:
         cfg: a merged config.
         train: False when only evaluating, which reads neither the training data nor the starting weights.
-        gpus: number of processes on CUDA devices, over all machines; 0 on the CPU.
+        processes: how many train together, over all machines.
 
     Raises:
-        InputError: an unknown or unprepared data set, missing weights, a batch that does not divide among GPUs.
+        InputError: an unknown or unprepared data set, missing weights, a precision that the device does not have, a
+            batch that does not divide among the processes.
     """
     if not cfg.DATASETS.TEST and not train:
         raise InputError("DATASETS.TEST is empty; name the data sets to evaluate on, such as \"('phantoms_val',)\"")
@@ -76,14 +92,19 @@ def check(cfg: CfgNode, *, train: bool, gpus: int = 0) -> None:
             f"MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT} would keep random "
             "weights for ever; set MODEL.BACKBONE.FREEZE_AT 0, or MODEL.WEIGHTS to a local weights file"
         )
-    if cfg.SOLVER.AMP.ENABLED and not gpus:
-        raise InputError("SOLVER.AMP.ENABLED True needs a CUDA device; set SOLVER.AMP.ENABLED False")
-    # Detectron2 scales the batch by gpus / REFERENCE_WORLD_SIZE where that is set, and asserts even shares.
-    processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or max(gpus, 1)
+    if cfg.SOLVER.AMP.DTYPE not in PRECISIONS:
+        raise InputError(f"SOLVER.AMP.DTYPE {cfg.SOLVER.AMP.DTYPE!r} is not one of {', '.join(PRECISIONS)}")
+    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
+        raise InputError(
+            "SOLVER.AMP.DTYPE float16 needs a CUDA device; set SOLVER.AMP.DTYPE bfloat16, or set SOLVER.AMP.ENABLED "
+            "False"
+        )
+    # Detectron2 scales the batch by processes / REFERENCE_WORLD_SIZE where that is set, and asserts even shares.
+    processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or processes
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % processes:
         raise InputError(
             f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide among {processes} processes; set it to "
-            "a multiple, or SOLVER.REFERENCE_WORLD_SIZE to the number of GPUs it is meant for"
+            "a multiple, or SOLVER.REFERENCE_WORLD_SIZE to the number of processes it is meant for"
         )
 
 
@@ -111,7 +132,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     gpus = _gpus(args)
     if not gpus:
         cfg.MODEL.DEVICE = "cpu"
-    check(cfg, train=not args.eval_only, gpus=gpus * args.num_machines)
+    check(cfg, train=not args.eval_only, processes=(gpus or args.cpu_ranks or 1) * args.num_machines)
     cfg.freeze()
 
     try:
@@ -124,7 +145,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if cfg.MODEL.DEVICE == "cpu":
         # Activations near zero otherwise become denormal numbers, on which CPUs are many times slower.
         torch.set_flush_denormal(True)
-        if not torch.cuda.is_available():
+        if not torch.cuda.is_available() and not args.cpu_ranks:
             logger.info("no CUDA device: running on the CPU")
     return cfg
 
@@ -133,23 +154,37 @@ def _gpus(args: argparse.Namespace) -> int:
     """GPUs used on this machine; the default --num-gpus 1 means the CPU where there is none.
 
     Raises:
-        InputError: more are asked for than there are.
+        InputError: more are asked for than there are, or flags that do not go together.
     """
     here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    distributed = args.num_gpus > 1 or args.num_machines > 1
-    if args.num_gpus < 0 or args.num_machines < 1:
-        raise InputError(f"--num-gpus {args.num_gpus} --num-machines {args.num_machines}: no such number of processes")
-    if args.num_gpus > here and distributed:
+    if args.num_gpus < 0 or args.num_machines < 1 or args.cpu_ranks < 0:
+        raise InputError(
+            f"--num-gpus {args.num_gpus} --cpu-ranks {args.cpu_ranks} --num-machines {args.num_machines}: no such "
+            "number of processes"
+        )
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise InputError(
+            f"--machine-rank {args.machine_rank}: give 0 to {args.num_machines - 1}, another on each machine"
+        )
+    if args.dist_url == "auto" and args.num_machines > 1:
+        raise InputError("--dist-url auto serves one machine; give tcp://HOST:PORT of machine 0 to all of them")
+    if args.cpu_ranks:
+        if args.num_gpus > 1:
+            raise InputError(f"--num-gpus {args.num_gpus} and --cpu-ranks {args.cpu_ranks}: give one of them")
+        return 0
+    if args.num_gpus > here and (args.num_gpus > 1 or args.num_machines > 1):
         raise InputError(
             f"--num-gpus {args.num_gpus}: this machine has {here} CUDA device{'' if here == 1 else 's'}; "
-            f"use --num-gpus {here}{'' if here else ' to run on the CPU'}"
+            f"use {f'--num-gpus {here}' if here else '--cpu-ranks N to run on the CPU'}"
         )
+    if args.num_machines > 1 and not args.num_gpus:
+        raise InputError("--num-machines without GPUs: say how many processes with --cpu-ranks N")
     return min(args.num_gpus, here)
 
 
 def _no_traceback_of_mistakes(record: logging.LogRecord) -> bool:
     """Filter for the training loop, which logs a traceback of whatever ends it."""
-    return not (record.exc_info and record.exc_info[0] and issubclass(record.exc_info[0], InputError))
+    return not (record.exc_info and record.exc_info[0] and issubclass(record.exc_info[0], tuple(EXIT_CODES)))
 
 
 @contextmanager
@@ -169,20 +204,34 @@ def roi_masks(model: nn.Module) -> Iterator[None]:
 class Trainer(DefaultTrainer):
     """DefaultTrainer on prepared data sets, scored by label maps and by COCO AP without its cap on detections.
 
-    Checkpoints hold the optimizer in upstream main's format, so that ``--resume`` continues as if never stopped.
+    Checkpoints hold the optimizer in upstream main's format, and images and chance follow from SEED and the iteration,
+    so that ``--resume`` continues as if never stopped.
     """
 
-    checkpointer: Checkpointer
-
-    def build_hooks(self) -> list[HookBase]:
-        # Called at the end of DefaultTrainer.__init__: the hooks made here are the first to use the checkpointer.
-        self.checkpointer = Checkpointer(self.model, self.cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
-        hooks: list[HookBase] = super().build_hooks()
-        return hooks
+    def __init__(self, cfg: CfgNode) -> None:
+        # Instead of DefaultTrainer's own, which knows neither our step nor ranks on the CPU.
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        loader = self.build_train_loader(cfg)
+        amp = cfg.SOLVER.AMP
+        if amp.ENABLED:
+            pool_in_float32(model)
+        devices = {"device_ids": None} if cfg.MODEL.DEVICE == "cpu" else {}
+        model = create_ddp_model(model, broadcast_buffers=False, **devices)
+        precision = PRECISIONS[amp.DTYPE] if amp.ENABLED else None
+        self._trainer = TrainStep(model, loader, optimizer, seed=chosen_seed(cfg), precision=precision)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
 
     @classmethod
-    def build_train_loader(cls, cfg: CfgNode) -> Any:
-        return build_detection_train_loader(cfg, mapper=PFFNetDatasetMapper(cfg, is_train=True))
+    def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
+        return build_train_loader(cfg, PFFNetDatasetMapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> Any:
@@ -202,7 +251,12 @@ class Trainer(DefaultTrainer):
         return DatasetEvaluators(evaluators)
 
     def train(self) -> dict[str, Any]:
-        """Train from ``start_iter`` to ``max_iter``; returns the scores of the evaluation at the end."""
+        """Train from ``start_iter`` to ``max_iter``; returns the scores of the evaluation at the end.
+
+        Raises:
+            NonFiniteLoss: on all ranks, where a loss of any is not finite.
+        """
+        self.data_loader.start = self.start_iter
         super().train()
         results: dict[str, Any] = getattr(self, "_last_eval_results", {})
         return results
@@ -268,36 +322,39 @@ def run(argv: Sequence[str]) -> int:
     """``python train_net.py --config-file FILE [--num-gpus N] [--resume] [--eval-only] [KEY VALUE ...]``.
 
     Returns:
-        The exit code: 0, or 2 after a user's mistake, which is told in one line on stderr.
+        The exit code: 0; 2 after a user's mistake; 1 where a loss is not finite. Both are told in one line on stderr.
     """
     args = argument_parser().parse_args(argv)
     try:
         gpus = _gpus(args)
+        machines = {
+            "num_machines": args.num_machines,
+            "machine_rank": args.machine_rank,
+            "dist_url": args.dist_url,
+            "args": (args,),
+        }
         if gpus * args.num_machines > 1:
-            launch(
-                train_or_evaluate,
-                gpus,
-                num_machines=args.num_machines,
-                machine_rank=args.machine_rank,
-                dist_url=args.dist_url,
-                args=(args,),
-            )
+            launch(train_or_evaluate, gpus, **machines)
+        elif args.cpu_ranks * args.num_machines > 1:
+            launch_on_cpu(train_or_evaluate, args.cpu_ranks, **machines)
         else:
             train_or_evaluate(args)
-    except (InputError, ProcessRaisedException) as error:
-        message = _mistake(error)
-        if message is None:
-            raise
-        print(message, file=sys.stderr)
-        return 2
+    except (*EXIT_CODES, ProcessRaisedException) as error:
+        for kind, code in EXIT_CODES.items():
+            line = _said(error, kind)
+            if line:
+                print(line, file=sys.stderr)
+                return code
+        raise
     return 0
 
 
-def _mistake(error: Exception) -> str | None:
-    """The one line of an InputError; other processes (data loading, other GPUs) hand it over inside a traceback."""
+def _said(error: Exception, kind: type[Exception]) -> str | None:
+    """The one line of an exception of a kind; other processes (data loading, other ranks) hand it over inside a
+    traceback."""
     lines = str(error).strip().splitlines()
-    if isinstance(error, InputError) and len(lines) == 1:
+    if isinstance(error, kind) and len(lines) == 1:
         return lines[0]
-    prefix = f"{InputError.__module__}.{InputError.__qualname__}: "
+    prefix = f"{kind.__module__}.{kind.__qualname__}: "
     found = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
     return found[-1] if found else None

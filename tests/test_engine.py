@@ -214,11 +214,11 @@ def test_check_finds_mistakes_before_training(datasets: Path, opts: list[str], m
 
 def test_check_of_the_batch_on_several_gpus(datasets: Path) -> None:
     cfg = read_config(COMPACT, ["SOLVER.IMS_PER_BATCH", "2"])
-    check(cfg, train=True, gpus=2)
+    check(cfg, train=True, processes=2)
     with pytest.raises(InputError, match="does not divide among 4 processes"):
-        check(cfg, train=True, gpus=4)
+        check(cfg, train=True, processes=4)
     cfg.SOLVER.REFERENCE_WORLD_SIZE = 1
-    check(cfg, train=True, gpus=4)
+    check(cfg, train=True, processes=4)
 
 
 def test_evaluation_needs_neither_training_data_nor_starting_weights(datasets: Path) -> None:

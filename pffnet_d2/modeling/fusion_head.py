@@ -130,7 +130,7 @@ class RAFFHead(nn.Module):
         Returns:
             S_ins, logits (N, num_classes, H, W), and ``{"loss_sem_seg_fusion": ...}`` where targets were given.
         """
-        f0 = self.f0(features[self.in_feature])
+        f0 = self.f0(features[self.in_feature]).float()
         logits = torch.cat([x.mask_logits for x in instances])
         if self.channels == "foreground":
             logits = logits[:, -1:]
@@ -138,7 +138,9 @@ class RAFFHead(nn.Module):
             logits = logits.detach()
         boxes = torch.cat([x.fusion_boxes for x in instances])
         batch_index = torch.cat([torch.full((len(x),), i, device=boxes.device) for i, x in enumerate(instances)])
-        s_ins = self.post(fuse(f0, logits, boxes, batch_index, self.mode))
+        # A product of probabilities, and what becomes of it, leaves the range of float16.
+        with torch.autocast(f0.device.type, enabled=False):
+            s_ins = self.post(fuse(f0, logits, boxes, batch_index, self.mode))
         if targets is None:
             return s_ins, {}
         loss = F.cross_entropy(s_ins.float(), targets, ignore_index=self.ignore_value)

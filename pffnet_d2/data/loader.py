@@ -1,0 +1,128 @@
+"""Batches of training images in an order, and changed in ways, that follow from a seed and their place alone.
+
+Detectron2's loader starts its order anew when training resumes, mixes it by the number of workers, and draws
+augmentations from whatever state a worker is in. Here every image has a position in one endless order of all ranks;
+its augmentations are seeded by (seed, position), so that training can go on from any iteration.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data.samplers import TrainingSampler
+from detectron2.utils import comm
+from detectron2.utils.env import seed_all_rng
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from pffnet_d2.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+# What a seed is used for: the second number of a key.
+IMAGE, STEP = 0, 1
+
+Place = tuple[int, int]  # position in the order, index into the data set
+
+
+def seed_by(*key: int) -> None:
+    """Seed the global generators of Python, NumPy and PyTorch (all devices) by a hash of numbers from 0."""
+    seed_all_rng(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
+class TrainLoader:
+    """Iterable over this rank's batches, lists of what ``mapper`` makes of data set dicts; it never ends.
+
+    Attributes:
+        start: batches that iterators leave out: the iterations done already. Nothing is read before the first batch is
+            asked for.
+    """
+
+    def __init__(
+        self,
+        dicts: Sequence[dict[str, Any]],
+        mapper: Callable[[dict[str, Any]], dict[str, Any]],
+        *,
+        sampler: Sampler[int],
+        batch_size: int,
+        seed: int,
+        by_aspect: bool = False,
+        workers: int = 0,
+    ) -> None:
+        """
+        Args:
+            dicts: Detectron2's, of all images; with ``by_aspect`` with ``width`` and ``height``.
+            mapper: e.g. ``PFFNetDatasetMapper``; all its chance must come from the global generators.
+            sampler: this rank's share of an endless order that the ranks deal out by turns, as Detectron2's samplers.
+            batch_size: images of this rank an iteration.
+            seed: of the augmentations.
+            by_aspect: put wide images and others in batches of their own (less padding).
+            workers: processes that read; 0 reads in this one. Batches do not depend on it.
+        """
+        self.start = 0
+        self.samples = _Samples(dicts, mapper, seed)
+        self.sampler = sampler
+        self.batch_size = batch_size
+        self.wide = [by_aspect and entry["width"] > entry["height"] for entry in dicts]
+        self.workers = workers
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        batches = itertools.islice(self._batches(), self.start, None)
+        yield from DataLoader(self.samples, batch_sampler=batches, num_workers=self.workers, collate_fn=list)
+
+    def _batches(self) -> Iterator[list[Place]]:
+        rank, ranks = comm.get_rank(), comm.get_world_size()
+        waiting: dict[bool, list[Place]] = {False: [], True: []}
+        for k, index in enumerate(self.sampler):
+            batch = waiting[self.wide[index]]
+            batch.append((rank + k * ranks, index))
+            if len(batch) == self.batch_size:
+                yield batch
+                waiting[self.wide[index]] = []
+
+
+class _Samples(Dataset[dict[str, Any]]):
+    """Maps a place to an image; what is drawn for it depends on nothing that happened before."""
+
+    def __init__(self, dicts: Sequence[dict[str, Any]], mapper: Callable[..., dict[str, Any]], seed: int) -> None:
+        self.dicts = DatasetFromList(list(dicts), copy=False)  # serialised: workers share its memory
+        self.mapper = mapper
+        self.seed = seed
+
+    def __getitem__(self, place: Place) -> dict[str, Any]:
+        position, index = place
+        seed_by(self.seed, IMAGE, position)
+        return self.mapper(self.dicts[index])
+
+
+def chosen_seed(cfg: Any) -> int:
+    """SEED, or without one (negative) a random number that all ranks share."""
+    return int(cfg.SEED) if cfg.SEED >= 0 else int(comm.shared_random_seed())
+
+
+def build_train_loader(cfg: Any, mapper: Callable[[dict[str, Any]], dict[str, Any]]) -> TrainLoader:
+    """From DATASETS.TRAIN, DATALOADER, SOLVER.IMS_PER_BATCH (of all ranks together) and SEED.
+
+    Raises:
+        InputError: a sampler that does not serve.
+    """
+    dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
+    seed = chosen_seed(cfg)
+    if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
+        raise InputError(
+            f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN}: with one class of objects there is nothing to "
+            "balance; set it to TrainingSampler"
+        )
+    return TrainLoader(
+        dicts,
+        mapper,
+        sampler=TrainingSampler(len(dicts), seed=seed),
+        batch_size=cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
+        seed=seed,
+        by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
+        workers=cfg.DATALOADER.NUM_WORKERS,
+    )
