@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
+from detectron2.layers import Conv2d, get_norm
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
@@ -42,11 +43,12 @@ class VGG16(nn.Module):
     Maps of odd size are pooled to the larger half, so that no image needs padding ([T]'s "SAME").
     """
 
-    def __init__(self, widths: Sequence[int], fc_dim: int) -> None:
+    def __init__(self, widths: Sequence[int], fc_dim: int, norm: str = "") -> None:
         """
         Args:
             widths: channels of the five stages; VGG: 64, 128, 256, 512, 512.
             fc_dim: channels of fc6 and fc7; VGG: 4096.
+            norm: of all convolutions; VGG has none.
         """
         super().__init__()
         layers: list[nn.Module] = []
@@ -54,13 +56,14 @@ class VGG16(nn.Module):
         channels = 3
         for width, convs in zip(widths, CONVS, strict=True):
             for _ in range(convs):
-                layers += [nn.Conv2d(channels, width, kernel_size=3, padding=1), nn.ReLU(inplace=True)]
+                conv = Conv2d(channels, width, kernel_size=3, padding=1, norm=get_norm(norm, width))
+                layers += [conv, nn.ReLU(inplace=True)]
                 channels = width
             self.pools.append(len(layers))
             layers.append(nn.MaxPool2d(2, ceil_mode=True))
         self.features = nn.Sequential(*layers)
-        self.fc6 = nn.Conv2d(channels, fc_dim, kernel_size=7, padding=3)
-        self.fc7 = nn.Conv2d(fc_dim, fc_dim, kernel_size=1)
+        self.fc6 = Conv2d(channels, fc_dim, kernel_size=7, padding=3, norm=get_norm(norm, fc_dim))
+        self.fc7 = Conv2d(fc_dim, fc_dim, kernel_size=1, norm=get_norm(norm, fc_dim))
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and module.bias is not None:
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
@@ -130,6 +133,7 @@ class FCN8s(nn.Module):
         *,
         widths: Sequence[int] = (64, 128, 256, 512, 512),
         fc_dim: int = 4096,
+        norm: str = "",
         erosion_radius: int = 2,
         max_instances: int = 1000,
         ignore_value: int = 255,
@@ -138,14 +142,14 @@ class FCN8s(nn.Module):
     ) -> None:
         """
         Args:
-            widths, fc_dim: of :class:`VGG16`.
+            widths, fc_dim, norm: of :class:`VGG16`.
             erosion_radius: of :func:`erode_label_grow`.
             max_instances: the best scored that an image returns.
             ignore_value: the value of pixels without truth in semantic targets.
             pixel_mean, pixel_std: one a channel.
         """
         super().__init__()
-        self.backbone = VGG16(widths, fc_dim)
+        self.backbone = VGG16(widths, fc_dim, norm)
         # [T]: on the raw maps of the pools, almost silent at first.
         self.score_fc7 = nn.Conv2d(fc_dim, CLASSES, kernel_size=1)
         self.score_pool4 = nn.Conv2d(widths[3], CLASSES, kernel_size=1)
@@ -176,6 +180,7 @@ class FCN8s(nn.Module):
         return {
             "widths": keys.WIDTHS,
             "fc_dim": keys.FC_DIM,
+            "norm": keys.NORM,
             "erosion_radius": keys.EROSION_RADIUS,
             "max_instances": cfg.TEST.DETECTIONS_PER_IMAGE,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
