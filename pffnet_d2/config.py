@@ -172,3 +172,24 @@ def add_pffnet_config(cfg: Any) -> None:
     # GCNHead; it takes CONVS_DIM (64), NORM and LOSS_WEIGHT (alpha_1) from Detectron2's keys.
     # ReLU in the boundary refinement blocks, as in the original GCN; neither [P]'s code nor its text has it.
     cfg.MODEL.SEM_SEG_HEAD.GCN_RELU = False
+
+    # FCN8s (modeling/fcn.py), the coursework's baseline.
+    cfg.MODEL.FCN8S = CN()
+    # Channels of the five stages of VGG-16; these fit torchvision's weights.
+    cfg.MODEL.FCN8S.WIDTHS = [64, 128, 256, 512, 512]
+    # Channels of fc6 and fc7; 4096 fits torchvision's weights.
+    cfg.MODEL.FCN8S.FC_DIM = 4096
+    # Norm of VGG's convolutions; torchvision's weights have none. From random weights it trains far better with "BN".
+    cfg.MODEL.FCN8S.NORM = ""
+    # Radius in pixels of the erosion that parts touching nuclei; 0: connected parts. The coursework tells none: with
+    # the true foreground of DSB2018's training images 4 gave the best AJI and DSB mAP of 0 to 8.
+    cfg.MODEL.FCN8S.EROSION_RADIUS = 4
+
+    # "SGD" (Detectron2's), or "ADAM": its weight decay is coupled (L2), momentum is not read.
+    cfg.SOLVER.OPTIMIZER = "SGD"
+    # Adam's epsilon (PyTorch's default; FCN8s: 1e-5, of the code the coursework modified).
+    cfg.SOLVER.ADAM_EPSILON = 1e-8
+
+    cfg.TEST.PFFNET = CN()
+    # Also report VOC 2010 average precision of masks and of their boxes (docs/metrics.md).
+    cfg.TEST.PFFNET.VOC_AP = False

@@ -22,6 +22,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_tes
 from detectron2.engine import DefaultTrainer, create_ddp_model, default_argument_parser, default_setup, launch
 from detectron2.engine.train_loop import TrainerBase
 from detectron2.evaluation import DatasetEvaluators, SemSegEvaluator, verify_results
+from detectron2.solver import get_default_optimizer_params
+from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -34,7 +36,7 @@ from pffnet_d2.cpu_ranks import launch_on_cpu
 from pffnet_d2.data.loader import TrainLoader, build_train_loader, chosen_seed
 from pffnet_d2.data.mapper import PFFNetDatasetMapper
 from pffnet_d2.errors import InputError
-from pffnet_d2.evaluation.evaluator import DenseCOCOEvaluator, LabelMapEvaluator
+from pffnet_d2.evaluation.evaluator import DenseCOCOEvaluator, LabelMapEvaluator, VOCEvaluator
 from pffnet_d2.evaluation.panoptic import PanopticEvaluator
 from pffnet_d2.inference.tta import augmented
 from pffnet_d2.train_step import PRECISIONS, NonFiniteLoss, TrainStep, pool_in_float32
@@ -99,6 +101,10 @@ def check(cfg: CfgNode, *, train: bool, processes: int = 1) -> None:
             "SOLVER.AMP.DTYPE float16 needs a CUDA device; set SOLVER.AMP.DTYPE bfloat16, or set SOLVER.AMP.ENABLED "
             "False"
         )
+    if cfg.SOLVER.OPTIMIZER not in ("SGD", "ADAM"):
+        raise InputError(f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER!r} is not supported; use SGD or ADAM")
+    if cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == "full_model" and cfg.SOLVER.OPTIMIZER != "ADAM":
+        raise InputError("SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model needs SOLVER.OPTIMIZER ADAM; use norm or value")
     # Detectron2 scales the batch by processes / REFERENCE_WORLD_SIZE where that is set, and asserts even shares.
     processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or processes
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % processes:
@@ -201,6 +207,41 @@ def roi_masks(model: nn.Module) -> Iterator[None]:
         inner.paste_masks = before
 
 
+def build_adam(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+    """Adam with the learning rates, weight decay and gradient clipping of SOLVER.
+
+    The parameters of ``model.without_weight_decay()``, where it has that, do not decay. CLIP_GRADIENTS.CLIP_TYPE may
+    also be "full_model": the norm of all gradients together, where Detectron2's "norm" is of each parameter.
+    """
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+    )
+    without: Any = getattr(model, "without_weight_decay", tuple)
+    constant = {id(parameter) for parameter in without()}
+    groups = [
+        {**group, "params": chosen, **({"weight_decay": 0.0} if exempt else {})}
+        for group in groups
+        for exempt in (False, True)
+        if (chosen := [p for p in group["params"] if (id(p) in constant) == exempt])
+    ]
+    optimizer = torch.optim.Adam(groups, lr=cfg.SOLVER.BASE_LR, eps=cfg.SOLVER.ADAM_EPSILON)
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
+        return maybe_add_gradient_clipping(cfg, optimizer)
+
+    def clip_all(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
+
+    optimizer.register_step_pre_hook(clip_all)
+    return optimizer
+
+
 class Trainer(DefaultTrainer):
     """DefaultTrainer on prepared data sets, scored by label maps and by COCO AP without its cap on detections.
 
@@ -230,6 +271,13 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
 
     @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        if cfg.SOLVER.OPTIMIZER == "ADAM":
+            return build_adam(cfg, model)
+        optimizer: torch.optim.Optimizer = super().build_optimizer(cfg, model)
+        return optimizer
+
+    @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:
         return build_train_loader(cfg, PFFNetDatasetMapper(cfg, is_train=True))
 
@@ -248,6 +296,8 @@ class Trainer(DefaultTrainer):
             evaluators.append(SemSegEvaluator(dataset_name, output_dir=folder))
         if "panoptic" in cfg.MODEL.PFFNET.OUTPUTS:
             evaluators.append(PanopticEvaluator(dataset_name, output_dir=folder))
+        if cfg.TEST.PFFNET.VOC_AP:
+            evaluators.append(VOCEvaluator(dataset_name, output_dir=folder))
         return DatasetEvaluators(evaluators)
 
     def train(self) -> dict[str, Any]:

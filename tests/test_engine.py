@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,8 @@ def test_training_loop_logs_no_traceback_of_mistakes() -> None:
             ["MODEL.PFFNET.TTA", "['hflip']", "MODEL.PFFNET.OUTPUTS", "['semantic']"],
             r"TTA merges instances only; set MODEL\.PFFNET\.OUTPUTS",
         ),
+        (["SOLVER.OPTIMIZER", "adam"], r"SOLVER\.OPTIMIZER 'adam' is not supported; use SGD or ADAM"),
+        (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"], r"full_model needs SOLVER\.OPTIMIZER ADAM"),
     ],
 )
 def test_check_finds_mistakes_before_training(datasets: Path, opts: list[str], message: str) -> None:
@@ -249,6 +252,40 @@ def test_default_flags_run_on_the_cpu_and_say_so(datasets: Path, tmp_path: Path)
     assert log.count("no CUDA device: running on the CPU") == 1
     tiny = torch.tensor(1e-39)
     assert (tiny * 0.5).item() == 0  # denormals are flushed
+
+
+def test_adam_decays_and_clips_as_told() -> None:
+    """FCN8s: VGG's 13 convolutions and the three scores decay, nothing else; one norm over all gradients."""
+    cfg = read_config(str(config_path("dsb2018/FCN8s_compact.yaml")), ["MODEL.DEVICE", "cpu"])
+    cfg.SOLVER.WEIGHT_DECAY = 0.25
+    model = Trainer.build_model(cfg)
+    optimizer = Trainer.build_optimizer(cfg, model)
+    assert type(optimizer) is torch.optim.Adam
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert set(groups) == {id(p) for p in model.parameters()}
+    assert all((group["eps"], group["lr"]) == (1e-5, 0.001) for group in optimizer.param_groups)
+    decayed = {n for n, p in model.named_parameters() if groups[id(p)]["weight_decay"] == 0.25}
+    convolutions = {n for n in decayed if re.fullmatch(r"backbone\.features\.\d+\.weight", n)}
+    assert len(convolutions) == 13
+    assert decayed - convolutions == {f"score_{level}.weight" for level in ("pool3", "pool4", "fc7")}
+
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    assert norm.item() == pytest.approx(1.0, rel=1e-4)
+    # Detectron2's own types clip each parameter.
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
+    optimizer = Trainer.build_optimizer(cfg, model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert [round(p.grad.norm().item(), 3) for p in model.parameters()] == [1.0] * len(groups)
+
+
+def test_sgd_stays_detectron2s() -> None:
+    cfg = read_config(COMPACT, ["MODEL.DEVICE", "cpu"])
+    assert isinstance(Trainer.build_optimizer(cfg, nn.Linear(2, 2)), torch.optim.SGD)
 
 
 def test_output_folder_that_cannot_be_written(datasets: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -18,10 +18,13 @@ from detectron2.evaluation import COCOEvaluator, DatasetEvaluator
 from detectron2.evaluation.coco_evaluation import COCOevalMaxDets, instances_to_coco_json
 from detectron2.structures import Instances
 from detectron2.utils import comm
+from detectron2.utils.logger import create_small_table
+from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
-from pffnet_d2.data.coco import annotations_to_label_map
+from pffnet_d2.data.coco import annotations_to_label_map, annotations_to_regions
 from pffnet_d2.errors import InputError
+from pffnet_d2.evaluation.metrics import DSB_THRESHOLDS, area_under_precision, voc_hits
 from pffnet_d2.evaluation.scores import METRICS, Row, read_groups, score, summaries, table_of, write_scores
 from pffnet_d2.files import write_text
 from pffnet_d2.inference.label_map import Window, instances_to_label_map, render_windows
@@ -80,26 +83,12 @@ class LabelMapEvaluator(DatasetEvaluator):
             InputError: an image the data set does not have, one without annotations, or one of another size.
         """
         for image, output in zip(inputs, outputs, strict=True):
-            truth = self._truth.get(image["image_id"])
-            name = image.get("file_name", f"image {image['image_id']}")
-            if truth is None:
-                raise InputError(
-                    f"{name}: {self._dataset_name} has no image {image['image_id']!r}; "
-                    "evaluate with the loader of the same data set"
-                )
-            if "annotations" not in truth:
-                raise InputError(f"{name}: {self._dataset_name} has no annotations for it; only annotated images score")
-            size = truth["height"], truth["width"]
             instances = output["instances"]
-            if tuple(instances.image_size) != size:
-                raise InputError(
-                    f"{name}: the prediction has {tuple(instances.image_size)} pixels, the truth {size} "
-                    "(height, width); predict in the size of the original image"
-                )
-            stem = Path(name).stem
+            annotations = _truth_of(image, instances, self._truth, self._dataset_name)
+            stem = Path(image.get("file_name", f"image {image['image_id']}")).stem
             self._rows[image["image_id"]] = score(
                 stem,
-                annotations_to_label_map(truth["annotations"], *size),
+                annotations_to_label_map(annotations, *instances.image_size),
                 instances_to_label_map(instances, **self._rule),
                 self._groups.get(stem, ""),
             )
@@ -125,6 +114,126 @@ class LabelMapEvaluator(DatasetEvaluator):
             write_scores(self._output_dir, rows, {"dataset": self._dataset_name, **self._rule})
         logger.info(f"label maps of {self._dataset_name}, mean of images:\n{table_of(rows)}")
         return OrderedDict(label_map=mean)
+
+
+def _truth_of(
+    image: dict[str, Any], instances: Instances, truth: dict[Any, dict[str, Any]], dataset_name: str
+) -> list[dict[str, Any]]:
+    """The annotations of the image that instances were found in.
+
+    Raises:
+        InputError: the data set has no such image, it is without annotations, or of another size.
+    """
+    name = image.get("file_name", f"image {image['image_id']}")
+    own = truth.get(image["image_id"])
+    if own is None:
+        raise InputError(
+            f"{name}: {dataset_name} has no image {image['image_id']!r}; evaluate with the loader of the same data set"
+        )
+    if "annotations" not in own:
+        raise InputError(f"{name}: {dataset_name} has no annotations for it; only annotated images score")
+    size = own["height"], own["width"]
+    if tuple(instances.image_size) != size:
+        raise InputError(
+            f"{name}: the prediction has {tuple(instances.image_size)} pixels, the truth {size} "
+            "(height, width); predict in the size of the original image"
+        )
+    annotations: list[dict[str, Any]] = own["annotations"]
+    return annotations
+
+
+class _Detections(NamedTuple):
+    """What an image adds to average precision, its detections by descending score."""
+
+    truths: int
+    scores: NDArray[np.float64]  # (P,)
+    mask_hits: NDArray[np.bool_]  # (10, P): which are TP, by threshold
+    box_hits: NDArray[np.bool_]  # (10, P)
+
+
+class VOCEvaluator(DatasetEvaluator):
+    """Average precision as object-guided instance segmentation reports it (Yi et al., 2021), 0..100.
+
+    Results are ``{"voc": {"mask_AP", "mask_AP50", "mask_AP75", "box_AP", "box_AP50", "box_AP75"}}``: Pascal VOC 2010's
+    all-point AP (:func:`~pffnet_d2.evaluation.metrics.area_under_precision`) at IoU 0.5, at 0.75, and the mean of those
+    at 0.5, 0.55 ... 0.95; 100 without truth and detections, 0 with only one of them. Boxes are the extents of the masks
+    in whole pixels, of truth and prediction alike. As in the released code a mask needs an IoU above the threshold, a
+    box one of at least the threshold. All detections count, and all objects but crowds; classes are not told apart.
+    """
+
+    def __init__(
+        self, dataset_name: str, *, output_dir: str | os.PathLike[str] | None = None, distributed: bool = True
+    ) -> None:
+        """
+        Args:
+            dataset_name: a name in ``DatasetCatalog`` whose annotations are the truth, whole where they overlap.
+            output_dir: where voc.json goes; None writes none.
+            distributed: collect the detections of all ranks.
+        """
+        self._dataset_name = dataset_name
+        self._output_dir = Path(output_dir) if output_dir else None
+        self._distributed = distributed
+        self._truth = {entry["image_id"]: entry for entry in DatasetCatalog.get(dataset_name)}
+        self.reset()
+
+    def reset(self) -> None:
+        self._found: dict[Any, _Detections] = {}
+
+    def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
+        """Compare a batch; ``outputs`` hold ``Instances`` with masks in any form that ``render_windows`` takes.
+
+        Raises:
+            InputError: an image the data set does not have, one without annotations, or one of another size.
+        """
+        for image, output in zip(inputs, outputs, strict=True):
+            instances = output["instances"]
+            annotations = _truth_of(image, instances, self._truth, self._dataset_name)
+            size = instances.image_size
+            objects = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
+            truth = windows_to_rle(annotations_to_regions(objects, *size), *size)
+            found = windows_to_rle(render_windows(instances), *size)
+            scores = instances.scores.cpu().numpy().astype(np.float64)
+            order = np.argsort(-scores, kind="stable")
+            mask_iou = box_iou = np.zeros((len(found), len(truth)))
+            if mask_iou.size:  # pycocotools cannot take empty lists
+                crowds = [False] * len(truth)
+                mask_iou = mask_util.iou(found, truth, crowds)
+                box_iou = mask_util.iou(mask_util.toBbox(found), mask_util.toBbox(truth), crowds)
+            self._found[image["image_id"]] = _Detections(
+                len(truth),
+                scores[order],
+                np.array([voc_hits(mask_iou[order], threshold) for threshold in DSB_THRESHOLDS]),
+                np.array([voc_hits(box_iou[order], threshold, strict=False) for threshold in DSB_THRESHOLDS]),
+            )
+
+    def evaluate(self) -> OrderedDict[str, OrderedDict[str, float]]:
+        """AP on the main process, an empty dict on the others."""
+        found = self._found
+        if self._distributed:
+            comm.synchronize()
+            gathered = comm.gather(found, dst=0)
+            if not comm.is_main_process():
+                return OrderedDict()
+            found = {image_id: own for part in gathered for image_id, own in part.items()}  # seen twice counts once
+        # In the data set's order, whatever rank found them: it decides among equal scores.
+        images = [found[image_id] for image_id in self._truth if image_id in found]
+        if len(images) < len(self._truth):
+            logger.warning(f"{self._dataset_name}: {len(images)} of {len(self._truth)} images were scored")
+        truths = sum(image.truths for image in images)
+        scores = np.concatenate([np.zeros(0), *(image.scores for image in images)])
+        result: OrderedDict[str, float] = OrderedDict()
+        for kind in ("mask", "box"):
+            none = np.zeros((len(DSB_THRESHOLDS), 0), dtype=bool)
+            hits = np.concatenate([none, *(getattr(image, f"{kind}_hits") for image in images)], axis=1)
+            values = [100 * area_under_precision(own, scores, truths) for own in hits]
+            result[f"{kind}_AP"] = float(np.mean(values))
+            result[f"{kind}_AP50"] = values[DSB_THRESHOLDS.index(0.50)]
+            result[f"{kind}_AP75"] = values[DSB_THRESHOLDS.index(0.75)]
+        if self._output_dir:
+            self._output_dir.mkdir(parents=True, exist_ok=True)
+            write_text(self._output_dir / "voc.json", json.dumps(result, indent=2) + "\n")
+        logger.info(f"VOC 2010 average precision on {self._dataset_name}:\n{create_small_table(result)}")
+        return OrderedDict(voc=result)
 
 
 class DenseCOCOEvaluator(COCOEvaluator):

@@ -438,6 +438,49 @@ class _Shapes:
         return float(other.trees[partner].query(outside + KEEP_OFF_ZERO)[0].max())
 
 
+def voc_hits(iou: NDArray[np.float64], threshold: float, *, strict: bool = True) -> NDArray[np.bool_]:
+    """Which detections of an image are TP by Pascal VOC's rule.
+
+    A detection belongs to the truth of highest IoU (of equals the first), and is a TP if that is above ``threshold``
+    and no better detection that is has this truth; a second one is a FP even where another truth is still free.
+
+    Args:
+        iou: (P, G), detections by descending score, truths.
+        threshold: of IoU.
+        strict: False counts IoU of exactly ``threshold`` too.
+
+    Returns:
+        (P,).
+    """
+    hits = np.zeros(len(iou), dtype=bool)
+    if iou.size:
+        highest = iou.max(axis=1)
+        above = np.flatnonzero(highest > threshold if strict else highest >= threshold)
+        _, first = np.unique(iou.argmax(axis=1)[above], return_index=True)
+        hits[above[first]] = True
+    return hits
+
+
+def area_under_precision(
+    hits: NDArray[np.bool_], scores: NDArray[np.float64], truths: int, *, eleven_point: bool = False
+) -> float:
+    """Average precision, as :func:`voc_average_precision`, of detections told TP from FP.
+
+    Args:
+        hits, scores: (P,), of all images together. Of equal scores the earlier comes first.
+        truths: how many there are in all images.
+    """
+    if not truths or not len(hits):
+        return 0.0 if truths or len(hits) else 1.0
+    tp = np.cumsum(hits[np.argsort(-scores, kind="stable")])
+    precision = tp / np.arange(1, len(tp) + 1)
+    precision = np.maximum.accumulate(precision[::-1])[::-1]
+    if eleven_point:
+        first = np.searchsorted(10 * tp, np.arange(11) * truths)  # recall >= 0, 0.1 ... 1 in whole numbers
+        return float(np.append(precision, 0.0)[first].mean())
+    return float((np.diff(tp, prepend=0) * precision).sum() / truths)
+
+
 def voc_average_precision(
     images: Iterable[tuple[ArrayLike, Sequence[Window], Sequence[float]]],
     *,
@@ -446,11 +489,10 @@ def voc_average_precision(
 ) -> float:
     """Average precision of scored masks over a whole data set, Pascal VOC's (Everingham et al., IJCV 88, 2010).
 
-    In each image, by descending score, a mask belongs to the truth of highest IoU, and is a TP if that is above
-    ``threshold`` and no better mask had this truth; else it is a FP. All images together, by descending score, give
-    precision and recall. The value is the area under precision made monotonous (VOC 2010, "all-point"), or with
-    ``eleven_point`` the mean of the highest precision at recall >= 0, 0.1 ... 1 (VOC 2007; the AP of object-guided
-    instance segmentation, Yi et al.). It is neither COCO's AP (101 points, cap on detections) nor the DSB score.
+    In each image :func:`voc_hits` tells TP from FP. All images together, by descending score, give precision and
+    recall. The value is the area under precision made monotonous (VOC 2010, "all-point"; the AP of object-guided
+    instance segmentation, Yi et al., 2021), or with ``eleven_point`` the mean of the highest precision at recall >= 0,
+    0.1 ... 1 (VOC 2007). It is neither COCO's AP (101 points, cap on detections) nor the DSB score.
 
     Args:
         images: for each image the truth, a label map (H, W), the masks as windows (y0, x0, mask) inside it, which may
@@ -463,37 +505,25 @@ def voc_average_precision(
     Raises:
         InputError: masks and scores differ in number, a score is NaN, or a mask does not lie inside its image.
     """
-    scores: list[NDArray[np.float64]] = []
-    hits: list[bool] = []
+    scores, hits = [np.zeros(0)], [np.zeros(0, dtype=bool)]
     truths = 0
     for number, (gt, masks, values) in enumerate(images):
         areas = ContingencyTable.from_labels(gt, gt)  # checks it
         labels = np.searchsorted(areas.gt_ids, np.asarray(gt)) + 1
         labels[np.asarray(gt) == 0] = 0
         truths += areas.n_gt
-        order = np.argsort(-np.asarray(values, dtype=np.float64), kind="stable")
-        if len(masks) != len(order) or np.isnan(np.asarray(values, dtype=np.float64)).any():
-            raise InputError(f"image {number}: {len(masks)} masks and {len(order)} scores; give each mask its number")
-        scores.append(np.asarray(values, dtype=np.float64)[order])
-        taken = np.zeros(areas.n_gt, dtype=bool)
-        for index in order.tolist():
+        value = np.asarray(values, dtype=np.float64)
+        if len(masks) != len(value) or np.isnan(value).any():
+            raise InputError(f"image {number}: {len(masks)} masks and {len(value)} scores; give each mask its number")
+        order = np.argsort(-value, kind="stable")
+        iou = np.zeros((len(order), areas.n_gt))
+        for row, index in zip(iou, order.tolist(), strict=True):
             y0, x0, mask = masks[index]
             window = labels[y0 : y0 + mask.shape[0], x0 : x0 + mask.shape[1]]
             if min(y0, x0) < 0 or window.shape != mask.shape:
                 raise InputError(f"image {number}: mask {index} does not lie inside its {labels.shape} pixels")
             shared = np.bincount(window[mask], minlength=areas.n_gt + 1)
-            iou = shared[1:] / np.maximum(areas.gt_areas + shared.sum() - shared[1:], 1)
-            best = int(iou.argmax()) if areas.n_gt else -1
-            hits.append(best >= 0 and bool(iou[best] > threshold) and not taken[best])
-            if hits[-1]:
-                taken[best] = True
-    if not truths or not hits:
-        return 0.0 if truths or hits else 1.0
-
-    tp = np.cumsum(np.array(hits)[np.argsort(-np.concatenate(scores), kind="stable")])
-    precision = tp / np.arange(1, len(tp) + 1)
-    precision = np.maximum.accumulate(precision[::-1])[::-1]
-    if eleven_point:
-        first = np.searchsorted(10 * tp, np.arange(11) * truths)  # recall >= 0, 0.1 ... 1 in whole numbers
-        return float(np.append(precision, 0.0)[first].mean())
-    return float((np.diff(tp, prepend=0) * precision).sum() / truths)
+            row[:] = shared[1:] / np.maximum(areas.gt_areas + shared.sum() - shared[1:], 1)
+        scores.append(value[order])
+        hits.append(voc_hits(iou, threshold))
+    return area_under_precision(np.concatenate(hits), np.concatenate(scores), truths, eleven_point=eleven_point)

@@ -54,7 +54,7 @@ class PredictionStore(DatasetEvaluator):
                     class_scores=(
                         instances.class_scores if instances.has("class_scores") else instances.scores
                     ).numpy(),
-                    masks=instances.pred_masks.numpy(),
+                    masks=getattr(instances.pred_masks, "tensor", instances.pred_masks).numpy(),
                 )
 
     def evaluate(self) -> dict[str, Any]:

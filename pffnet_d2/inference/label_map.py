@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,30 @@ Window = tuple[int, int, NDArray[np.bool_]]
 _SIDE = 16
 # At most this many pixels are sampled in one call: 16 bytes of scratch each.
 _CHUNK = 2**22
+
+
+class WindowMasks:
+    """``pred_masks`` of an ``Instances`` as the windows (y0, x0, mask) inside its image: exact, and without an
+    N x H x W stack where a model finds masks of the whole image. They stay on the CPU."""
+
+    def __init__(self, windows: Sequence[Window], image_size: tuple[int, int]) -> None:
+        self.windows, self.image_size = list(windows), image_size
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def __getitem__(self, item: slice | torch.Tensor) -> WindowMasks:
+        """Those of a slice, of indices or where a (N,) bool tensor is True."""
+        chosen = torch.arange(len(self))[item.cpu() if isinstance(item, torch.Tensor) else item]
+        return WindowMasks([self.windows[index] for index in chosen.tolist()], self.image_size)
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """(N, H, W) bool."""
+        masks = torch.zeros(len(self), *self.image_size, dtype=torch.bool)
+        for full, (y0, x0, mask) in zip(masks, self.windows, strict=True):
+            full[y0 : y0 + mask.shape[0], x0 : x0 + mask.shape[1]] = torch.from_numpy(mask)
+        return masks
 
 
 def instances_to_label_map(
@@ -124,7 +148,7 @@ def render_windows(instances: Any, mask_threshold: float = 0.5) -> list[Window]:
     Args:
         instances: detectron2 ``Instances`` with ``image_size`` and ``pred_masks``, which are either ROI masks, floating
             (N, 1, m, m) or (N, m, m) probabilities in the frame of ``pred_boxes`` (N boxes XYXY in pixels), or masks of
-            the whole image, (N, H, W) of bool or integers.
+            the whole image, (N, H, W) of bool or integers, or :class:`WindowMasks`, handed on as they are.
         mask_threshold: probability from which a pixel of a ROI mask is set.
 
     Returns:
@@ -140,6 +164,8 @@ def _windows(instances: Any, chosen: torch.Tensor, mask_threshold: float) -> lis
     """:func:`render_windows` of the instances of some indices, in their order; full-size masks are not copied."""
     if not len(chosen):
         return []
+    if isinstance(instances.pred_masks, WindowMasks):
+        return [instances.pred_masks.windows[index] for index in chosen.tolist()]
     masks = getattr(instances.pred_masks, "tensor", instances.pred_masks).detach()
     if not masks.dtype.is_floating_point:
         return [_crop(masks[index]) for index in chosen.tolist()]

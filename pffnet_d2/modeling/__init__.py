@@ -3,6 +3,7 @@
 from . import (  # noqa: F401  (imported for their registration)
     backbone,
     box_head,
+    fcn,
     fusion_head,
     mask_head,
     mask_quality_head,

@@ -136,3 +136,12 @@ def test_the_engine_scores_what_the_model_is_asked_for(outputs: list[str], tmp_p
     assert (
         names == ["LabelMapEvaluator", "DenseCOCOEvaluator", "SemSegEvaluator", "PanopticEvaluator"][: len(outputs) + 1]
     )
+
+
+def test_the_engine_adds_voc_ap_by_key(tmp_path: Path) -> None:
+    cfg = get_cfg()
+    add_pffnet_config(cfg)
+    cfg.OUTPUT_DIR = str(tmp_path)
+    cfg.TEST.PFFNET.VOC_AP = True
+    names = [type(evaluator).__name__ for evaluator in Trainer.build_evaluator(cfg, NAME)._evaluators]
+    assert names == ["LabelMapEvaluator", "DenseCOCOEvaluator", "VOCEvaluator"]

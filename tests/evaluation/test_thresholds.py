@@ -33,7 +33,7 @@ from pffnet_d2.evaluation.thresholds import (
     read_stored,
     stored_file,
 )
-from pffnet_d2.inference.label_map import instances_to_label_map
+from pffnet_d2.inference.label_map import WindowMasks, instances_to_label_map, render_windows
 
 NAME = "phantoms_val"
 
@@ -105,6 +105,17 @@ def test_what_is_stored_is_what_was_predicted(tmp_path: Path) -> None:
         assert torch.equal(after.pred_boxes.tensor, before.pred_boxes.tensor)
         for name in ("scores", "class_scores", "pred_masks"):
             assert torch.equal(after.get(name), before.get(name))
+
+
+def test_masks_kept_as_windows_are_stored_whole(tmp_path: Path) -> None:
+    masks = torch.zeros(2, 6, 8, dtype=torch.bool)
+    masks[0, :3, :3] = masks[1, 2:, 5] = True
+    instances = Instances((6, 8), scores=torch.tensor([0.9, 0.8]), pred_boxes=Boxes(torch.zeros(2, 4)))
+    instances.pred_masks = masks
+    instances.pred_masks = WindowMasks(render_windows(instances), (6, 8))
+    writer = PredictionStore(tmp_path)
+    writer.process([{"image_id": 3}], [{"instances": instances}])
+    assert torch.equal(read_stored(stored_file(tmp_path, 3)).pred_masks, masks)
 
 
 @pytest.mark.parametrize("metric", ["AJI", "abs_DiC"])

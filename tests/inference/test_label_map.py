@@ -12,7 +12,13 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.structures import BitMasks, Boxes, Instances
 
-from pffnet_d2.inference.label_map import Window, instances_to_label_map, label_map_and_indices, render_windows
+from pffnet_d2.inference.label_map import (
+    Window,
+    WindowMasks,
+    instances_to_label_map,
+    label_map_and_indices,
+    render_windows,
+)
 
 
 def instances(size: tuple[int, int], boxes: list, masks: torch.Tensor, scores: list[float], **more: list) -> Instances:
@@ -271,3 +277,25 @@ def test_small_instances_hide_nothing() -> None:
     label_map, laid = label_map_and_indices(ring_and_core(), min_size=2)
     assert (laid, int(label_map.max())) == ([0], 1)
     assert label_map_and_indices(ring_and_core())[1] == [1, 0]
+
+
+# --- Masks kept as windows ------------------------------------------------------------------------------------------
+
+
+def test_window_masks_are_the_masks_they_were_made_of() -> None:
+    masks = three_squares()
+    given = instances((12, 20), [[0, 0, 1, 1]] * 3, masks, [0.9, 0.8, 0.7])
+    kept = WindowMasks(render_windows(given), (12, 20))
+    assert torch.equal(kept.tensor, masks)
+    assert [mask.shape for _, _, mask in kept.windows] == [(10, 10)] * 3
+    for item in (slice(1, None), torch.tensor([2, 0]), torch.tensor([True, False, True])):
+        assert torch.equal(kept[item].tensor, masks[item])
+
+    expected = instances_to_label_map(given)
+    given.pred_masks = kept
+    np.testing.assert_array_equal(instances_to_label_map(given), expected)
+    # As Instances hands fields on: indexed, moved, counted.
+    rest = given[torch.tensor([1, 2])].to("cpu")
+    assert len(rest) == len(rest.pred_masks) == 2
+    np.testing.assert_array_equal(instances_to_label_map(rest) > 0, masks[1:].any(0).numpy())
+    assert WindowMasks([], (4, 5)).tensor.shape == (0, 4, 5)
