@@ -199,7 +199,7 @@ def _add_pack(commands: Any) -> None:
     pack.add_argument(
         "--about", type=Path, metavar="FILE", help="yaml that goes into the card: licence, sources, scores"
     )
-    pack.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="MODEL.PFFNET.DIAMETER 24, say")
+    pack.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="MODEL.PFFNET.DIAMETER 24.0, say")
 
 
 def _add_plot(commands: Any) -> None:

@@ -57,13 +57,13 @@ def argument_parser() -> argparse.ArgumentParser:
         "--option", action="append", default=[], metavar="KEY=VALUE", help="how FOLDER is read; as of `prepare own`"
     )
     parser.add_argument("--resume", action="store_true", help="go on from DIR's last checkpoint")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, metavar="KEY VALUE", help="such as SOLVER.MAX_ITER 800")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="such as SOLVER.MAX_ITER 800")
     return parser
 
 
 def main(argv: Sequence[str]) -> int:
     """The command; 0. Raises InputError as :func:`finetune`."""
-    args = argument_parser().parse_args(argv)
+    args = argument_parser().parse_intermixed_args(argv)
     options = dict(text.partition("=")[::2] for text in args.option)
     for text in args.option:
         if "=" not in text:
@@ -176,7 +176,7 @@ def prepare_own(source: Path, root: Path, options: Mapping[str, str]) -> list[st
     count = own.count_undivided(source, **options)
     if count and not {"fractions", "lists"} & options.keys():
         options["fractions"] = "train=1" if count < MIN_DIVIDED else "train=0.8,val=0.2"
-    splits = prepare(NAME, source, root, options=options, force=True)
+    splits = prepare(NAME, source, root, dataset=NAME, options=options, force=True)
     if "train" not in splits:
         raise InputError(f"{source}: its splits are {', '.join(splits)}; one must be called train")
     os.environ["DETECTRON2_DATASETS"] = str(root)

@@ -39,7 +39,7 @@ def pack(
         weights: checkpoint of the training.
         out: folder; what is there under these names is replaced.
         about: what the card is to say besides: licence, sources, scores, ...; plain values.
-        opts: KEY VALUE pairs, such as MODEL.PFFNET.DIAMETER 24.
+        opts: KEY VALUE pairs, such as MODEL.PFFNET.DIAMETER 24.0.
 
     Returns:
         The card.
@@ -49,10 +49,10 @@ def pack(
             be written.
     """
     opts = [*opts, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
-    trained = build_model(read_config(config, opts))
-    Checkpointer(trained).load(weights)
     cfg = read_config(config, [*opts, *STRIPPED])
     check_kind(cfg.MODEL.PFFNET.IMAGES)
+    trained = build_model(read_config(config, opts))
+    Checkpointer(trained).load(weights)
     model = build_model(cfg)
     everything = trained.state_dict()
     state = {name: _half(name, everything[name]) for name in model.state_dict()}

@@ -223,7 +223,7 @@ def _scale(cfg: CfgNode, diameter: float | None) -> float:
     if cfg.MODEL.PFFNET.DIAMETER <= 0:
         raise InputError(
             f"diameter {diameter:g}: the config does not say that of the objects in training; add "
-            "--opts MODEL.PFFNET.DIAMETER 24, or what their mean diameter was"
+            "--opts MODEL.PFFNET.DIAMETER 24.0, or what their mean diameter was"
         )
     if cfg.INPUT.MIN_SIZE_TEST:
         raise InputError(f"diameter {diameter:g}: INPUT.MIN_SIZE_TEST resizes images already; set it to 0")
