@@ -66,7 +66,10 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> Any:
 
 def differences(cfg: Any) -> dict[str, Any]:
     """What a config says other than Detectron2's defaults and ours, and VERSION, as nested plain values: short, without
-    ``_BASE_``, and read by any release that knows these keys. MODEL.DEVICE is left out: it is of the machine, not of the model."""
+    ``_BASE_``, and read by any release that knows these keys.
+
+    MODEL.DEVICE is left out: it is of the machine, not of the model.
+    """
     from detectron2.config import get_cfg
 
     defaults = get_cfg()

@@ -20,6 +20,7 @@ from detectron2.data import DatasetCatalog
 from pffnet_d2.config import config_path, differences, read_config
 from pffnet_d2.console import Progress, draw_overlays, quiet, score_table
 from pffnet_d2.data import catalog
+from pffnet_d2.data.coco import paint
 from pffnet_d2.data.images import read_image
 from pffnet_d2.data.kind import unlike_fluorescence
 from pffnet_d2.data.prepare import prepare
@@ -196,7 +197,7 @@ def adapt(cfg: CfgNode, splits: Sequence[str], *, measure_padding: bool) -> None
     """
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ((f"{NAME}_{s}",) if s in splits else () for s in ("train", "val"))
     records = DatasetCatalog.get(f"{NAME}_train")
-    areas = np.array([annotation["area"] for record in records for annotation in record["annotations"]], np.float64)
+    areas = np.concatenate([paint(r["annotations"], r["height"], r["width"])[1] for r in records])
     if not areas.size:
         raise InputError("no image for training has an object; give label images with ids from 1 on")
     cfg.MODEL.PFFNET.DIAMETER = round(float((2 * np.sqrt(areas / np.pi)).mean()), 2)

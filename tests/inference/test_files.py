@@ -347,7 +347,8 @@ def test_images_of_another_kind_and_size_are_named(
         Image.fromarray(pixels).save(folder / f"{name}.png")
     arguments = ["predict", str(folder), "--model", str(tiny_run), "--diameter", "25", "--format", "label-tiff"]
     assert main([*arguments, "--out", str(out)]) == 1
-    skipped, warning = sorted(capsys.readouterr().err.splitlines())
+    # Random weights also find as many nothings as they may.
+    skipped, warning = (line for line in sorted(capsys.readouterr().err.splitlines()) if "as many" not in line)
     assert f"skipped: {folder / 'small.png'}: no object of diameter 25 fits into 20 x 20 pixels" in skipped
     assert f"warning: {folder / 'inverted.png'}: bright background" in warning
     assert tree(out) == ["dark_labels.tif", "inverted_labels.tif"]

@@ -90,17 +90,22 @@ def test_a_given_normalisation(small_model: Any) -> None:
     assert Predictor(small_model.config, small_model.weights).normalise(dark).max() == dark.max()
 
 
+def sized(run: Path, diameter: float | None, *opts: str) -> Predictor:
+    """The tiny model, which knows diameter 20, and takes the coloured squares without a word."""
+    config, weights = run / "config.yaml", run / "model_final.pth"
+    return Predictor(config, weights, diameter=diameter, opts=["MODEL.PFFNET.IMAGES", "", *opts])
+
+
 def test_diameter(tiny_run: Path) -> None:
     """The network sees the image resized; boxes, masks and label map are of the original."""
-    config, weights = tiny_run / "config.yaml", tiny_run / "model_final.pth"  # knows diameter 20
     image = picture(90, 120)
-    same = Predictor(config, weights, diameter=20)
+    same = sized(tiny_run, 20)
     assert same.scale == 1
     assert same.network_size(90, 120) == (90, 120)
-    as_it_is = Predictor(config, weights)(image)
+    as_it_is = sized(tiny_run, None)(image)
     assert (same(image).label_map == as_it_is.label_map).all()
 
-    predictor = Predictor(config, weights, diameter=30)
+    predictor = sized(tiny_run, 30)
     assert predictor.network_size(90, 120) == (60, 80)
     resized = np.asarray(Image.fromarray(image[:, :, ::-1]).resize((80, 60), Image.Resampling.BILINEAR))
     tensor = torch.from_numpy(resized.transpose(2, 0, 1).copy())
@@ -121,10 +126,9 @@ def test_diameter(tiny_run: Path) -> None:
 
 def test_a_reduced_image_is_predicted_as_the_original(tiny_run: Path) -> None:
     """Of an image twice as large with twice the diameter the network sees the same image again."""
-    config, weights = tiny_run / "config.yaml", tiny_run / "model_final.pth"
     image = picture(64, 96)
     large = image.repeat(2, axis=0).repeat(2, axis=1)
-    predictor = Predictor(config, weights, diameter=40)
+    predictor = sized(tiny_run, 40)
     seen = predictor._input(large)
     assert (seen["height"], seen["width"]) == (128, 192)
     difference = seen["image"].numpy().transpose(1, 2, 0)[:, :, ::-1].astype(int) - image
@@ -133,17 +137,16 @@ def test_a_reduced_image_is_predicted_as_the_original(tiny_run: Path) -> None:
 
 
 def test_diameters_that_cannot_be(tiny_run: Path) -> None:
-    config, weights = tiny_run / "config.yaml", tiny_run / "model_final.pth"
     for diameter in (0, -3, float("inf"), float("nan")):
         with pytest.raises(InputError, match="give the mean diameter"):
-            Predictor(config, weights, diameter=diameter)
+            sized(tiny_run, diameter)
     with pytest.raises(InputError, match=r"diameter 12: .*MODEL\.PFFNET\.DIAMETER 24.0"):
-        Predictor(config, weights, diameter=12, opts=["MODEL.PFFNET.DIAMETER", "0.0"])
+        sized(tiny_run, 12, "MODEL.PFFNET.DIAMETER", "0.0")
     with pytest.raises(InputError, match=r"INPUT\.MIN_SIZE_TEST resizes images already; set it to 0"):
-        Predictor(config, weights, diameter=12, opts=["INPUT.MIN_SIZE_TEST", "800"])
+        sized(tiny_run, 12, "INPUT.MIN_SIZE_TEST", "800")
     with pytest.raises(InputError, match="no object of diameter 200 fits into 64 x 96 pixels"):
-        Predictor(config, weights, diameter=200)(picture(64, 96))
-    tiny = Predictor(config, weights, diameter=0.1)  # 200 times larger
+        sized(tiny_run, 200)(picture(64, 96))
+    tiny = sized(tiny_run, 0.1)  # 200 times larger
     with pytest.raises(InputError, match=r"64 x 96 pixels as 12800 x 19200, more than 33,554,432; give a larger"):
         tiny(picture(64, 96))
 
