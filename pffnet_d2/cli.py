@@ -14,7 +14,7 @@ from pffnet_d2.errors import InputError
 
 # These take the flags of train_net.py, which engine.py parses.
 FORWARDED = {
-    "train": "train a model: the flags of train_net.py",
+    "train": "fine-tune on your images: --from pretrained FOLDER; or train a model: the flags of train_net.py",
     "evaluate": "score a trained model (the flags of train_net.py), or label images: --truth DIR --prediction DIR",
     "kfold": "train and evaluate K folds and put their scores together: the flags of train_net.py, --dataset, --folds",
     "thresholds": "choose beta and the mask threshold on validation images: the flags of train_net.py, --metric NAME",
@@ -39,6 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _check(args)
         if args.command == "predict":
             return _predict(args)
+        if args.command == "pack":
+            return _pack(args)
         if args.command == "plot":
             return _plot(args)
         return _demo(args.out)
@@ -105,6 +107,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
 
     _add_predict(commands)
+    _add_pack(commands)
     _add_plot(commands)
 
     for name, text in FORWARDED.items():
@@ -120,7 +123,7 @@ def argument_parser() -> argparse.ArgumentParser:
 def _add_predict(commands: Any) -> None:
     predict = commands.add_parser(
         "predict",
-        help="segment images with a trained model and write label maps, outlines, measurements",
+        help="segment images and write label maps, outlines, measurements",
         description="Results of DIR/IMAGE.png: IMAGE_labels.tif (label-tiff), IMAGE_overlay.png (overlay), "
         "IMAGE.geojson (QuPath), IMAGE_rois.zip (ImageJ), IMAGE.csv (measurements), IMAGE.json (coco). A file that "
         "cannot be read is named and skipped. Exit code 0: all images predicted; 1: some; 2: none, or a mistake. "
@@ -130,10 +133,23 @@ def _add_predict(commands: Any) -> None:
         "images", nargs="+", metavar="IMAGE", help="files, folders, or quoted patterns such as 'plates/**/*.tif'"
     )
     predict.add_argument(
-        "--config", "--config-file", required=True, metavar="FILE", help="yaml the model was trained with"
+        "--model",
+        metavar="NAME | FOLDER",
+        help="a model that comes with the package (default: nuclei, for fluorescence), or a folder that training wrote",
+    )
+    predict.add_argument(
+        "--config", "--config-file", metavar="FILE", help="instead of --model: yaml the model was trained with"
     )
     predict.add_argument("--weights", metavar="FILE", help="checkpoint (default: MODEL.WEIGHTS of the config)")
-    predict.add_argument("--out", type=Path, required=True, metavar="DIR", help="where results go")
+    predict.add_argument(
+        "--diameter",
+        type=float,
+        metavar="PIXELS",
+        help="mean diameter of your nuclei: images are resized to the diameter the model knows, results are not",
+    )
+    predict.add_argument(
+        "--out", type=Path, default=Path("results"), metavar="DIR", help="where results go (default: %(default)s)"
+    )
     predict.add_argument(
         "--format",
         default="label-tiff,overlay",
@@ -170,6 +186,22 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument("--processes", type=int, default=1, metavar="N", help="a GPU each, or on the CPU")
     predict.add_argument("--stop-on-error", action="store_true", help="end at the first file that fails (exit code 2)")
     predict.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="override keys of the config")
+
+
+def _add_pack(commands: Any) -> None:
+    pack = commands.add_parser(
+        "pack",
+        help="make a small model folder to hand on, for predict --model, of a trained one",
+        description="Writes config.yaml, model_final.pth (half precision, without what only training uses) and "
+        "card.json (SHA-256 of both, thresholds, what --about says).",
+    )
+    pack.add_argument("--config", "--config-file", required=True, metavar="FILE", help="yaml of the training")
+    pack.add_argument("--weights", required=True, metavar="FILE", help="checkpoint of the training")
+    pack.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    pack.add_argument(
+        "--about", type=Path, metavar="FILE", help="yaml that goes into the card: licence, sources, scores"
+    )
+    pack.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="MODEL.PFFNET.DIAMETER 24.0, say")
 
 
 def _add_plot(commands: Any) -> None:
@@ -239,7 +271,7 @@ def _predict(args: argparse.Namespace) -> int:
         raise InputError("--threshold and --thresholds: give one of them")
     if args.pixel_size is not None and not 0 <= args.pixel_size < float("inf"):
         raise InputError(f"--pixel-size {args.pixel_size}: give micrometres a pixel, or 0 to measure in pixels")
-    if not os.path.isfile(args.config):
+    if args.config and not os.path.isfile(args.config):
         raise InputError(f"{args.config}: no such config file; give --config FILE")
     job = Job(
         sources=find_sources(args.images, args.out, formats),
@@ -247,6 +279,8 @@ def _predict(args: argparse.Namespace) -> int:
         formats=formats,
         config=args.config,
         weights=args.weights,
+        model=args.model,
+        diameter=args.diameter,
         device=args.device,
         thresholds=args.thresholds or (None if args.threshold is None else {"SCORE_THRESH": args.threshold}),
         opts=args.opts,
@@ -259,8 +293,20 @@ def _predict(args: argparse.Namespace) -> int:
         processes=args.processes,
     )
     summary = predict_files(job)
-    print("\n".join(summary.lines()))
+    print("\n".join([*summary.lines(), f"results: {args.out}"]))
     return summary.exit_code
+
+
+def _pack(args: argparse.Namespace) -> int:
+    _need_everything("pack")
+    from pffnet_d2.pack import pack, read_about
+
+    about = read_about(args.about) if args.about else {}
+    card = pack(args.config, args.weights, args.out, about=about, opts=args.opts)
+    print(
+        f"{args.out}: {card['parameters']:,} parameters, {card['bytes'] / 1e6:.1f} MB; use it with --model {args.out}"
+    )
+    return 0
 
 
 def _plane(text: str | None) -> dict[str, int] | int | None:
@@ -306,6 +352,12 @@ def _engine(command: str, arguments: list[str]) -> int:
     if command == "evaluate" and {"-h", "--help"} & set(arguments):
         print("Label images of any tool: pffnet evaluate --truth DIR --prediction DIR [--out DIR]. A trained model:\n")
     _need_everything(command)
+    if command == "train" and any(a == "--from" or a.startswith("--from=") for a in arguments):
+        from pffnet_d2 import finetune
+
+        return finetune.main(arguments)
+    if command == "train" and {"-h", "--help"} & set(arguments):
+        print("On your own images: pffnet train --from pretrained FOLDER (--from pretrained --help). Otherwise:\n")
     if command == "thresholds":
         return cli_evaluation.choose_thresholds(arguments)
     if command == "kfold":

@@ -64,6 +64,33 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> Any:
     return cfg
 
 
+def differences(cfg: Any) -> dict[str, Any]:
+    """What a config says other than Detectron2's defaults and ours, and VERSION, as nested plain values: short, without
+    ``_BASE_``, and read by any release that knows these keys.
+
+    MODEL.DEVICE is left out: it is of the machine, not of the model.
+    """
+    from detectron2.config import get_cfg
+
+    defaults = get_cfg()
+    add_pffnet_config(defaults)
+
+    def changed(node: Any, default: Any) -> dict[str, Any]:
+        found = {}
+        for key, value in node.items():
+            if isinstance(value, dict):
+                value, default_value = changed(value, default.get(key, {})), {}
+            else:
+                default_value = default.get(key)
+            if value != default_value:
+                found[key] = value
+        return found
+
+    found = changed(cfg, defaults)
+    found.get("MODEL", {}).pop("DEVICE", None)
+    return {**found, "VERSION": cfg.VERSION}  # without it Detectron2 warns
+
+
 def _said_by(error: Exception) -> str:
     """First line of yacs' message; str() of a KeyError is quoted."""
     return str(error.args[0] if error.args else type(error).__name__).strip().partition("\n")[0]
@@ -127,6 +154,12 @@ def add_pffnet_config(cfg: Any) -> None:
     # Test-time augmentation: prediction and evaluation run on each of these views of an image and merge what they
     # find; names of inference/tta.py. Empty: the image as it is, once.
     cfg.MODEL.PFFNET.TTA = []
+
+    # What the model was made for; `pffnet pack` and fine-tuning carry both on.
+    # Mean diameter of its objects in pixels, 2 sqrt(area / pi), which --diameter refers to; 0: unknown.
+    cfg.MODEL.PFFNET.DIAMETER = 0.0
+    # "fluorescence" (bright objects on dark): other images are warned of (data/kind.py). "": any image is taken.
+    cfg.MODEL.PFFNET.IMAGES = ""
 
     # Residual attention feature fusion (RAFF), [P] Algorithm 1.
     cfg.MODEL.PFFNET.FUSION = CN()

@@ -53,6 +53,50 @@ def leave_no_trace() -> Iterator[None]:
         logging.getLogger(name).handlers.clear()
 
 
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of config.yaml and model_final.pth as training leaves them, of a narrow PFFNet with random weights that
+    calls everything an object."""
+    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+    import torch
+    import yaml
+    from detectron2.modeling import build_model
+
+    from pffnet_d2.config import config_path, read_config
+
+    folder = tmp_path_factory.mktemp("tiny_run")
+    narrow = {"CONV_DIM": 16, "FC_DIM": 32}
+    keys = {
+        "_BASE_": str(config_path("demo/PFFNet_R18_FPN.yaml")),
+        "MODEL": {
+            "DEVICE": "cpu",
+            "FPN": {"OUT_CHANNELS": 32},
+            "RPN": {"POST_NMS_TOPK_TEST": 50},
+            "ROI_BOX_HEAD": {"FC_DIM": 32},
+            "ROI_MASK_HEAD": {"CONV_DIM": 32, "FC_PATH_DIM": 1},
+            "ROI_MASK_QUALITY_HEAD": narrow,
+            "PFFNET": {"DIAMETER": 20.0, "IMAGES": "fluorescence", "LABEL_MAP": {"SCORE_THRESH": 0.01}},
+        },
+        "TEST": {"DETECTIONS_PER_IMAGE": 20},
+        "OUTPUT_DIR": str(folder),
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(keys))
+    torch.manual_seed(0)
+    model = build_model(read_config(str(folder / "config.yaml")))
+    torch.save({"model": model.state_dict(), "iteration": 1}, folder / "model_final.pth")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def packed(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pffnet pack` makes of it, below a folder that may stand for the one of the shipped models."""
+    from pffnet_d2.pack import pack
+
+    folder = tmp_path_factory.mktemp("pretrained") / "nuclei"
+    pack(str(tiny_run / "config.yaml"), str(tiny_run / "model_final.pth"), folder, about={"licence": "CC0 1.0"})
+    return folder
+
+
 def _folder(variable: str) -> Path:
     named = os.environ.get(variable)
     if not named:

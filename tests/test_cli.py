@@ -144,7 +144,19 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert caught.value.code == 0
     listed = capsys.readouterr().out
-    for command in ("env", "prepare", "check", "predict", "plot", "train", "evaluate", "thresholds", "report", "demo"):
+    for command in (
+        "env",
+        "prepare",
+        "check",
+        "predict",
+        "pack",
+        "plot",
+        "train",
+        "evaluate",
+        "thresholds",
+        "report",
+        "demo",
+    ):
         assert re.search(rf"^    {command}\b", listed, re.MULTILINE)
 
 

@@ -26,7 +26,7 @@ def read(name: str) -> CfgNode:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_has_known_keys_and_dense_caps(name: str) -> None:
     cfg = read(name)
-    if not name.startswith("Base-"):
+    if not name.startswith("Base-") and name != "finetune.yaml":  # which is laid over a model's config
         assert cfg.OUTPUT_DIR.startswith("output/")
         assert (50 if "cvppp" in name else 500) <= cfg.TEST.DETECTIONS_PER_IMAGE  # leaves are few
         assert cfg.MODEL.RPN.POST_NMS_TOPK_TEST >= cfg.TEST.DETECTIONS_PER_IMAGE

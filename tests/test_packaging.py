@@ -14,6 +14,7 @@ import pytest
 import pffnet_d2
 
 ROOT = Path(__file__).parents[1]
+MODEL_FILES = ("config.yaml", "model_final.pth", "card.json")
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         shutil.copy(ROOT / name, sources)
     for name in ("pffnet_d2", "configs", "tests", "benchmarks", "third_party"):
         shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
+    # A model is installed with the package, whether this checkout has the shipped one or not.
+    model = sources / "pffnet_d2" / "pretrained" / "of_the_test"
+    model.mkdir()
+    for name in MODEL_FILES:
+        (model / name).write_text("{}")
     code = f"from setuptools import build_meta; print(build_meta.build_wheel({str(folder)!r}))"
     result = subprocess.run([sys.executable, "-c", code], cwd=sources, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
@@ -41,8 +47,10 @@ def test_holds_every_module_config_and_split(wheel: zipfile.ZipFile) -> None:
     packaged = {name for name in wheel.namelist() if ".dist-info/" not in name}
     expected = {f"pffnet_d2/{name}" for name in files_below(ROOT / "pffnet_d2", "*.py")}
     expected |= {f"pffnet_d2/{name}" for name in files_below(ROOT / "pffnet_d2", "*.json")}
+    expected |= {f"pffnet_d2/pretrained/{name}" for name in files_below(ROOT / "pffnet_d2" / "pretrained", "*/*.*")}
     configs = files_below(ROOT / "configs", "*.yaml")
     assert any("/" in name for name in configs)
+    expected |= {f"pffnet_d2/pretrained/of_the_test/{name}" for name in MODEL_FILES}
     assert packaged == expected | {f"pffnet_d2/configs/{name}" for name in configs}
 
 

@@ -85,7 +85,7 @@ def prepare(
     count: int | None = None,
     force: bool = False,
     workers: int | None = None,
-) -> None:
+) -> list[str]:
     """Prepare a data set under ``out / name`` and print what was made. One call at a time for a data set.
 
     Args:
@@ -104,6 +104,9 @@ def prepare(
             a trial.
         force: make it again even if it is complete.
         workers: threads; None takes one a processor, at most 8.
+
+    Returns:
+        The splits, by the names of their folders.
 
     Raises:
         InputError: whatever is wrong with the arguments or the source; nothing half-made is left.
@@ -154,6 +157,7 @@ def prepare(
         _prepare_split(out / dataset / split, read, info, normalisation, force, workers)
     if folds is not None:
         _write_json(out / dataset / f"folds{folds}_seed{seed}.json", {"folds": folds, "seed": seed, **lists})
+    return list(reads)
 
 
 def _dataset_name(name: str, dataset: str | None) -> str:

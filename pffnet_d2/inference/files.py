@@ -47,8 +47,10 @@ class Job:
     sources: list[Source]
     out: Path
     formats: list[str]
-    config: str
+    config: str | None = None  # None: model
     weights: str | None = None
+    model: str | None = None  # None, and no config: the one that comes with the package
+    diameter: float | None = None
     device: str | None = None
     thresholds: dict[str, Any] | str | None = None
     opts: list[str] = field(default_factory=list)
@@ -68,6 +70,7 @@ class Outcome:
     index: int  # among the sources
     error: str = ""  # one line; empty where all its results were written
     capped: bool = False  # whether detections may be missing
+    doubt: str = ""  # one line where the model was not made for such images
     objects: int = 0
     pixels: int = 0
     normalisation: str = ""
@@ -234,6 +237,8 @@ def _work(job: Job) -> Summary:
     predictor = Predictor(
         job.config,
         job.weights,
+        model=job.model,
+        diameter=job.diameter,
         device=job.device,
         thresholds=job.thresholds,
         normalisation=job.normalisation,
@@ -257,6 +262,9 @@ def _work(job: Job) -> Summary:
                     raise InputError(f"{outcome.error} (stopped; {done} of {len(job.sources)} images predicted)")
                 if outcome.error:
                     tqdm.write(f"pffnet: skipped: {outcome.error}", file=sys.stderr)
+                if outcome.doubt:
+                    path = job.sources[outcome.index].path
+                    tqdm.write(f"pffnet: warning: {path}: {outcome.doubt}", file=sys.stderr)
                 if outcome.capped:
                     tqdm.write(
                         f"pffnet: warning: {job.sources[outcome.index].path}: as many detections as "
@@ -329,6 +337,7 @@ def _batch(job: Job, predictor: Predictor, indices: list[int], stages: dict[str,
             Outcome(
                 index,
                 capped=prediction.capped,
+                doubt=predictor.doubt(read[index][1]),
                 objects=int(prediction.label_map.max(initial=0)),
                 pixels=prediction.label_map.size,
                 normalisation=f"{pixels.dtype}: {describe(normalisation)}",
@@ -339,6 +348,7 @@ def _batch(job: Job, predictor: Predictor, indices: list[int], stages: dict[str,
 
 def _named(path: Path, predictor: Predictor, micrograph: Micrograph) -> Any:
     try:
+        predictor.network_size(*micrograph.pixels.shape[:2])
         return predictor.normalise(micrograph.pixels)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

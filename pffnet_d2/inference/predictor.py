@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +22,18 @@ from pffnet_d2.checkpoint import Checkpointer
 from pffnet_d2.config import label_map_rule, read_config
 from pffnet_d2.data.augmentation import build_augmentations
 from pffnet_d2.data.images import Normalisation, default_normalisation, to_rgb8
+from pffnet_d2.data.kind import check_kind, unlike_fluorescence
 from pffnet_d2.data.micrographs import read_micrograph
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.label_map import label_map_and_indices
 from pffnet_d2.inference.tta import augmented
+from pffnet_d2.pretrained import DEFAULT, find_model
 
 # Scores an Instances may hold, in the order of the columns of exports.
 SCORES = {"score": "scores", "class_score": "class_scores", "mask_quality": "mask_quality"}
+
+# Pixels of an enlarged image. On a CPU the compact PFFNet takes some 200 bytes a pixel: 7 GB.
+MAX_ENLARGED = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class Prediction:
 class Predictor:
     """A trained model and the rule that makes label maps of what it finds.
 
+        predictor = Predictor()  # the model that comes with the package
+        predictor = Predictor(model="output/mine")  # a folder with config.yaml and model_final.pth
         predictor = Predictor("configs/bbbc039/PFFNet_R18_FPN.yaml", "model_final.pth")
         label_map = predictor("plate_A01.tif").label_map
 
@@ -57,9 +65,11 @@ class Predictor:
 
     def __init__(
         self,
-        config: CfgNode | str | os.PathLike[str],
+        config: CfgNode | str | os.PathLike[str] | None = None,
         weights: str | os.PathLike[str] | None = None,
         *,
+        model: str | os.PathLike[str] | None = None,
+        diameter: float | None = None,
         device: str | None = None,
         thresholds: Mapping[str, Any] | str | os.PathLike[str] | None = None,
         normalisation: Normalisation | None = None,
@@ -67,8 +77,13 @@ class Predictor:
     ) -> None:
         """
         Args:
-            config: a merged config (not changed), or a yaml file.
+            config: a merged config (not changed), or a yaml file; None takes ``model``.
             weights: a checkpoint; None takes MODEL.WEIGHTS.
+            model: instead of config and weights: a folder that training or `pffnet pack` wrote, or the name of a model
+                that comes with the package; None takes its only one, "nuclei".
+            diameter: mean diameter of the objects in pixels, 2 sqrt(area / pi): images pass through the network
+                enlarged or reduced to the diameter that it knows (MODEL.PFFNET.DIAMETER), and results are of the
+                original size. None leaves images as they are.
             device: "cpu", "cuda", "cuda:1"; None takes MODEL.DEVICE, which is CUDA where there is one.
             thresholds: keys of MODEL.PFFNET.LABEL_MAP to override, such as {"SCORE_THRESH": 0.4, "MASK_THRESH": 0.5},
                 or a yaml file of them, as it is or as `pffnet thresholds` writes it.
@@ -77,8 +92,17 @@ class Predictor:
 
         Raises:
             InputError: a file cannot be read, a key is unknown, the weights do not belong to the config, there is no
-                such device.
+                such device; the model's files are missing or damaged, or its diameter is unknown.
         """
+        if config is None:
+            if weights is not None:
+                raise InputError(f"{os.fspath(weights)}: weights without a config; give the one of their training too")
+            found = find_model(DEFAULT if model is None else model)
+            config, weights = found.config, found.weights
+            # Where it was trained there may have been another device.
+            opts = ["MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu", *opts]
+        elif model is not None:
+            raise InputError(f"model {os.fspath(model)} and a config: give one of them")
         if isinstance(config, CfgNode):
             cfg = config.clone()
             cfg.defrost()
@@ -96,33 +120,62 @@ class Predictor:
             raise InputError("no weights; give those that were trained with this config (--weights FILE)")
         if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
             raise InputError(f"INPUT.FORMAT {cfg.INPUT.FORMAT!r} is not supported; use BGR or RGB")
+        check_kind(cfg.MODEL.PFFNET.IMAGES)
         cfg.freeze()
         self.cfg = cfg
+        self.scale = _scale(cfg, diameter)
         self.normalisation = normalisation
         self.rule = label_map_rule(cfg)
         if cfg.MODEL.DEVICE == "cpu":
             # Activations near zero otherwise become denormal numbers, on which CPUs are many times slower.
             torch.set_flush_denormal(True)
-        model: Any = build_model(cfg)
-        Checkpointer(model).load(cfg.MODEL.WEIGHTS)
-        model.eval()
-        if hasattr(model, "paste_masks"):
-            model.paste_masks = False
-        self.model = augmented(model, cfg)
+        network: Any = build_model(cfg)
+        Checkpointer(network).load(cfg.MODEL.WEIGHTS)
+        network.eval()
+        if hasattr(network, "paste_masks"):
+            network.paste_masks = False
+        self.model = augmented(network, cfg)
         self._resize = T.AugmentationList(build_augmentations(cfg, is_train=False))
 
     def __call__(self, image: NDArray[Any] | str | os.PathLike[str]) -> Prediction:
-        """Predict one image.
+        """Predict one image; a Python warning says where the model was not made for such images.
 
         Args:
             image: (H, W) grey or (H, W, 3) RGB (an alpha channel is dropped) of any depth, or a file.
 
         Raises:
-            InputError: the file cannot be read; the array is no image; values that are not finite.
+            InputError: the file cannot be read; the array is no image; values that are not finite; see
+                ``network_size``.
         """
         pixels = image if isinstance(image, np.ndarray) else read_micrograph(Path(image)).pixels
-        (prediction,) = self.predict([self.normalise(pixels)])
+        rgb = self.normalise(pixels)
+        if doubt := self.doubt(rgb):
+            warnings.warn(f"{'the image' if isinstance(image, np.ndarray) else image}: {doubt}", stacklevel=2)
+        (prediction,) = self.predict([rgb])
         return prediction
+
+    def doubt(self, rgb: NDArray[np.uint8]) -> str:
+        """Why the model was not made for a normalised image, and what to do, in one line; "" where it may be."""
+        return unlike_fluorescence(rgb) if self.cfg.MODEL.PFFNET.IMAGES else ""
+
+    def network_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width at which an image passes through the network, for the diameter that was given.
+
+        Raises:
+            InputError: beyond MAX_ENLARGED pixels, or no object of that diameter fits into the image.
+        """
+        if self.scale == 1:
+            return height, width
+        size = max(round(height * self.scale), 1), max(round(width * self.scale), 1)
+        diameter = self.cfg.MODEL.PFFNET.DIAMETER / self.scale
+        if diameter > max(height, width):
+            raise InputError(f"no object of diameter {diameter:g} fits into {height} x {width} pixels; give a smaller")
+        if self.scale > 1 and size[0] * size[1] > MAX_ENLARGED:
+            raise InputError(
+                f"at diameter {diameter:g} the network would see its {height} x {width} pixels as {size[0]} x {size[1]}"
+                f", more than {MAX_ENLARGED:,}; give a larger diameter or cut the image"
+            )
+        return size
 
     def normalise(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB as the network sees it. Raises InputError as ``to_rgb8``."""
@@ -144,10 +197,14 @@ class Predictor:
 
     def _input(self, rgb: NDArray[np.uint8]) -> dict[str, Any]:
         """What the mapper makes of a file."""
+        height, width = rgb.shape[:2]
         given = T.AugInput(rgb if self.cfg.INPUT.FORMAT == "RGB" else rgb[:, :, ::-1])
-        self._resize(given)
+        if self.scale == 1:
+            self._resize(given)
+        else:  # bilinear; a reduced image is averaged over the pixels that become one
+            given.transform(T.ResizeTransform(height, width, *self.network_size(height, width)))
         tensor = torch.from_numpy(np.ascontiguousarray(given.image.transpose(2, 0, 1)))
-        return {"image": tensor, "height": rgb.shape[0], "width": rgb.shape[1]}
+        return {"image": tensor, "height": height, "width": width}
 
 
 def _of_equal_size(images: Sequence[NDArray[Any]]) -> Iterator[list[int]]:
@@ -155,6 +212,22 @@ def _of_equal_size(images: Sequence[NDArray[Any]]) -> Iterator[list[int]]:
     for i, image in enumerate(images):
         groups.setdefault(image.shape, []).append(i)
     yield from groups.values()
+
+
+def _scale(cfg: CfgNode, diameter: float | None) -> float:
+    """By which images are enlarged so that objects get the diameter the model knows."""
+    if diameter is None:
+        return 1.0
+    if not 0 < diameter < float("inf"):
+        raise InputError(f"diameter {diameter:g}: give the mean diameter of the objects in pixels")
+    if cfg.MODEL.PFFNET.DIAMETER <= 0:
+        raise InputError(
+            f"diameter {diameter:g}: the config does not say that of the objects in training; add "
+            "--opts MODEL.PFFNET.DIAMETER 24.0, or what their mean diameter was"
+        )
+    if cfg.INPUT.MIN_SIZE_TEST:
+        raise InputError(f"diameter {diameter:g}: INPUT.MIN_SIZE_TEST resizes images already; set it to 0")
+    return float(cfg.MODEL.PFFNET.DIAMETER) / diameter
 
 
 def check_device(device: str) -> None:

@@ -331,3 +331,25 @@ def test_pixels_that_are_not_square_are_told_of_the_image(
     line = next(line for line in capsys.readouterr().err.splitlines() if "skipped" in line)
     assert line.startswith(f"pffnet: skipped: {tmp_path / 'a.tif'}: pixels of 1 x 0.5 micrometres are not square")
     assert predict(small_model, tmp_path / "a.tif", "--format", "csv", "--pixel-size", "0", out=tmp_path / "out") == 0
+
+
+# --- What the model was made for ------------------------------------------------------------------------------------
+
+
+def test_images_of_another_kind_and_size_are_named(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A warning a file, and the results nevertheless; a file without room for an object is skipped."""
+    folder, out = tmp_path / "images", tmp_path / "out"
+    folder.mkdir()
+    dark = (picture(1) // 16).astype(np.uint8)
+    for name, pixels in (("dark", dark), ("inverted", 255 - dark), ("small", dark[:20, :20])):
+        Image.fromarray(pixels).save(folder / f"{name}.png")
+    arguments = ["predict", str(folder), "--model", str(tiny_run), "--diameter", "25", "--format", "label-tiff"]
+    assert main([*arguments, "--out", str(out)]) == 1
+    # Random weights also find as many nothings as they may.
+    skipped, warning = (line for line in sorted(capsys.readouterr().err.splitlines()) if "as many" not in line)
+    assert f"skipped: {folder / 'small.png'}: no object of diameter 25 fits into 20 x 20 pixels" in skipped
+    assert f"warning: {folder / 'inverted.png'}: bright background" in warning
+    assert tree(out) == ["dark_labels.tif", "inverted_labels.tif"]
+    assert tifffile.imread(out / "dark_labels.tif").shape == (64, 96)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from PIL import Image
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
@@ -86,6 +88,85 @@ def test_a_given_normalisation(small_model: Any) -> None:
     ).normalise(dark)
     assert stretched.max() == 255
     assert Predictor(small_model.config, small_model.weights).normalise(dark).max() == dark.max()
+
+
+def sized(run: Path, diameter: float | None, *opts: str) -> Predictor:
+    """The tiny model, which knows diameter 20, and takes the coloured squares without a word."""
+    config, weights = run / "config.yaml", run / "model_final.pth"
+    return Predictor(config, weights, diameter=diameter, opts=["MODEL.PFFNET.IMAGES", "", *opts])
+
+
+def test_diameter(tiny_run: Path) -> None:
+    """The network sees the image resized; boxes, masks and label map are of the original."""
+    image = picture(90, 120)
+    same = sized(tiny_run, 20)
+    assert same.scale == 1
+    assert same.network_size(90, 120) == (90, 120)
+    as_it_is = sized(tiny_run, None)(image)
+    assert (same(image).label_map == as_it_is.label_map).all()
+
+    predictor = sized(tiny_run, 30)
+    assert predictor.network_size(90, 120) == (60, 80)
+    resized = np.asarray(Image.fromarray(image[:, :, ::-1]).resize((80, 60), Image.Resampling.BILINEAR))
+    tensor = torch.from_numpy(resized.transpose(2, 0, 1).copy())
+    with torch.no_grad():
+        (output,) = predictor.model([{"image": tensor}])
+    prediction = predictor(image)
+    assert prediction.label_map.shape == (90, 120)
+    assert len(prediction.instances) > 3
+    small = output["instances"].pred_boxes.tensor * 1.5
+    for box in prediction.instances.pred_boxes.tensor:
+        assert (small - box).abs().amax(1).min() < 1e-3
+    for label, (y0, x0, mask) in enumerate(render_windows(prediction.instances), start=1):
+        own = prediction.label_map == label
+        rows, columns = np.nonzero(own)
+        assert y0 <= rows.min() <= rows.max() < y0 + mask.shape[0]
+        assert x0 <= columns.min() <= columns.max() < x0 + mask.shape[1]
+
+
+def test_a_reduced_image_is_predicted_as_the_original(tiny_run: Path) -> None:
+    """Of an image twice as large with twice the diameter the network sees the same image again."""
+    image = picture(64, 96)
+    large = image.repeat(2, axis=0).repeat(2, axis=1)
+    predictor = sized(tiny_run, 40)
+    seen = predictor._input(large)
+    assert (seen["height"], seen["width"]) == (128, 192)
+    difference = seen["image"].numpy().transpose(1, 2, 0)[:, :, ::-1].astype(int) - image
+    assert np.abs(difference).mean() < 8  # the triangular filter reaches over the neighbours
+    assert predictor(large).label_map.shape == (128, 192)
+
+
+def test_diameters_that_cannot_be(tiny_run: Path) -> None:
+    for diameter in (0, -3, float("inf"), float("nan")):
+        with pytest.raises(InputError, match="give the mean diameter"):
+            sized(tiny_run, diameter)
+    with pytest.raises(InputError, match=r"diameter 12: .*MODEL\.PFFNET\.DIAMETER 24.0"):
+        sized(tiny_run, 12, "MODEL.PFFNET.DIAMETER", "0.0")
+    with pytest.raises(InputError, match=r"INPUT\.MIN_SIZE_TEST resizes images already; set it to 0"):
+        sized(tiny_run, 12, "INPUT.MIN_SIZE_TEST", "800")
+    with pytest.raises(InputError, match="no object of diameter 200 fits into 64 x 96 pixels"):
+        sized(tiny_run, 200)(picture(64, 96))
+    tiny = sized(tiny_run, 0.1)  # 200 times larger
+    with pytest.raises(InputError, match=r"64 x 96 pixels as 12800 x 19200, more than 33,554,432; give a larger"):
+        tiny(picture(64, 96))
+
+
+def test_an_image_the_model_was_not_made_for(tiny_run: Path, tmp_path: Path) -> None:
+    image = picture(64, 96)
+    grey = image.min(axis=2)
+    predictor = Predictor(tiny_run / "config.yaml", tiny_run / "model_final.pth")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predictor(grey)
+    with pytest.warns(UserWarning, match="the image: bright background.*invert"):
+        predictor(255 - grey)
+    Image.fromarray(255 - image).save(tmp_path / "pink.png")
+    with pytest.warns(UserWarning, match=r"pink\.png: coloured on a bright background"):
+        predictor(tmp_path / "pink.png")
+    any_image = Predictor(tiny_run / "config.yaml", tiny_run / "model_final.pth", opts=["MODEL.PFFNET.IMAGES", ""])
+    assert not any_image.doubt(255 - image)
+    with pytest.raises(InputError, match=r"MODEL\.PFFNET\.IMAGES 'xray'"):
+        Predictor(tiny_run / "config.yaml", tiny_run / "model_final.pth", opts=["MODEL.PFFNET.IMAGES", "xray"])
 
 
 def test_a_config_in_hand_is_not_changed(small_model: Any) -> None:

@@ -133,7 +133,7 @@ def _divide(
 ) -> dict[str, list[_Item]]:
     files = _relative(root, list_files(root))
     tops = {path[0] for path in files}
-    if "train" in tops and tops & {"val", "test"} and not (fractions or lists):
+    if _is_divided(tops) and not (fractions or lists):
         return {
             split: _items(root / split, {path[1:]: file for path, file in files.items() if path[0] == split}, **form)
             for split in SPLIT_FOLDERS
@@ -143,6 +143,20 @@ def _divide(
     if lists:
         return _by_lists(root, items, root / lists)
     return _by_fractions(items, _parse_fractions(fractions or OPTIONS["fractions"][0]), group, seed)
+
+
+def count_undivided(root: Path, **form: Any) -> int:
+    """How many images wait to be divided: all, or none where folders train/ and val/ or test/ divide them.
+
+    Raises:
+        InputError: as :func:`records`.
+    """
+    files = _relative(root, list_files(root))
+    return 0 if _is_divided({path[0] for path in files}) else len(_items(root, files, **form))
+
+
+def _is_divided(tops: set[str]) -> bool:
+    return "train" in tops and bool(tops & {"val", "test"})
 
 
 def _relative(root: Path, files: list[SourceFile]) -> dict[Key, SourceFile]:
