@@ -1,7 +1,7 @@
 """Images that are read window by window: files, and whatever slices like an array (memory maps, zarr, dask).
 
-A TIFF is read by its own tiles or strips, so that no more of it is in memory than they and the windows asked for; zarr is
-not needed. The percentiles of a whole image are exact and take one pass over it for every 16 bits of its values.
+A TIFF is read by its own tiles or strips, so that no more of it is in memory than they and the windows asked for; zarr
+is not needed. The percentiles of a whole image are exact and take one pass over it for every 16 bits of its values.
 """
 
 from __future__ import annotations
@@ -146,9 +146,7 @@ class _TiffPlane:
 
     def _pages_read(self) -> list[int]:
         leading = self._series.shape[: len(self._series.shape) - len(self._page.shape)]
-        return [
-            int(np.ravel_multi_index(list(index.values()), leading)) if index else 0 for index in self._indices()
-        ]
+        return [int(np.ravel_multi_index(list(index.values()), leading)) if index else 0 for index in self._indices()]
 
     def _indices(self) -> list[dict[str, int]]:
         """The index along each outer axis, of each plane that is read."""
@@ -171,7 +169,9 @@ class _TiffPlane:
             for index in self._indices():
                 own: dict[str, Any] = index | inner
                 part = values[tuple(own.get(axis, slice(None)) for axis in self._series.axes)]
-                parts.append((np.array(part, dtype=self._series.dtype), "".join(a for a in self._series.axes if a not in index)))
+                parts.append(
+                    (np.array(part, dtype=self._series.dtype), "".join(a for a in self._series.axes if a not in index))
+                )
         else:
             axes = self._series.axes[len(self._series.axes) - len(self._page.shape) :]
             parts = [(self._segments(number, axes, rows, columns), axes) for number in self._pages_read()]
@@ -198,9 +198,9 @@ class _TiffPlane:
                     y, x = i * height, j * width
                     top, bottom = max(y, rows.start), min(y + segment.shape[0], rows.stop)
                     left, right = max(x, columns.start), min(x + segment.shape[1], columns.stop)
-                    out[sample, top - rows.start : bottom - rows.start, left - columns.start : right - columns.start] = (
-                        segment[top - y : bottom - y, left - x : right - x]
-                    )
+                    out[
+                        sample, top - rows.start : bottom - rows.start, left - columns.start : right - columns.start
+                    ] = segment[top - y : bottom - y, left - x : right - x]
         if len(axes) == 2:
             return out[0, :, :, 0]
         return out[0] if apart == 1 else out[..., 0]
@@ -271,14 +271,14 @@ def percentiles(pixels: Sliceable, percents: Sequence[float], name: str = "image
             for prefix, histogram in counts.items():
                 chosen = digits if shift == bits - 16 else digits[ordered >> unsigned(shift + 16) == prefix]
                 histogram += np.bincount(chosen, minlength=2**16)
-        for rank, (prefix, place) in found.items():
+        for rank, (prefix, below) in found.items():
             upto = np.cumsum(counts[prefix])
-            digit = int(np.searchsorted(upto, place, side="right"))
-            found[rank] = (prefix << 16) | digit, place - (int(upto[digit - 1]) if digit else 0)
+            digit = int(np.searchsorted(upto, below, side="right"))
+            found[rank] = (prefix << 16) | digit, below - (int(upto[digit - 1]) if digit else 0)
     values = {rank: _value(prefix, dtype) for rank, (prefix, _) in found.items()}
     results = []
-    for place in places:
-        low, high, part = values[math.floor(place)], values[math.ceil(place)], place - math.floor(place)
+    for at in places:
+        low, high, part = values[math.floor(at)], values[math.ceil(at)], at - math.floor(at)
         # As numpy does it, from the nearer of the two.
         results.append(low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part))
     return results

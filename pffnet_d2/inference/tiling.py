@@ -1,8 +1,8 @@
 """Large images in overlapping tiles: which tiles, and one label map of what is found in each.
 
-An object belongs to the tile whose core holds the middle of its bounding box; the cores part the image along the middles
-of the overlaps. Where tiles show an object whole and alike, that is all there is to it: whatever is not larger than the
-overlap is whole in the tile that owns it, and what a border cuts has its middle outside the core.
+An object belongs to the tile whose core holds the middle of its bounding box; the cores part the image along the
+middles of the overlaps. Where tiles show an object alike, that is all there is to it: one not larger than the overlap
+is whole in the tile that owns it, and where a border cuts it, its middle is outside the core.
 
 A network sees one object slightly differently in two tiles, so each of them may claim it, or both may leave it to the
 other. Tiles are therefore laid down in row order on one canvas, which also remembers the pixels of objects that earlier
@@ -59,7 +59,8 @@ class Tiles:
         """Raises InputError where tile and overlap cannot be."""
         if not 0 < self.overlap < self.tile:
             raise InputError(
-                f"tiles of {self.tile} pixels cannot overlap by {self.overlap}; choose an overlap above 0 and below the tile"
+                f"tiles of {self.tile} pixels cannot overlap by {self.overlap}; "
+                "choose an overlap above 0 and smaller than the tile"
             )
 
     @property
@@ -194,9 +195,8 @@ class _Canvas:
         if not count:
             return
         nothing = (slice(0, 0), slice(0, 0))
-        boxes = np.array([[y.start, x.start, y.stop, x.stop] for y, x in (s or nothing for s in slices)]) + (
-            top, left, top, left,
-        )  # fmt: skip
+        boxes = np.array([[y.start, x.start, y.stop, x.stop] for y, x in (s or nothing for s in slices)])
+        boxes += np.array([top, left, top, left])
 
         inside = labels > 0
         own, under = labels[inside], window[inside]
