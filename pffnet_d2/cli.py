@@ -152,9 +152,8 @@ def _add_predict(commands: Any) -> None:
     )
     predict.add_argument(
         "--format",
-        default="label-tiff,overlay",
         metavar="LIST",
-        help="of label-tiff,overlay,geojson,roi,csv,coco (default: %(default)s)",
+        help="of label-tiff,overlay,geojson,roi,csv,coco (default: label-tiff,overlay; with --tile label-tiff)",
     )
     predict.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
     predict.add_argument(
@@ -182,8 +181,18 @@ def _add_predict(commands: Any) -> None:
         metavar="UM",
         help="micrometres a pixel (default: what files say); 0 measures in pixels",
     )
-    predict.add_argument("--batch", type=int, default=1, metavar="N", help="images of one size predicted together")
+    predict.add_argument("--batch", type=int, default=1, metavar="N", help="images (tiles) of one size at a time")
     predict.add_argument("--processes", type=int, default=1, metavar="N", help="a GPU each, or on the CPU")
+    predict.add_argument(
+        "--tile",
+        type=int,
+        metavar="PIXELS",
+        help="predict large images in tiles of this side, such as 1024, and write label-tiff, geojson and csv as they "
+        "are found; a run that was ended goes on where it was (docs/large-images.md)",
+    )
+    predict.add_argument(
+        "--overlap", metavar="PIXELS", help="of tiles, more than the largest object (default: auto, measured)"
+    )
     predict.add_argument("--stop-on-error", action="store_true", help="end at the first file that fails (exit code 2)")
     predict.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="override keys of the config")
 
@@ -265,8 +274,14 @@ def _predict(args: argparse.Namespace) -> int:
     from pffnet_d2.inference.export import check_formats
     from pffnet_d2.inference.files import Job, find_sources, predict_files
 
-    formats = list(dict.fromkeys(args.format.split(",")))
+    default = "label-tiff,overlay" if args.tile is None else "label-tiff"
+    formats = list(dict.fromkeys((args.format or default).split(",")))
     check_formats(formats)
+    overlap = args.overlap or "auto"
+    if args.overlap and args.tile is None:
+        raise InputError("--overlap is that of tiles; give --tile too, such as --tile 1024")
+    if overlap != "auto" and not overlap.isdigit():
+        raise InputError(f"--overlap {overlap}: give pixels, or auto")
     if args.threshold is not None and args.thresholds:
         raise InputError("--threshold and --thresholds: give one of them")
     if args.pixel_size is not None and not 0 <= args.pixel_size < float("inf"):
@@ -291,6 +306,8 @@ def _predict(args: argparse.Namespace) -> int:
         batch=args.batch,
         stop=args.stop_on_error,
         processes=args.processes,
+        tile=args.tile,
+        overlap=overlap if overlap == "auto" else int(overlap),
     )
     summary = predict_files(job)
     print("\n".join([*summary.lines(), f"results: {args.out}"]))

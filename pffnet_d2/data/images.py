@@ -81,8 +81,15 @@ def default_normalisation(image: npt.NDArray[Any], auto: Normalisation = AUTO) -
     return Normalisation("percentile", auto.low, auto.high, auto.minimum_range if image.dtype.kind in "ui" else 0.0)
 
 
-def to_rgb8(image: npt.NDArray[Any], normalisation: Normalisation) -> npt.NDArray[np.uint8]:
+def to_rgb8(
+    image: npt.NDArray[Any], normalisation: Normalisation, limits: tuple[float, float] | None = None
+) -> npt.NDArray[np.uint8]:
     """(H, W), (H, W, 1 to 4) of any depth to (H, W, 3) uint8 RGB. An alpha channel is dropped, grey is repeated.
+
+    Args:
+        image: the pixels.
+        normalisation: how they become 8 bit.
+        limits: the two percentiles where they are not this image's own: of the larger one that it is cut from.
 
     Raises:
         InputError: another shape; values that are not finite; "as_is" asked for an image that is not 8 bit.
@@ -97,7 +104,7 @@ def to_rgb8(image: npt.NDArray[Any], normalisation: Normalisation) -> npt.NDArra
     if normalisation.name == "percentile":
         if image.dtype.kind == "f" and not np.isfinite(image).all():
             raise InputError("the image has values that are not finite; replace them first")
-        low, high = np.percentile(image, (normalisation.low, normalisation.high))
+        low, high = limits or np.percentile(image, (normalisation.low, normalisation.high))
         scale = 255 / max(high - low, normalisation.minimum_range, np.finfo(np.float32).tiny)
         # 32-bit floating values cannot tell large 32-bit integers apart.
         real: Any = np.float64 if image.dtype.kind in "ui" and image.dtype.itemsize > 2 else np.float32

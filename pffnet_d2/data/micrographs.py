@@ -76,8 +76,8 @@ def read_micrograph(
         micrograph = _read_tiff(path, plane, channels)
     else:
         pixels, axes = _read_other(path, data, plane)
-        micrograph = Micrograph(_reduce(pixels, axes, str(path), plane if axes[0] == "I" else None, channels, True))
-    return Micrograph(_sound(micrograph.pixels, str(path)), micrograph.pixel_size, micrograph.resolution)
+        micrograph = Micrograph(reduce_axes(pixels, axes, str(path), plane if axes[0] == "I" else None, channels, True))
+    return Micrograph(sound(micrograph.pixels, str(path)), micrograph.pixel_size, micrograph.resolution)
 
 
 def describe(normalisation: Normalisation) -> str:
@@ -109,39 +109,29 @@ def parse_normalisation(text: str) -> Normalisation | None:
 
 
 def _read_tiff(path: Path, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None) -> Micrograph:
+    with damage_named(path), whole_tiff(path) as tiff:
+        series, page, colours = choose_series(tiff, path, plane, channels)
+        sizes = dict(zip(series.axes, series.shape, strict=True))
+        if sizes["Y"] * sizes["X"] > MAX_PIXELS:
+            raise InputError(
+                f"{path}: {sizes['Y']} x {sizes['X']} pixels are more than {MAX_PIXELS:,}; "
+                "predict it in tiles (--tile 1024), or cut it"
+            )
+        try:
+            pixels = series.asarray()
+        except ValueError as error:
+            if "imagecodecs" not in str(error):
+                raise
+            pixels = _without_imagecodecs(path, series.shape, compression(page))
+        pixels, axes = as_meant(pixels, series.axes, page)
+        return with_scale(tiff, reduce_axes(pixels, axes, str(path), plane, channels, colours))
+
+
+@contextmanager
+def damage_named(path: Path) -> Iterator[None]:
+    """What damage to the file raises in the block becomes an InputError that names it."""
     try:
-        with _whole_tiff(path) as tiff:
-            if not tiff.series:
-                raise ValueError("no image")
-            series, page = tiff.series[0], tiff.series[0].keyframe
-            sizes = dict(zip(series.axes, series.shape, strict=True))
-            side = (sizes["Y"], sizes["X"])
-            rivals = [s for s in tiff.series[1:] if math.prod(s.shape) >= math.prod(series.shape)]
-            if rivals:
-                shapes = ", ".join("x".join(map(str, s.shape)) for s in [series, *rivals][:4])
-                raise InputError(f"{path}: holds {len(tiff.series)} images ({shapes}); save the one you want by itself")
-            if math.prod(side) > MAX_PIXELS:
-                raise InputError(f"{path}: {side[0]} x {side[1]} pixels are more than {MAX_PIXELS:,}; cut it")
-            # Samples that are one colour: RGB, or grey with alpha.
-            colours = page.photometric == _RGB or bool({1, 2} & {int(extra) for extra in page.extrasamples})
-            if page.photometric == _CMYK:
-                raise InputError(f"{path}: its colours are CMYK; save it as RGB")
-            # Before a large stack is read.
-            _check_choice({k: n for k, n in sizes.items() if n > 1}, str(path), plane, channels, colours)
-            try:
-                pixels = series.asarray()
-            except ValueError as error:
-                if "imagecodecs" not in str(error):
-                    raise
-                pixels = _without_imagecodecs(
-                    path, series.shape, str(getattr(page.compression, "name", page.compression))
-                )
-            if page.photometric == _PALETTE and page.colormap is not None:
-                pixels = np.moveaxis(np.asarray(page.colormap) >> 8, 0, -1).astype(np.uint8)[pixels]
-                return _with_scale(tiff, _reduce(pixels, series.axes + "S", str(path), plane, channels, True))
-            if page.photometric == _WHITE_IS_ZERO and pixels.dtype.kind == "u":  # tifffile writes bits so
-                pixels = ~pixels
-            return _with_scale(tiff, _reduce(pixels, series.axes, str(path), plane, channels, colours))
+        yield
     except InputError:
         raise
     except (*DAMAGE, RuntimeError, AttributeError) as error:
@@ -150,8 +140,45 @@ def _read_tiff(path: Path, plane: Mapping[str, int] | int | None, channels: Sequ
         ) from error
 
 
+def choose_series(
+    tiff: tifffile.TiffFile, path: Path, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None
+) -> tuple[Any, Any, bool]:
+    """The one image of a TIFF, its first page, and whether its samples are one colour: RGB, or grey with alpha.
+
+    Raises:
+        InputError: it holds several; it is CMYK; ``plane`` and ``channels`` choose no one plane of it.
+    """
+    if not tiff.series:
+        raise ValueError("no image")
+    series, page = tiff.series[0], tiff.series[0].keyframe
+    rivals = [s for s in tiff.series[1:] if math.prod(s.shape) >= math.prod(series.shape)]
+    if rivals:
+        shapes = ", ".join("x".join(map(str, s.shape)) for s in [series, *rivals][:4])
+        raise InputError(f"{path}: holds {len(tiff.series)} images ({shapes}); save the one you want by itself")
+    colours = page.photometric in (_RGB, _PALETTE) or bool({1, 2} & {int(extra) for extra in page.extrasamples})
+    if page.photometric == _CMYK:
+        raise InputError(f"{path}: its colours are CMYK; save it as RGB")
+    # Before a large stack is read.
+    sizes = {axis: n for axis, n in zip(series.axes, series.shape, strict=True) if n > 1}
+    check_choice(sizes, str(path), plane, channels, colours)
+    return series, page, colours
+
+
+def as_meant(pixels: NDArray[Any], axes: str, page: Any) -> tuple[NDArray[Any], str]:
+    """Pixels and axes of a TIFF with palettes expanded to RGB, and white where the file counts down to it."""
+    if page.photometric == _PALETTE and page.colormap is not None:
+        return np.moveaxis(np.asarray(page.colormap) >> 8, 0, -1).astype(np.uint8)[pixels], axes + "S"
+    if page.photometric == _WHITE_IS_ZERO and pixels.dtype.kind == "u":  # tifffile writes bits so
+        return ~pixels, axes
+    return pixels, axes
+
+
+def compression(page: Any) -> str:
+    return str(getattr(page.compression, "name", page.compression))
+
+
 @contextmanager
-def _whole_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
+def whole_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
     """``TiffFile`` that raises where pages are cut off: tifffile logs that and goes on with those that are left."""
     said: list[str] = []
     handler = logging.Handler(logging.ERROR)
@@ -188,8 +215,8 @@ def _read_other(path: Path, data: bytes, plane: Mapping[str, int] | int | None) 
                 if image.width * image.height <= MAX_PIXELS:  # else decode_image says so
                     frames, mode = getattr(image, "n_frames", 1), image.mode
                     if frames > 1:
-                        _check_choice({"I": frames}, str(path), plane, None, True)
-                        image.seek(_choice({"I": frames}, str(path), plane)["I"])
+                        check_choice({"I": frames}, str(path), plane, None, True)
+                        image.seek(choice({"I": frames}, str(path), plane)["I"])
                         return np.array(image.convert("RGB"))[None], "IYXS"
                     if mode in _AS_RGB:
                         return np.array(image.convert("RGB")), "YXS"
@@ -202,14 +229,14 @@ def _read_other(path: Path, data: bytes, plane: Mapping[str, int] | int | None) 
     return pixels, "YXS"[: pixels.ndim]
 
 
-def _check_choice(
+def check_choice(
     sizes: dict[str, int], name: str, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None, rgb: bool
 ) -> None:
     """Whether plane and channels choose one image out of axes longer than 1; see ``read_micrograph``."""
     sizes = {axis: n for axis, n in sizes.items() if axis not in "YX"}
-    channel_axis = _channel_axis(sizes, channels, rgb)
+    channel_axis = channel_axis_of(sizes, channels, rgb)
     stack = {axis: n for axis, n in sizes.items() if axis != channel_axis and axis != "S"}
-    _choice(stack, name, plane)
+    choice(stack, name, plane)
     count = sizes.get(channel_axis, 1) if channel_axis else (sizes.get("S", 1) if rgb else 1)
     if channels is not None:
         wrong = [c for c in channels if not 0 <= c < count]
@@ -221,7 +248,7 @@ def _check_choice(
         )
 
 
-def _channel_axis(sizes: Mapping[str, int], channels: Sequence[int] | None, rgb: bool) -> str | None:
+def channel_axis_of(sizes: Mapping[str, int], channels: Sequence[int] | None, rgb: bool) -> str | None:
     if "C" in sizes:
         return "C"
     if "S" in sizes:
@@ -230,7 +257,7 @@ def _channel_axis(sizes: Mapping[str, int], channels: Sequence[int] | None, rgb:
     return stack[0] if channels is not None and len(stack) == 1 else None
 
 
-def _choice(stack: Mapping[str, int], name: str, plane: Mapping[str, int] | int | None) -> dict[str, int]:
+def choice(stack: Mapping[str, int], name: str, plane: Mapping[str, int] | int | None) -> dict[str, int]:
     """Index along every axis of a stack."""
     if not stack:
         return {}
@@ -249,7 +276,7 @@ def _choice(stack: Mapping[str, int], name: str, plane: Mapping[str, int] | int 
     return chosen
 
 
-def _reduce(
+def reduce_axes(
     pixels: NDArray[Any],
     axes: str,
     name: str,
@@ -262,10 +289,10 @@ def _reduce(
     pixels = pixels.reshape([pixels.shape[i] for i in keep])
     axes = "".join(axes[i] for i in keep)
     sizes = dict(zip(axes, pixels.shape, strict=True))
-    _check_choice(sizes, name, plane, channels, rgb)
-    channel_axis = _channel_axis({a: n for a, n in sizes.items() if a not in "YX"}, channels, rgb)
+    check_choice(sizes, name, plane, channels, rgb)
+    channel_axis = channel_axis_of({a: n for a, n in sizes.items() if a not in "YX"}, channels, rgb)
     stack = {axis: n for axis, n in sizes.items() if axis not in ("Y", "X", "S", channel_axis)}
-    for axis, index in _choice(stack, name, plane).items():
+    for axis, index in choice(stack, name, plane).items():
         if axis in axes:
             pixels = np.take(pixels, index, axis=axes.index(axis))
             axes = axes.replace(axis, "")
@@ -282,7 +309,7 @@ def _reduce(
     return np.ascontiguousarray(pixels)
 
 
-def _sound(pixels: NDArray[Any], name: str) -> NDArray[Any]:
+def sound(pixels: NDArray[Any], name: str) -> NDArray[Any]:
     """The pixels where they can be worked with; signed bytes as unsigned ones."""
     if 0 in pixels.shape:
         raise InputError(f"{name}: has no pixels (shape {pixels.shape}); fetch it again")
@@ -297,7 +324,7 @@ def _sound(pixels: NDArray[Any], name: str) -> NDArray[Any]:
     return pixels
 
 
-def _with_scale(tiff: tifffile.TiffFile, pixels: NDArray[Any]) -> Micrograph:
+def with_scale(tiff: tifffile.TiffFile, pixels: NDArray[Any]) -> Micrograph:
     """Pixels with what the TIFF says of their size: OME, ImageJ, or tags fit for a microscope."""
     tags: Any = tiff.series[0].keyframe.tags
     found = [tags.get(key) for key in ("XResolution", "YResolution", "ResolutionUnit")]

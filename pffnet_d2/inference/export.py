@@ -12,7 +12,8 @@ import json
 import struct
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,8 @@ SHAPES = {
     "axis_minor_length": 1,
     "equivalent_diameter_area": 1,
 }
+# Side of the tiles of a label image that is written as it is found.
+LABEL_TILE = 256
 INTENSITIES = ("intensity_mean", "intensity_min", "intensity_max", "intensity_std")
 
 
@@ -73,15 +76,69 @@ def write_label_tiff(
         resolution: where no pixel size is known, the tags XResolution, YResolution and ResolutionUnit as they are.
     """
     dtype = np.uint16 if label_map.max(initial=0) < 2**16 else np.uint32
-    tags: dict[str, Any] = {}
-    if pixel_size:
-        tags = {"resolution": (1e4 / pixel_size[1], 1e4 / pixel_size[0]), "resolutionunit": 3}
-    elif resolution:
-        tags = {"resolution": resolution[:2], "resolutionunit": resolution[2]}
     with whole_file(path, "w+b") as file:
         tifffile.imwrite(
-            file, label_map.astype(dtype), photometric="minisblack", compression="zlib", metadata=None, **tags
+            file,
+            label_map.astype(dtype),
+            photometric="minisblack",
+            compression="zlib",
+            metadata=None,
+            **_scale(pixel_size, resolution),
         )
+
+
+def write_label_rows(
+    path: Path,
+    rows: Iterator[NDArray[np.int32]],
+    shape: tuple[int, int],
+    *,
+    pixel_size: tuple[float, float] | None = None,
+    resolution: tuple[Any, Any, int] | None = None,
+) -> None:
+    """:func:`write_label_tiff` of rows as they come, as a tiled BigTIFF of 32 bit.
+
+    Args:
+        path: the file.
+        rows: (n, W) each, H rows together.
+        shape: H, W.
+        pixel_size: as there.
+        resolution: as there.
+    """
+
+    def tiles() -> Iterator[NDArray[np.uint32]]:
+        columns = -(-shape[1] // LABEL_TILE)
+        band = np.zeros((LABEL_TILE, columns * LABEL_TILE), np.uint32)
+        filled = done = 0
+        for some in rows:
+            while len(some):
+                some, part = some[LABEL_TILE - filled :], some[: LABEL_TILE - filled]
+                band[filled : filled + len(part), : shape[1]] = part
+                filled += len(part)
+                done += len(part)
+                if filled == LABEL_TILE or done == shape[0]:
+                    band[filled:] = 0
+                    for i in range(columns):
+                        yield band[:, i * LABEL_TILE : (i + 1) * LABEL_TILE].copy()
+                    filled = 0
+
+    with whole_file(path, "w+b") as file, tifffile.TiffWriter(file, bigtiff=True) as writer:
+        writer.write(
+            tiles(),
+            shape=shape,
+            dtype=np.uint32,
+            tile=(LABEL_TILE, LABEL_TILE),
+            photometric="minisblack",
+            compression="zlib",
+            metadata=None,
+            **_scale(pixel_size, resolution),
+        )
+
+
+def _scale(pixel_size: tuple[float, float] | None, resolution: tuple[Any, Any, int] | None) -> dict[str, Any]:
+    """The tags of a TIFF for the size of its pixels."""
+    if pixel_size:
+        return {"resolution": (1e4 / pixel_size[1], 1e4 / pixel_size[0]), "resolutionunit": 3}
+    return {"resolution": resolution[:2], "resolutionunit": resolution[2]} if resolution else {}
 
 
 def write_coco(
@@ -120,13 +177,30 @@ def write_geojson(
     MultiPolygon. Exteriors turn clockwise as one looks at the image, y pointing down. Measurements: the label, the
     scores and the area.
     """
-    areas = np.bincount(label_map.ravel())
+    with geojson_file(path, pixel_size=pixel_size, category=category) as add:
+        add(label_map, scores)
+
+
+@contextmanager
+def geojson_file(
+    path: Path, *, pixel_size: tuple[float, float] | None = None, category: str = "object"
+) -> Iterator[Callable[..., None]]:
+    """:func:`write_geojson` in parts: gives ``add(label_map, scores, first=1, origin=(0, 0))`` for parts of an image,
+    the label map's 1 being the object ``first`` and its first pixel the image's at ``origin`` (y, x)."""
     unit, factor = ("um^2", pixel_size[0] * pixel_size[1]) if pixel_size else ("px^2", 1)
-    rows = _rows(scores)
-    with whole_file(path, encoding="utf-8") as file:
-        file.write('{"type": "FeatureCollection", "features": [')
-        for i, (label, parts) in enumerate(outlines(label_map)):
-            polygons = [[[*ring.tolist(), ring[0].tolist()] for ring in part] for part in parts]
+    written = 0
+
+    def add(
+        label_map: NDArray[np.int32], scores: Scores | None = None, first: int = 1, origin: tuple[int, int] = (0, 0)
+    ) -> None:
+        nonlocal written
+        areas = np.bincount(label_map.ravel())
+        rows = _rows(scores)
+        start = np.array(origin[::-1])
+        for i, (own, parts) in enumerate(outlines(label_map)):
+            label = own + first - 1
+            rings = [[(ring + start).tolist() for ring in part] for part in parts]
+            polygons = [[[*ring, ring[0]] for ring in part] for part in rings]
             single = len(polygons) == 1
             measurements = {"Label": label} | {MEASUREMENTS.get(k, k): v for k, v in rows(i).items()}
             feature = {
@@ -141,10 +215,15 @@ def write_geojson(
                     "objectType": "detection",
                     "name": str(label),
                     "classification": {"name": category, "color": [230, 75, 53]},
-                    "measurements": measurements | {f"Area {unit}": float(areas[label] * factor)},
+                    "measurements": measurements | {f"Area {unit}": float(areas[own] * factor)},
                 },
             }
-            file.write((",\n" if i else "\n") + json.dumps(feature))
+            file.write((",\n" if written else "\n") + json.dumps(feature))
+            written += 1
+
+    with whole_file(path, encoding="utf-8") as file:
+        file.write('{"type": "FeatureCollection", "features": [')
+        yield add
         file.write("\n]}\n")
 
 
@@ -227,11 +306,62 @@ def write_csv(
     Raises:
         InputError: ``pixel_size`` says that pixels are not square: lengths have no one unit.
     """
+    with csv_file(path, pixel_size=pixel_size) as add:
+        add(label_map, scores, pixels=pixels)
+
+
+@contextmanager
+def csv_file(path: Path, *, pixel_size: tuple[float, float] | None = None) -> Iterator[Callable[..., None]]:
+    """:func:`write_csv` in parts: gives ``add(label_map, scores, first=1, origin=(0, 0), pixels=None)`` for parts of an
+    image, the label map's 1 being the object ``first`` and its first pixel the image's at ``origin`` (y, x)."""
+    check_square(path, pixel_size)
+    header: list[str] = []
+    empty: dict[str, Any] = {}
+
+    def add(
+        label_map: NDArray[np.int32],
+        scores: Scores | None = None,
+        first: int = 1,
+        origin: tuple[int, int] = (0, 0),
+        pixels: NDArray[Any] | None = None,
+    ) -> None:
+        nonlocal header, empty
+        table = _table(label_map, scores, pixels, pixel_size)
+        if not len(table["label"]):
+            empty = empty or table
+            return
+        table["label"] = table["label"] + (first - 1)
+        for names, offset in ((("centroid_y", "bbox_y"), origin[0]), (("centroid_x", "bbox_x"), origin[1])):
+            for name in names:
+                table[name] = table[name] + offset
+        if not header:
+            header = list(table)
+            writer.writerow(header)
+        writer.writerows(zip(*([_number(v) for v in column] for column in table.values()), strict=True))
+
+    with whole_file(path, newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        yield add
+        if not header:
+            writer.writerow(empty)
+
+
+def check_square(path: Path, pixel_size: tuple[float, float] | None) -> None:
+    """Raises InputError where pixels are not square, so that lengths have no one unit."""
     if pixel_size and not np.isclose(pixel_size[0], pixel_size[1], rtol=0.01):
         raise InputError(
             f"{path}: pixels of {pixel_size[0]:g} x {pixel_size[1]:g} micrometres are not square; "
             "measure in pixels (--pixel-size 0)"
         )
+
+
+def _table(
+    label_map: NDArray[np.int32],
+    scores: Scores | None,
+    pixels: NDArray[Any] | None,
+    pixel_size: tuple[float, float] | None,
+) -> dict[str, Any]:
+    """The columns of :func:`write_csv`."""
     side = (pixel_size[0] * pixel_size[1]) ** 0.5 if pixel_size else 1.0
     names = ["label", "centroid", "bbox", *SHAPES, *(INTENSITIES if pixels is not None else ())]
     # As 64-bit floats no sum of grey values overflows. A table without objects has no channels yet to name columns by.
@@ -247,11 +377,7 @@ def write_csv(
     for key, power in SHAPES.items():
         unit = ("", "_um", "_um2")[power] if pixel_size else ("", "_px", "_px2")[power]
         table[key + unit] = found[key] * side**power
-    table |= {key.replace("-", "_"): found[key] for key in found if key.startswith("intensity")}
-    with whole_file(path, newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(table)
-        writer.writerows(zip(*([_number(v) for v in column] for column in table.values()), strict=True))
+    return table | {key.replace("-", "_"): found[key] for key in found if key.startswith("intensity")}
 
 
 def _number(value: Any) -> int | str:

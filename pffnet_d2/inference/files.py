@@ -25,6 +25,7 @@ from pffnet_d2.data.images import Normalisation, default_normalisation
 from pffnet_d2.data.micrographs import Micrograph, describe, read_micrograph
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.export import FORMATS, Export, check_formats
+from pffnet_d2.inference.large import check_streamed
 from pffnet_d2.inference.predictor import Prediction, Predictor, check_device
 
 # What a folder is searched for.
@@ -42,7 +43,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Job:
-    """All that a process must know."""
+    """All that a process must know. With ``tile``, processes share the tiles of each image, not the images."""
 
     sources: list[Source]
     out: Path
@@ -58,9 +59,11 @@ class Job:
     plane: dict[str, int] | int | None = None
     channels: list[int] | None = None
     pixel_size: float | None = None  # micrometres; 0: none, whatever files say; None: what each file says
-    batch: int = 1  # images read and written together; those of one size are predicted together
+    batch: int = 1  # images (or tiles) read and written together; those of one size are predicted together
     stop: bool = False  # end at the first file that fails
     processes: int = 1
+    tile: int | None = None  # side in pixels of the tiles that images are predicted in; None: whole
+    overlap: int | str = "auto"  # of tiles
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,8 @@ def predict_files(job: Job) -> Summary:
             that fails.
     """
     check_formats(job.formats)
+    if job.tile is not None:
+        check_streamed(job.formats)
     if job.processes < 1 or job.batch < 1:
         raise InputError(f"{job.processes} processes, batches of {job.batch}: both must be at least 1")
     if job.channels is not None and len(job.channels) not in (1, 3):
@@ -244,22 +249,32 @@ def _work(job: Job) -> Summary:
         normalisation=job.normalisation,
         opts=job.opts,
     )
+    if job.tile is not None:
+        predictor.check_tiles(job.tile, job.overlap)
     rank, world = comm.get_rank(), comm.get_world_size()
     indices = range(len(job.sources))
-    batches = [indices[i : i + job.batch] for i in range(0, len(indices), job.batch)][rank::world]
+    if job.tile is None:
+        batches = [indices[i : i + job.batch] for i in range(0, len(indices), job.batch)][rank::world]
+    else:
+        batches = [indices[i : i + 1] for i in indices]
     outcomes: list[Outcome] = []
-    stages = {"reading": 0.0, "predicting": 0.0, "writing": 0.0}
+    stages = dict.fromkeys(["reading", "predicting", "writing"] if job.tile is None else ["tiles"], 0.0)
     start, pixels = time.perf_counter(), 0
     total = sum(len(batch) for batch in batches)
     # disable=None: only where stderr is a terminal
     with tqdm(total=total, unit="image", disable=None if rank == 0 else True, dynamic_ncols=True) as progress:
         for batch in batches:
-            for outcome in _batch(job, predictor, list(batch), stages):
+            done = (
+                _batch(job, predictor, list(batch), stages)
+                if job.tile is None
+                else _large(job, predictor, batch[0], stages)
+            )
+            for outcome in done:
                 outcomes.append(outcome)
                 pixels += outcome.pixels
                 if outcome.error and job.stop:
-                    done = sum(not o.error for o in outcomes)
-                    raise InputError(f"{outcome.error} (stopped; {done} of {len(job.sources)} images predicted)")
+                    good = sum(not o.error for o in outcomes)
+                    raise InputError(f"{outcome.error} (stopped; {good} of {len(job.sources)} images predicted)")
                 if outcome.error:
                     tqdm.write(f"pffnet: skipped: {outcome.error}", file=sys.stderr)
                 if outcome.doubt:
@@ -344,6 +359,39 @@ def _batch(job: Job, predictor: Predictor, indices: list[int], stages: dict[str,
             )
         )
     return outcomes
+
+
+def _large(job: Job, predictor: Predictor, index: int, stages: dict[str, float]) -> list[Outcome]:
+    """Predict and write one file in tiles, together with the other processes; the first of them has the outcome."""
+    assert job.tile is not None
+    source, main = job.sources[index], comm.is_main_process()
+    started = time.perf_counter()
+    try:
+        done = predictor.predict_large(
+            source.path,
+            job.out,
+            name=source.name,
+            tile=job.tile,
+            overlap=job.overlap,
+            formats=job.formats,
+            plane=job.plane,
+            channels=job.channels,
+            pixel_size=job.pixel_size,
+            batch=job.batch,
+        )
+    except InputError as error:
+        return [Outcome(index, str(error))] if main or job.stop else []
+    finally:
+        stages["tiles"] += time.perf_counter() - started
+    if not main:
+        return []
+    kept = f", {done.tiles - done.predicted} of them from an earlier run" if done.predicted < done.tiles else ""
+    tqdm.write(f"{source.path}: {done.tiles} tiles of {done.tile}, overlap {done.overlap}{kept}", file=sys.stderr)
+    for line in done.warnings():
+        tqdm.write(f"pffnet: warning: {source.path}: {line}", file=sys.stderr)
+    normalisation = f"{done.dtype}: {describe(done.normalisation)}"
+    height, width = done.shape
+    return [Outcome(index, objects=done.objects, pixels=height * width, normalisation=normalisation)]
 
 
 def _named(path: Path, predictor: Predictor, micrograph: Micrograph) -> Any:

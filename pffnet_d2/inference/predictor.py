@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,8 +25,10 @@ from pffnet_d2.data.augmentation import build_augmentations
 from pffnet_d2.data.images import Normalisation, default_normalisation, to_rgb8
 from pffnet_d2.data.kind import check_kind, unlike_fluorescence
 from pffnet_d2.data.micrographs import read_micrograph
+from pffnet_d2.data.regions import Sliceable
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.label_map import label_map_and_indices
+from pffnet_d2.inference.large import LargePrediction, Model, Plan, check_tiles, predict_large
 from pffnet_d2.inference.tta import augmented
 from pffnet_d2.pretrained import DEFAULT, find_model
 
@@ -134,6 +137,7 @@ class Predictor:
         network.eval()
         if hasattr(network, "paste_masks"):
             network.paste_masks = False
+        self._stride = int(getattr(getattr(network, "backbone", None), "size_divisibility", 0) or 1)
         self.model = augmented(network, cfg)
         self._resize = T.AugmentationList(build_augmentations(cfg, is_train=False))
 
@@ -194,6 +198,81 @@ class Predictor:
                 capped = 0 < self.cfg.TEST.DETECTIONS_PER_IMAGE <= len(instances)
                 found[i] = Prediction(label_map, capped, instances[index].to("cpu"))
         return [found[i] for i in range(len(images))]
+
+    def predict_large(
+        self,
+        image: Sliceable | str | os.PathLike[str],
+        out: str | os.PathLike[str],
+        *,
+        name: str | None = None,
+        tile: int = 1024,
+        overlap: int | str = "auto",
+        formats: Sequence[str] = ("label-tiff",),
+        plane: Mapping[str, int] | int | None = None,
+        channels: Sequence[int] | None = None,
+        pixel_size: float | None = None,
+        batch: int = 1,
+    ) -> LargePrediction:
+        """Predict an image in overlapping tiles, in memory that does not grow with it, and write what is found.
+
+        Called again after it was interrupted, it goes on: tiles that were finished are kept in OUT/NAME.tiles until the
+        results are whole.
+
+        Args:
+            image: a file (TIFF is read in parts), or anything (H, W) or (H, W, C) that slices like an array: memory
+                maps, zarr, dask.
+            out: folder of the results.
+            name: of the results; None takes that of the file, or "image".
+            tile: side of the tiles in pixels, a multiple of the network's stride.
+            overlap: of tiles in pixels, more than the largest object; "auto" measures objects in up to four tiles with
+                much contrast (:func:`~pffnet_d2.inference.tiling.overlap_for`).
+            formats: of label-tiff, geojson, csv.
+            plane: of a file, as ``read_micrograph`` takes it.
+            channels: of a file, likewise.
+            pixel_size: micrometres; 0: none, whatever the file says; None: what it says.
+            batch: tiles predicted together.
+
+        Raises:
+            InputError: as :func:`pffnet_d2.inference.large.predict_large`; images are resized before prediction; the
+                device has too little memory for a tile.
+        """
+        self.check_tiles(tile, overlap)
+        if name is None:
+            name = Path(image).stem if isinstance(image, (str, os.PathLike)) else "image"
+        plan = Plan(Path(out), name, tile, overlap, tuple(formats), plane, channels, pixel_size, batch)
+        model = Model(self._predict_tiles, self._identity(), self._stride, self.normalisation)
+        return predict_large(model, image, plan)
+
+    def check_tiles(self, tile: int, overlap: int | str) -> None:
+        """Raises InputError where this model cannot predict in such tiles."""
+        if self.cfg.INPUT.MIN_SIZE_TEST:
+            raise InputError(
+                f"INPUT.MIN_SIZE_TEST {self.cfg.INPUT.MIN_SIZE_TEST} would resize every tile on its own; "
+                "set it to 0 (--opts INPUT.MIN_SIZE_TEST 0) and give images at the scale of training"
+            )
+        check_tiles(tile, overlap, self._stride)
+
+    def _predict_tiles(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        try:
+            return self.predict(images)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            raise InputError(
+                f"{self.cfg.MODEL.DEVICE} has too little memory for {len(images)} tiles of "
+                f"{images[0].shape[0]} x {images[0].shape[1]}; use a smaller --tile or --batch"
+            ) from None
+
+    def _identity(self) -> str:
+        """Differs where weights or configuration do; not where only their places do."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.MODEL.WEIGHTS = cfg.OUTPUT_DIR = ""
+        cfg.MODEL.DEVICE = cfg.MODEL.DEVICE.partition(":")[0]
+        digest = hashlib.sha256(f"{cfg.dump()} scale {self.scale}".encode())
+        for key, value in self.model.state_dict().items():
+            digest.update(key.encode())
+            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
 
     def _input(self, rgb: NDArray[np.uint8]) -> dict[str, Any]:
         """What the mapper makes of a file."""

@@ -1,0 +1,431 @@
+"""One large image: tiles predicted and kept one by one, stitched, and written as they are finished.
+
+What was found in each tile is kept in a folder beside the results until these are whole, so that a run that was killed
+goes on where it was. Every process of a run takes its share of the tiles; the first stitches them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from detectron2.utils import comm
+from numpy.typing import NDArray
+from scipy.ndimage import find_objects
+from tqdm import tqdm
+
+from pffnet_d2.data.images import Normalisation, default_normalisation, to_rgb8
+from pffnet_d2.data.micrographs import Micrograph
+from pffnet_d2.data.regions import Sliceable, limits, open_micrograph, window
+from pffnet_d2.errors import InputError
+from pffnet_d2.files import whole_file, write_text
+from pffnet_d2.inference.export import FORMATS, check_square, csv_file, geojson_file, write_label_rows
+from pffnet_d2.inference.tiling import Box, Found, Tiles, View, overlap_for, stitch
+
+# What can be written while the image is not in memory.
+STREAMED = ("label-tiff", "geojson", "csv")
+# Where objects are measured for overlap "auto": in the tile with most contrast of so many, for every 32 tiles one.
+_CANDIDATES, _TILES_A_PROBE, _MOST_PROBES = 16, 32, 4
+# Windows by which an image is told from another of the same shape.
+_SAMPLES, _SAMPLE = 16, 64
+
+T = TypeVar("T")
+
+
+class Findings(Protocol):
+    """What was found in a tile; ``predictor.Prediction`` is one."""
+
+    @property
+    def label_map(self) -> NDArray[np.int32]: ...
+    @property
+    def scores(self) -> Mapping[str, NDArray[Any]]: ...
+    @property
+    def capped(self) -> bool: ...
+
+
+@dataclass(frozen=True)
+class Model:
+    """What predicts tiles."""
+
+    predict: Callable[[list[NDArray[np.uint8]]], Sequence[Findings]]  # (h, w, 3) RGB, those of one size together
+    identity: str  # differs where predictions may
+    stride: int = 1  # sides of tiles are multiples of it, so that none is padded
+    normalisation: Normalisation | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done with an image; see ``Predictor.predict_large``."""
+
+    out: Path
+    name: str  # of the results, a path below ``out`` without ending
+    tile: int = 1024
+    overlap: int | str = "auto"
+    formats: Sequence[str] = ("label-tiff",)
+    plane: Mapping[str, int] | int | None = None
+    channels: Sequence[int] | None = None
+    pixel_size: float | None = None
+    batch: int = 1
+
+
+@dataclass(frozen=True)
+class LargePrediction:
+    """What came of a large image. The label map itself is in ``files``."""
+
+    shape: tuple[int, int]  # H, W
+    objects: int
+    files: dict[str, Path]  # by format
+    tiles: int
+    predicted: int  # of these tiles, now; the others were kept from a run that ended early
+    tile: int
+    overlap: int
+    normalisation: Normalisation
+    dtype: str  # of the pixels
+    larger: list[tuple[int, Box]] = field(default_factory=list)  # id and box of objects larger than the overlap
+    capped: list[Box] = field(default_factory=list)  # tiles in which the model found as many as it may return
+
+    def warnings(self) -> list[str]:
+        """For people: objects that seams may have cut, tiles in which objects may be missing."""
+        lines = []
+        if self.larger:
+            some = "; ".join(
+                f"{label} (x {x0}, y {y0}, {x1 - x0} x {y1 - y0})" for label, (y0, x0, y1, x1) in self.larger[:10]
+            )
+            more = f"; and {len(self.larger) - 10} more" if len(self.larger) > 10 else ""
+            lines.append(
+                f"{len(self.larger)} objects are larger than the overlap of {self.overlap} pixels and may be cut where "
+                f"tiles meet: {some}{more}; raise --overlap"
+            )
+        if self.capped:
+            some = ", ".join(f"x {x0}, y {y0}" for y0, x0, _, _ in self.capped[:10])
+            lines.append(
+                f"{len(self.capped)} tiles with as many detections as TEST.DETECTIONS_PER_IMAGE allows (at {some}); "
+                "raise it or use a smaller --tile"
+            )
+        return lines
+
+
+def predict_large(model: Model, image: Sliceable | str | os.PathLike[str], plan: Plan) -> LargePrediction:
+    """Predict an image in tiles and write what is found; every process of a distributed run must call it.
+
+    Args:
+        model: what predicts tiles.
+        image: a file, or (H, W) or (H, W, C) that slices like an array.
+        plan: how.
+
+    Raises:
+        InputError: the image cannot be read or has values that are not finite; tile, overlap and formats that cannot
+            be; the results cannot be written; the folder of tiles belongs to another image, model or plan.
+    """
+    check_streamed(plan.formats)
+    check_tiles(plan.tile, plan.overlap, model.stride)
+    if plan.batch < 1:
+        raise InputError(f"batches of {plan.batch}: must be at least 1")
+    with _opened(image, plan) as (micrograph, name):
+        return _Run(model, micrograph, name, plan).go()
+
+
+def check_streamed(formats: Sequence[str]) -> None:
+    """Raises InputError for a format that needs the whole image in memory."""
+    for name in formats:
+        if name not in STREAMED:
+            raise InputError(f"format {name} is not written in tiles; with --tile choose from {','.join(STREAMED)}")
+
+
+def check_tiles(tile: int, overlap: int | str, stride: int) -> None:
+    """Raises InputError where tiles fit neither the network nor each other."""
+    if tile < stride or tile % stride:
+        raise InputError(
+            f"tiles of {tile} pixels: the network works in steps of {stride} pixels; use a multiple of that, "
+            f"such as {max(round(tile / stride), 8) * stride}"
+        )
+    if isinstance(overlap, int):
+        Tiles((1, 1), tile, overlap)
+    elif overlap != "auto":
+        raise InputError(f"overlap {overlap}: give pixels, or auto")
+
+
+@contextmanager
+def _opened(image: Sliceable | str | os.PathLike[str], plan: Plan) -> Iterator[tuple[Micrograph, str]]:
+    if isinstance(image, (str, os.PathLike)):
+        with open_micrograph(Path(image), plane=plan.plane, channels=plan.channels) as micrograph:
+            yield micrograph, str(image)
+        return
+    shape = tuple(image.shape)
+    if not (len(shape) == 2 or (len(shape) == 3 and 1 <= shape[2] <= 4)) or 0 in shape:
+        raise InputError(f"an image of shape {shape} is neither grey nor RGB(A); give a single plane")
+    yield Micrograph(image), "the image"  # type: ignore[arg-type]
+
+
+class _Run:
+    """An image and its plan, in one of the processes."""
+
+    def __init__(self, model: Model, micrograph: Micrograph, name: str, plan: Plan) -> None:
+        self.model, self.plan, self.name = model, plan, name
+        self.pixels: Sliceable = micrograph.pixels
+        self.resolution = micrograph.resolution
+        size = micrograph.pixel_size if plan.pixel_size is None else (plan.pixel_size, plan.pixel_size)
+        self.pixel_size = size if size and size[0] else None
+        probe = window(self.pixels, slice(0, 1), slice(0, 1), name)
+        self.dtype = probe.dtype
+        self.normalisation = model.normalisation or default_normalisation(probe)
+        if self.normalisation.name == "auto":
+            self.normalisation = default_normalisation(probe, self.normalisation)
+        self.shape = (int(self.pixels.shape[0]), int(self.pixels.shape[1]))
+        self.target = plan.out / plan.name
+        self.folder = self.target.with_name(f"{self.target.name}.tiles")
+        if "csv" in plan.formats:
+            check_square(Path(name), self.pixel_size)
+
+    def go(self) -> LargePrediction:
+        first = comm.get_rank() == 0
+        # The first process decides on limits and overlap; the others read what it wrote.
+        _together(self._begin if first else lambda: None)
+        _together(self._read_manifest)
+        predicted = sum(_together(self._predict_share))
+        results = _together(lambda: self._finish(predicted) if first else None)
+        result = results[0]
+        assert result is not None
+        return result
+
+    # --- What is decided once ----------------------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Limits and overlap for all tiles, written down; those of a run that ended early, where it was the same."""
+        asked = self._asked()
+        file = self.folder / "manifest.json"
+        if file.exists():
+            try:
+                before = json.loads(file.read_text(encoding="utf-8"))
+                differ = [key for key in asked if before["asked"].get(key) != asked[key]]
+            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+                raise InputError(f"{self.folder}: its manifest.json cannot be read; remove the folder") from error
+            if differ:
+                raise InputError(
+                    f"{self.folder}: holds tiles of another run ({', '.join(differ)} differ); "
+                    "remove it or choose another --out"
+                )
+            return
+        try:
+            if self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
+                raise InputError(f"{self.folder}: is no folder of tiles; remove it or choose another --out")
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+        except OSError as error:
+            raise InputError(
+                f"{self.plan.out}: cannot be written to ({error.strerror}); choose another --out"
+            ) from error
+        try:
+            self.limits = limits(self.pixels, self.normalisation, self.name)
+            overlap = self._auto_overlap() if self.plan.overlap == "auto" else int(self.plan.overlap)
+            self.tiles = Tiles(self.shape, self.plan.tile, overlap)
+        except BaseException:
+            with suppress(OSError):
+                self.folder.rmdir()
+            raise
+        decided = {"overlap": overlap, "limits": self.limits}
+        write_text(file, json.dumps({"asked": asked, "decided": decided}, indent=1))
+
+    def _asked(self) -> dict[str, Any]:
+        """By what two runs are told apart; each key a word for people."""
+        h, w = self.shape
+        sample = hashlib.sha256()
+        for i in range(_SAMPLES):
+            y, x = ((n - min(n, _SAMPLE)) * at // (_SAMPLES - 1) for n, at in ((h, i), (w, i * 7 % _SAMPLES)))
+            part = window(self.pixels, slice(y, min(y + _SAMPLE, h)), slice(x, min(x + _SAMPLE, w)), self.name)
+            sample.update(np.ascontiguousarray(part).tobytes())
+        image = [list(map(int, self.pixels.shape)), str(self.dtype), sample.hexdigest()]
+        return {
+            "image": image,
+            "model": self.model.identity,
+            "tile": self.plan.tile,
+            "overlap": self.plan.overlap,
+            "normalisation": self.normalisation.info(),
+            "batch": self.plan.batch,
+        }
+
+    def _auto_overlap(self) -> int:
+        """From the objects in a few tiles with much contrast."""
+        tiles = Tiles(self.shape, self.plan.tile, max(1, self.plan.tile // 8)).boxes()
+        if len(tiles) == 1:
+            return max(1, self.plan.tile // 8)
+        spread = [tiles[i] for i in sorted({len(tiles) * k // _CANDIDATES for k in range(_CANDIDATES)})]
+        images = {box: self._image(box) for box in spread}
+        best = sorted(spread, key=lambda box: (-float(images[box].std()), box))
+        sides: list[int] = []
+        for box in best[: min(max(len(tiles) // _TILES_A_PROBE, 1), _MOST_PROBES)]:
+            (found,) = self.model.predict([images[box]])
+            sides += _whole_sides(found.label_map)
+        return overlap_for(sides, self.plan.tile)
+
+    def _read_manifest(self) -> None:
+        decided = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))["decided"]
+        self.limits = tuple(decided["limits"]) if decided["limits"] else None
+        self.tiles = Tiles(self.shape, self.plan.tile, decided["overlap"])
+        self.boxes = self.tiles.boxes()
+
+    def _image(self, box: Box) -> NDArray[np.uint8]:
+        y0, x0, y1, x1 = box
+        part = window(self.pixels, slice(y0, y1), slice(x0, x1), self.name)
+        try:
+            return to_rgb8(part, self.normalisation, self.limits)
+        except InputError as error:
+            raise InputError(f"{self.name}: {error}") from error
+
+    # --- Tiles -------------------------------------------------------------------------------------------------------
+
+    def _tile_file(self, index: int) -> Path:
+        return self.folder / f"{index:08d}.npz"
+
+    def _predict_share(self) -> int:
+        """The tiles of this process that are not there yet; how many. Batches depend on nothing but the plan."""
+        batches = [
+            range(i, min(i + self.plan.batch, len(self.boxes))) for i in range(0, len(self.boxes), self.plan.batch)
+        ]
+        share = batches[comm.get_rank() :: comm.get_world_size()]
+        missing = [batch for batch in share if not all(self._is_kept(i) for i in batch)]
+        total = sum(len(batch) for batch in missing)
+        # disable=None: only where stderr is a terminal
+        with tqdm(
+            total=total, unit="tile", disable=None if comm.get_rank() == 0 else True, dynamic_ncols=True
+        ) as progress:
+            for batch in missing:
+                for i, found in zip(
+                    batch, self.model.predict([self._image(self.boxes[i]) for i in batch]), strict=True
+                ):
+                    self._keep(i, found)
+                progress.update(len(batch))
+        return total
+
+    def _is_kept(self, index: int) -> bool:
+        if not self._tile_file(index).exists():
+            return False
+        try:
+            self._kept(index)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return False  # what a crash of the machine left
+        return True
+
+    def _keep(self, index: int, found: Findings) -> None:
+        labels = found.label_map
+        small = labels.max(initial=0) < 2**16
+        arrays: dict[str, Any] = {f"score_{name}": column for name, column in found.scores.items()}
+        arrays |= {"labels": labels.astype(np.uint16) if small else labels, "capped": np.array(bool(found.capped))}
+        with whole_file(self._tile_file(index), "wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    def _kept(self, index: int) -> tuple[View, bool]:
+        with np.load(self._tile_file(index), allow_pickle=False) as kept:
+            scores = {key.removeprefix("score_"): kept[key] for key in kept.files if key.startswith("score_")}
+            return View(kept["labels"], scores), bool(kept["capped"])
+
+    # --- Results -----------------------------------------------------------------------------------------------------
+
+    def _finish(self, predicted: int) -> LargePrediction:
+        """All formats, or none of them; then the tiles are no longer needed."""
+        objects = 0
+        larger: list[tuple[int, Box]] = []
+        capped: list[Box] = []
+        # An image of one row or column of tiles is cut in one direction only, or not at all.
+        seams = np.array([len(self.tiles.rows) > 1, len(self.tiles.columns) > 1])
+        made = {name: self.folder / (self.target.name + FORMATS[name][0]) for name in self.plan.formats}
+
+        def view(index: int) -> View:
+            seen, full = self._kept(index)
+            if full:
+                capped.append(self.boxes[index])
+            return seen
+
+        with ExitStack() as files:
+            writers: list[Callable[[Found], None]] = []
+            if "geojson" in made:
+                features = files.enter_context(geojson_file(made["geojson"], pixel_size=self.pixel_size))
+                writers.append(lambda found: features(found.labels, found.scores, found.first, found.origin))
+            if "csv" in made:
+                rows = files.enter_context(csv_file(made["csv"], pixel_size=self.pixel_size))
+                writers.append(
+                    lambda found: rows(found.labels, found.scores, found.first, found.origin, self._values(found))
+                )
+
+            def emit(found: Found) -> None:
+                nonlocal objects
+                objects += len(found.boxes)
+                sides = (found.boxes[:, 2:] - found.boxes[:, :2]) * seams
+                for i in np.flatnonzero((sides > self.tiles.overlap).any(axis=1)).tolist():
+                    y0, x0, y1, x1 = found.boxes[i].tolist()
+                    larger.append((found.first + i, (y0, x0, y1, x1)))
+                for write in writers:
+                    write(found)
+
+            slabs = stitch(self.tiles, view, emit)
+            if "label-tiff" in made:
+                write_label_rows(
+                    made["label-tiff"],
+                    slabs,
+                    self.shape,
+                    pixel_size=self.pixel_size,
+                    resolution=self.resolution,
+                )
+            for _ in slabs:
+                pass
+        results = {}
+        try:
+            for name, path in made.items():
+                results[name] = self.target.with_name(path.name)
+                os.replace(path, results[name])
+            shutil.rmtree(self.folder)
+        except OSError as error:
+            raise InputError(f"{self.plan.out}: cannot be written to ({error.strerror or error})") from error
+        return LargePrediction(
+            self.shape,
+            objects,
+            results,
+            len(self.boxes),
+            predicted,
+            self.tiles.tile,
+            self.tiles.overlap,
+            self.normalisation,
+            str(self.dtype),
+            larger,
+            capped,
+        )
+
+    def _values(self, found: Found) -> NDArray[Any] | None:
+        """The pixels of the file under finished objects."""
+        if not len(found.boxes):
+            return None
+        (y, x), (h, w) = found.origin, found.labels.shape
+        return window(self.pixels, slice(y, y + h), slice(x, x + w), self.name)
+
+
+def _whole_sides(label_map: NDArray[np.int32]) -> list[int]:
+    """The longer sides of the objects that no border of the tile touches."""
+    height, width = label_map.shape
+    boxes = [(y.start, x.start, y.stop, x.stop) for y, x in filter(None, find_objects(label_map))]
+    return [max(y1 - y0, x1 - x0) for y0, x0, y1, x1 in boxes if y0 and x0 and y1 < height and x1 < width]
+
+
+def _together(step: Callable[[], T]) -> list[T]:
+    """The results of all processes; an InputError in one of them is raised in all, so that none waits for ever."""
+    result, error = None, ""
+    try:
+        result = step()
+    except InputError as mistake:
+        error = str(mistake)
+    gathered = comm.all_gather((result, error))
+    for _, said in gathered:
+        if said:
+            raise InputError(said)
+    return [one for one, _ in gathered]
