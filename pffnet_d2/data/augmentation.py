@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import NoOpTransform, Transform
+from PIL import Image
 
 from pffnet_d2.errors import InputError
 
@@ -60,6 +61,19 @@ class RandomRotate90(T.Augmentation):
         return Rotate90Transform(int(self._rand_range(4)), image.shape[0], image.shape[1])
 
 
+class ViewTransform(T.ExtentTransform):
+    """Upstream's, which reads label maps by linear interpolation (it takes its NEAREST, 0, for no choice), and whose
+    arrays cannot be written to."""
+
+    def apply_image(self, img: npt.NDArray[Any], interp: int | None = None) -> npt.NDArray[Any]:
+        return np.array(super().apply_image(img, interp))
+
+    def apply_segmentation(self, segmentation: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """(H, W) or (H, W, 4) uint8."""
+        nearest = T.ExtentTransform(self.src_rect, self.output_size, interp=Image.Resampling.NEAREST, fill=self.fill)
+        return np.array(nearest.apply_image(segmentation))
+
+
 class RandomSquare(T.Augmentation):
     """A square view of the image, brought to ``size`` x ``size`` pixels; what lies outside the image is black and no
     object's.
@@ -73,11 +87,11 @@ class RandomSquare(T.Augmentation):
         super().__init__()
         self.size, self.scales = size, list(scales)
 
-    def get_transform(self, image: npt.NDArray[Any]) -> T.ExtentTransform:
+    def get_transform(self, image: npt.NDArray[Any]) -> ViewTransform:
         height, width = image.shape[:2]
         half = max(height, width) * self.scales[int(self._rand_range(len(self.scales)))] / 2
         x, y = (self._centre(length) for length in (width, height))
-        return T.ExtentTransform((x - half, y - half, x + half, y + half), (self.size, self.size))
+        return ViewTransform((x - half, y - half, x + half, y + half), (self.size, self.size))
 
     def _centre(self, length: int) -> int:
         border = 128
