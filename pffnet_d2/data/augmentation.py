@@ -1,9 +1,9 @@
 """The augmentations the papers name, as Detectron2 augmentations, chosen by name in INPUT.PFFNET.AUGMENTATIONS.
 
-Geometry: "flip", "hflip" (left and right only), "rotate90" (and INPUT.CROP, INPUT.SQUARE). Grey values, the truth untouched: "gaussian_blur", "median_blur",
-"gaussian_noise" [P], "emboss", "sharpen", "channel_shuffle" [V2], and "jitter". The papers made their variants
-beforehand and tell neither strengths nor how many; here each change of grey values happens to an image with probability
-``CHANCE``, and its docstring says how strongly.
+Geometry: "flip", "hflip" (left and right only), "rotate90" (and INPUT.CROP, INPUT.SQUARE). Grey values, the truth
+untouched: "gaussian_blur", "median_blur", "gaussian_noise" [P], "emboss", "sharpen", "channel_shuffle" [V2], "jitter".
+The papers made their variants beforehand and tell neither strengths nor how many; here each change of grey values
+happens to an image with probability ``CHANCE``, and its docstring says how strongly.
 """
 
 from __future__ import annotations

@@ -48,10 +48,9 @@ class CentreHead(nn.Module):
         self.heatmap = _branch(channels, dim, num_classes, 3, 1)
         self.size = _branch(channels, dim, 2, *((7, 7) if large_kernel == "size" else (3, 1)))
         self.offset = _branch(channels, dim, 2, *((7, 7) if large_kernel == "offset" else (3, 1)))
-        for branch in (self.heatmap, self.size, self.offset):
-            for layer in (branch[0], branch[2]):
-                nn.init.zeros_(layer.bias)
-        nn.init.constant_(self.heatmap[2].bias, -2.19)  # a probability of 0.1
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.constant_(parameter, -2.19 if name == "heatmap.2.bias" else 0.0)  # a probability of 0.1
 
     def forward(self, c3: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(N, C, h, w) to heatmap logits (N, classes, h, w), sizes w, h and offsets dx, dy (N, 2, h, w) in cells."""
@@ -175,9 +174,7 @@ class CentreLosses:
         heatmap, size, offset = maps
         shape = (heatmap.shape[1], heatmap.shape[2], heatmap.shape[3])
         cells = [each / STRIDE for each in centres]
-        target = torch.stack(
-            [heatmap_target(c, k, shape, self.gaussian) for c, k in zip(cells, classes, strict=True)]
-        )
+        target = torch.stack([heatmap_target(c, k, shape, self.gaussian) for c, k in zip(cells, classes, strict=True)])
         image = torch.cat([torch.full((len(c),), i, device=c.device) for i, c in enumerate(cells)])
         every = torch.cat(cells)
         x, y = centre_cells(every[:, 0], shape[2]), centre_cells(every[:, 1], shape[1])

@@ -1,4 +1,4 @@
-"""ObjectGuided: one stage, no anchors; centres first, then a mask for each from object-guided features ([OG] Fig. 1)."""
+"""ObjectGuided: one stage, no anchors: centres, then a mask for each from object-guided features ([OG] Fig. 1)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.inference.label_map import Window, render_windows
 
 from .backbone import LEVELS
-from .centre_head import CentreHead, CentreLosses, Found, Gaussian, decode, to_centres, to_corners
+from .centre_head import CentreHead, CentreLosses, Gaussian, decode, to_centres, to_corners
 from .refinement import PointRefinement
 from .rois import Rois, crop_masks, group, read_patches
 from .segmentation import SegmentationBranch
@@ -38,6 +38,9 @@ class ObjectGuided(nn.Module):
     ``paste_masks``: True returns (k, H, W) bool masks, as Detectron2 does; False leaves ``pred_masks`` as (k, 1, m, m)
     probabilities in the frame of ``pred_boxes``, without a k x H x W stack.
     """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     @configurable
     def __init__(
@@ -204,12 +207,13 @@ class ObjectGuided(nn.Module):
         masks = [x.gt_masks.tensor for x in targets]
 
         # A process whose batch has no objects, or small ones only, still has a gradient for every parameter.
-        nothing = sum(p.sum() for p in self.segmentation.parameters()) * 0.0
-        nothing = nothing + sum(each[..., 0, 0].sum() for level in levels for each in level) * 0.0
+        nothing = _zero(self.segmentation)
+        for level in levels:
+            nothing = nothing + torch.stack([each[:, 0, 0].sum() for each in level]).sum() * 0.0
         mask_sums, mask_counts = [nothing[None]], [number.new_zeros(1)]
         refine_sums, refine_counts = [], []
         if self.refinement is not None:
-            refine_sums.append(sum(p.sum() for p in self.refinement.parameters())[None, None].expand(1, 2) * 0.0)
+            refine_sums.append(_zero(self.refinement).expand(1, 2))
             refine_counts.append(number.new_zeros(1, 2))
         for rois in self._group([c[i] for c, i in zip(centres, chosen, strict=True)]):
             logits, e1, e2 = self.segmentation(levels, rois)
@@ -256,7 +260,9 @@ class ObjectGuided(nn.Module):
             logits, _, _ = self.segmentation(levels, rois)
             patches.append((rois, logits.sigmoid() * rois.mask(0)[:, 0]))
 
-        frames = [to_corners(each.centres * each.centres.new_tensor([1, 1, self.expand, self.expand])) for each in found]
+        frames = [
+            to_corners(each.centres * each.centres.new_tensor([1, 1, self.expand, self.expand])) for each in found
+        ]
         masks = self._read(patches, torch.cat(frames)).split([len(x) for x in frames])
         tight, kept = [], []
         sizes = [
@@ -267,8 +273,8 @@ class ObjectGuided(nn.Module):
             scale = frame.new_tensor([size[1] / net[1], size[0] / net[0]] * 2)
             whole = Instances(size, pred_boxes=Boxes(frame * scale), pred_masks=mask[:, None])
             windows = [_tight(*window) for window in render_windows(whole, self.mask_threshold)]
-            keep = mask_nms(windows, each.classes.tolist(), self.mask_nms)
-            kept.append(torch.tensor(keep, dtype=torch.int64, device=self.device))
+            stay = mask_nms(windows, each.classes.tolist(), self.mask_nms)
+            kept.append(torch.tensor(stay, dtype=torch.int64, device=self.device))
             extents = [(x0, y0, x0 + w.shape[1], y0 + w.shape[0]) for y0, x0, w in windows]
             boxes = frame.new_tensor(extents).reshape(-1, 4)
             tight.append((boxes, boxes / scale))
@@ -295,6 +301,11 @@ class ObjectGuided(nn.Module):
         for rois, patch in patches:
             masks[rois.index] = read_patches(patch, rois, frames[rois.index], self.mask_size)
         return masks
+
+
+def _zero(module: nn.Module) -> Tensor:
+    """0 with a gradient, 0 as well, for every parameter."""
+    return torch.stack([parameter.sum() for parameter in module.parameters()]).sum() * 0.0
 
 
 def _tight(y0: int, x0: int, mask: Any) -> Window:
@@ -331,9 +342,7 @@ def mask_nms(windows: Sequence[Window], classes: Sequence[int], threshold: float
         better = np.array(kept, dtype=np.int64)
         low, high = np.maximum(corner[better], corner[i]), np.minimum(far[better], far[i])
         touching = (low < high).all(axis=1) & (kind[better] == kind[i])
-        for j, (top, left), (bottom, right) in zip(
-            better[touching], low[touching], high[touching], strict=True
-        ):
+        for j, (top, left), (bottom, right) in zip(better[touching], low[touching], high[touching], strict=True):
             other_y, other_x, other = windows[j]
             own = mask[top - y0 : bottom - y0, left - x0 : right - x0]
             shared = np.count_nonzero(own & other[top - other_y : bottom - other_y, left - other_x : right - other_x])

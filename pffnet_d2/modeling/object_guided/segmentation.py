@@ -31,7 +31,7 @@ class MaskedInstanceNorm(nn.Module):
         x = x - (x * mask).sum((2, 3), keepdim=True) / count
         variance = (x.square() * mask).sum((2, 3), keepdim=True) / count
         x = x * (variance + 1e-5).rsqrt()
-        return x if self.weight is None else x * self.weight + self.bias
+        return x if self.weight is None or self.bias is None else x * self.weight + self.bias
 
 
 class MaskedCombination(nn.Module):
@@ -70,9 +70,7 @@ class SegmentationBranch(nn.Module):
             affine: of the instance normalisation.
         """
         super().__init__()
-        self.combine = nn.ModuleList(
-            MaskedCombination(channels[i + 1], channels[i], affine) for i in range(LEVELS - 1)
-        )
+        self.combine = nn.ModuleList(MaskedCombination(channels[i + 1], channels[i], affine) for i in range(LEVELS - 1))
         self.hidden = nn.Conv2d(channels[0], channels[0], 3, padding=1)
         self.predictor = nn.Conv2d(channels[0], 1, 3, padding=1)
 

@@ -181,7 +181,9 @@ def refined_by_loop(
         height, width = image.shape
         return map_coordinates(image, [where[:, 1] * (height - 1), where[:, 0] * (width - 1)], order=1)
 
-    doubt = at(-np.abs(2 * probability - 1), candidates) if head.map_first else -np.abs(2 * at(probability, candidates) - 1)
+    doubt = (
+        at(-np.abs(2 * probability - 1), candidates) if head.map_first else -np.abs(2 * at(probability, candidates) - 1)
+    )
     best = candidates[np.argsort(-doubt, kind="stable")[: int(head.keep * count)]]
     label = at(truth.double().numpy(), best)
     one = [at(c, best) for c in e1.double().numpy()]
