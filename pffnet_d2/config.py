@@ -1,7 +1,7 @@
 """The configuration keys this plugin adds to Detectron2's, and where its yaml files lie.
 
 One comment a key: what it does, the papers' symbol, and where it stands in the papers ([P] PFFNet, IEEE TIP 30, 2021;
-[V2] Cell R-CNN V2, IJCAI 2019) or in the code released with [P].
+[V2] Cell R-CNN V2, IJCAI 2019; [OG] ObjectGuided, 2021) or in the code released with [P] or [OG].
 """
 
 from __future__ import annotations
@@ -126,6 +126,17 @@ def add_pffnet_config(cfg: Any) -> None:
     # Training where SOLVER.AMP.ENABLED is True: "float16" (CUDA only; gradients are scaled) or "bfloat16" (also CPU).
     cfg.SOLVER.AMP.DTYPE = "float16"
 
+    # Images brought to one size, as [OG] does, instead of INPUT.CROP and MIN_SIZE_TRAIN / _TEST; 0: not.
+    cfg.INPUT.SQUARE = CN()
+    # Training: side in pixels of the square that a square view of the image becomes.
+    cfg.INPUT.SQUARE.TRAIN = 0
+    # Sides of the view in units of the image's longer side; black outside the image.
+    cfg.INPUT.SQUARE.SCALES = [0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3]
+    # Prediction: pixels of the longer side ...
+    cfg.INPUT.SQUARE.TEST = 0
+    # ... or of both ([OG]'s code, which so distorts images that are not square).
+    cfg.INPUT.SQUARE.STRETCH = False
+
     cfg.MODEL.PFFNET = CN()
     # What inference returns beside the instances: "panoptic", and as sem_seg either "semantic" (S_sem of the GCN
     # branch) or "semantic_fused" (S_ins, the detections above beta fused into F_0). Without them neither branch runs.
@@ -226,3 +237,58 @@ def add_pffnet_config(cfg: Any) -> None:
     cfg.TEST.PFFNET = CN()
     # Also report VOC 2010 average precision of masks and of their boxes (docs/metrics.md).
     cfg.TEST.PFFNET.VOC_AP = False
+    _add_object_guided(cfg, CN)
+
+
+def _add_object_guided(cfg: Any, node: Any) -> None:
+    """MODEL.OBJECT_GUIDED; defaults are those of the released code."""
+    own = cfg.MODEL.OBJECT_GUIDED = node()
+    # Channels of c1, the two convolutions on the image itself.
+    own.SHALLOW_CHANNELS = 64
+    # Normalisation of the decoder; the trunk's is MODEL.RESNETS.NORM.
+    own.NORM = "BN"
+    # Channels within the three branches of the centre head.
+    own.HEAD_DIM = 256
+    # The branch with two 7x7 convolutions: "size" (code) or "offset" (paper's figure).
+    own.LARGE_KERNEL = "size"
+    # IoU that a box whose centre is misplaced by the Gaussian's radius still has.
+    own.MIN_OVERLAP = 0.7
+    # "cornernet" (code: its wrong roots, 0.273 of the side) or "exact" (0.082).
+    own.RADIUS = "cornernet"
+    # Standard deviation of the Gaussian: "code" (2 r + 1) / 6 or "paper" r / 3.
+    own.SIGMA = "code"
+    # Of sizes and offsets: "l1" (code) or "smooth_l1" (paper).
+    own.REGRESSION_LOSS = "l1"
+    # "mean" over objects (code) or "sum" (paper): sizes and offsets, mask and refinement losses.
+    own.LOSS_REDUCTION = "mean"
+    # Of heatmap, size, offset, mask, refinement (code; the paper sums the first three without weights).
+    own.LOSS_WEIGHTS = [1.0, 0.1, 1.0, 2.0, 1.0]
+    # Objects with a shorter side, in pixels of the network's input, are no training targets (code; 1: all are).
+    own.MIN_SIDE = 4
+    # Factor from a box to its region of interest (code; paper: 1.0).
+    own.ROI_EXPAND = 1.1
+    # "adaptive": each object at its own resolution; "fixed": ROI_SIZE points a side at stride 1, half of it at 2 ...
+    own.ROI_MODE = "adaptive"
+    own.ROI_SIZE = 64
+    # Objects of an image that train the masks, drawn at random; 0: all (paper and code).
+    own.MAX_TRAIN_ROIS = 0
+    # Learned scale and shift in the instance normalisation (paper's Eq. 6; the code has none).
+    own.NORM_AFFINE = False
+    # Detections need a heatmap score above it (code). TEST.DETECTIONS_PER_IMAGE (code: 500) is how many there may be.
+    own.SCORE_THRESH_TEST = 0.3
+    # Of two masks with a larger IoU the worse is dropped (code; not in the paper: 1.0).
+    own.MASK_NMS = 0.2
+    # m of the returned (k, 1, m, m) masks, in the frames of their extents.
+    own.MASK_SIZE = 56
+
+    # Auxiliary feature refinement, in training only.
+    own.REFINE = node()
+    own.REFINE.ENABLED = True
+    # Of an object of H x W pixels N = H W // D; K * N points are drawn and the BETA * N most uncertain kept (Table II).
+    own.REFINE.D = 8
+    own.REFINE.K = 3.0
+    own.REFINE.BETA = 0.75
+    # Inputs of the two heads: "code" {e1}, {e1, e2} or "figure" {e2}, {e1, e2}.
+    own.REFINE.HEADS = "code"
+    # Uncertainty of a point: "map_first" (code) interpolates the map of -|2p - 1|, "sample_first" p itself.
+    own.REFINE.UNCERTAINTY = "map_first"

@@ -113,6 +113,35 @@ def test_the_papers_model() -> None:
     assert not any(p.requires_grad for p in model.backbone.bottom_up.stem.parameters())  # FREEZE_AT 2, as released
 
 
+def test_object_guided_as_published() -> None:
+    """100 epochs of 402 images in batches of 8, Adam at 1.25e-4 without a schedule, 512 x 512."""
+    cfg = read("dsb2018/ObjectGuided_R50.yaml")
+    assert (cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY) == ("ADAM", 1.25e-4, 0)
+    assert (cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.IMS_PER_BATCH) == ((), 0, 8)
+    assert cfg.SOLVER.MAX_ITER * 8 == 402 * 100
+    square, flip = build_augmentations(cfg, is_train=True)
+    assert (square.size, square.scales) == (512, [0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3])
+    assert (flip.prob, flip.horizontal, flip.vertical) == (0.5, True, False)
+
+
+def test_table_ii_of_object_guided() -> None:
+    """k and beta of its strategies; the chosen one is the base's."""
+    strategies = {
+        "uniform_small": (1, 1),
+        "biased_small": (1, 0.5),
+        "uniform": (3, 3),
+        "mildly_biased": (3, 2),
+        "slightly_biased": (3, 1),
+        "greatly_biased": (5, 0.75),
+        "heavily_biased": (10, 0.75),
+    }
+    base = read("dsb2018/ObjectGuided_R50.yaml").MODEL.OBJECT_GUIDED.REFINE
+    assert (base.K, base.BETA) == (3, 0.75)
+    for name, strategy in strategies.items():
+        refine = read(f"ablations/ObjectGuided_{name}.yaml").MODEL.OBJECT_GUIDED.REFINE
+        assert list(strategy) == [refine.K, refine.BETA]
+
+
 def test_augmentations_are_the_papers() -> None:
     """[P] IV-A: flips and rotations; for all but BBBC039 also blurs and noise."""
     every = ["flip", "rotate90", "gaussian_blur", "median_blur", "gaussian_noise"]

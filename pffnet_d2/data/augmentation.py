@@ -1,14 +1,14 @@
 """The augmentations the papers name, as Detectron2 augmentations, chosen by name in INPUT.PFFNET.AUGMENTATIONS.
 
-Geometry: "flip", "rotate90", "scale" (and INPUT.CROP). Grey values, the truth untouched: "gaussian_blur",
-"median_blur", "gaussian_noise" [P], "emboss", "sharpen", "channel_shuffle" [V2], "jitter" and "contrast". The papers
-made their variants beforehand and tell neither strengths nor how many; here each change of grey values happens to an
-image with probability ``CHANCE``, and its docstring says how strongly.
+Geometry: "flip", "hflip" (left and right only), "rotate90", "scale" (and INPUT.CROP, INPUT.SQUARE). Grey values, the
+truth untouched: "gaussian_blur", "median_blur", "gaussian_noise" [P], "emboss", "sharpen", "channel_shuffle" [V2],
+"jitter" and "contrast". The papers made their variants beforehand and tell neither strengths nor how many; here each
+change of grey values happens to an image with probability ``CHANCE``, and its docstring says how strongly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import NoOpTransform, Transform
+from PIL import Image
 
 from pffnet_d2.errors import InputError
 
@@ -71,6 +72,45 @@ class RandomScale(T.Augmentation):
         factor = float(np.exp(self._rand_range(np.log(self.low), np.log(self.high))))
         height, width = image.shape[:2]
         return T.ResizeTransform(height, width, max(round(height * factor), 1), max(round(width * factor), 1))
+
+
+class ViewTransform(T.ExtentTransform):
+    """Upstream's, which reads label maps by linear interpolation (it takes its NEAREST, 0, for no choice), and whose
+    arrays cannot be written to."""
+
+    def apply_image(self, img: npt.NDArray[Any], interp: int | None = None) -> npt.NDArray[Any]:
+        return np.array(super().apply_image(img, interp))
+
+    def apply_segmentation(self, segmentation: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """(H, W) or (H, W, 4) uint8."""
+        nearest = T.ExtentTransform(self.src_rect, self.output_size, interp=Image.Resampling.NEAREST, fill=self.fill)
+        return np.array(nearest.apply_image(segmentation))
+
+
+class RandomSquare(T.Augmentation):
+    """A square view of the image, brought to ``size`` x ``size`` pixels; what lies outside the image is black and no
+    object's.
+
+    Its side is one of ``scales`` times the image's longer side. Its centre keeps 128 pixels away from the borders, or
+    64, 32 ... where the image is smaller than twice that (ObjectGuided's released code, which confuses width and height
+    there).
+    """
+
+    def __init__(self, size: int, scales: Sequence[float]) -> None:
+        super().__init__()
+        self.size, self.scales = size, list(scales)
+
+    def get_transform(self, image: npt.NDArray[Any]) -> ViewTransform:
+        height, width = image.shape[:2]
+        half = max(height, width) * self.scales[int(self._rand_range(len(self.scales)))] / 2
+        x, y = (self._centre(length) for length in (width, height))
+        return ViewTransform((x - half, y - half, x + half, y + half), (self.size, self.size))
+
+    def _centre(self, length: int) -> int:
+        border = 128
+        while length - border <= border:
+            border //= 2
+        return int(self._rand_range(border, length - border))
 
 
 Picture = npt.NDArray[np.uint8]  # (H, W, 3)
@@ -188,6 +228,7 @@ AUGMENTATIONS: dict[str, Callable[[], list[T.Augmentation]]] = {
         T.RandomFlip(0.5, horizontal=True, vertical=False),
         T.RandomFlip(0.5, horizontal=False, vertical=True),
     ],
+    "hflip": lambda: [T.RandomFlip(0.5, horizontal=True, vertical=False)],
     "rotate90": lambda: [RandomRotate90()],
     "scale": lambda: [RandomScale()],
     **{name: partial(lambda draw: [GreyValues(draw, CHANCE)], draw) for name, draw in GREY_VALUES.items()},
@@ -196,16 +237,23 @@ AUGMENTATIONS: dict[str, Callable[[], list[T.Augmentation]]] = {
 
 def build_augmentations(cfg: Any, is_train: bool) -> list[T.Augmentation]:
     """What happens to an image, in order: crop (INPUT.CROP, training), resize (INPUT.MIN_SIZE_TRAIN / _TEST; 0 leaves
-    the size), then INPUT.PFFNET.AUGMENTATIONS (training); but "scale" comes before the crop, which so keeps the size
-    that the network is to see. INPUT.RANDOM_FLIP is not read: "flip" stands for it.
+    the size) or instead of both INPUT.SQUARE, then INPUT.PFFNET.AUGMENTATIONS (training); but "scale" comes before the
+    crop, which so keeps the size that the network is to see. INPUT.RANDOM_FLIP is not read: "flip" stands for it.
 
     Raises:
         InputError: an unknown name.
     """
+    square = cfg.INPUT.SQUARE
     if not is_train:
+        if square.TEST and square.STRETCH:
+            return [T.Resize((square.TEST, square.TEST))]
+        if square.TEST:
+            return [T.ResizeShortestEdge(square.TEST, square.TEST, "choice")]  # its limit on the longer side binds
         shortest = cfg.INPUT.MIN_SIZE_TEST
         return [T.ResizeShortestEdge(shortest, cfg.INPUT.MAX_SIZE_TEST, "choice")] if shortest else []
     chain: list[T.Augmentation] = []
+    if square.TRAIN:
+        chain.append(RandomSquare(square.TRAIN, square.SCALES))
     if cfg.INPUT.CROP.ENABLED:
         chain.append(T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
     if any(cfg.INPUT.MIN_SIZE_TRAIN):

@@ -8,6 +8,7 @@ from . import (  # noqa: F401  (imported for their registration)
     mask_head,
     mask_quality_head,
     meta_arch,
+    object_guided,
     roi_heads,
     rpn,
     semantic_head,

@@ -17,7 +17,9 @@ from pffnet_d2.data.augmentation import (
     GreyValues,
     RandomRotate90,
     RandomScale,
+    RandomSquare,
     Rotate90Transform,
+    ViewTransform,
     build_augmentations,
 )
 from pffnet_d2.data.phantoms import phantom
@@ -74,6 +76,53 @@ def test_build(cfg: Any) -> None:
     cfg.INPUT.PFFNET.AUGMENTATIONS = ["flipp"]
     with pytest.raises(InputError, match="unknown augmentation 'flipp'; choose from flip, rotate90"):
         build_augmentations(cfg, True)
+
+
+def test_square_views(cfg: Any) -> None:
+    """ObjectGuided: views of 0.6 to 1.3 of the longer side around centres away from the border, black outside."""
+    np.random.seed(3)  # noqa: NPY002
+    cfg.INPUT.SQUARE.TRAIN, cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.PFFNET.AUGMENTATIONS = 64, (0,), ["hflip"]
+    square, flip = build_augmentations(cfg, True)
+    assert isinstance(square, RandomSquare)
+    assert (flip.horizontal, flip.vertical) == (True, False)
+    image = np.full((200, 300, 3), 255, np.uint8)
+    sides, centres = set(), []
+    for _ in range(200):
+        x0, y0, x1, y1 = square.get_transform(image).src_rect
+        sides.add(round((x1 - x0) / 300, 6))
+        assert x1 - x0 == pytest.approx(y1 - y0)
+        centres.append(((x0 + x1) / 2, (y0 + y1) / 2))
+    assert sides == {0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3}
+    low, high = np.min(centres, axis=0), np.max(centres, axis=0)
+    assert (low >= [128, 64]).all()  # 128 does not fit twice into 200
+    assert (high <= [172, 136]).all()
+    square.get_transform(np.zeros((1, 2, 3), np.uint8))
+
+
+def test_views_keep_image_and_labels_together() -> None:
+    """The view from (-10, 5) to (20, 35) at twice the size: labels stay labels and lie where the image does."""
+    image = np.zeros((40, 40, 3), np.uint8)
+    labels = np.zeros((40, 40), np.int32)
+    image[10:20, 4:16] = 200
+    labels[10:20, 4:16] = 70_000  # more than a byte
+    view = ViewTransform((-10, 5, 20, 35), (60, 60))
+    moved = view.apply_segmentation(labels.view(np.uint8).reshape(40, 40, 4)).view(np.int32)[..., 0]
+    expected = np.zeros((60, 60), np.int32)
+    expected[10:30, 28:52] = 70_000
+    np.testing.assert_array_equal(moved, expected)
+    np.testing.assert_array_equal(view.apply_image(image)[..., 0] > 100, expected > 0)
+    np.testing.assert_allclose(view.apply_coords(np.array([[4.0, 10], [16, 20]])), [[28, 10], [52, 30]])
+
+
+def test_squares_to_predict_on(cfg: Any) -> None:
+    cfg.INPUT.SQUARE.TEST = 512
+    for stretch, wide, high in ((False, (256, 512), (512, 256)), (True, (512, 512), (512, 512))):
+        cfg.INPUT.SQUARE.STRETCH = stretch
+        (resize,) = build_augmentations(cfg, False)
+        for shape, expected in (((100, 200, 3), wide), ((1000, 500, 3), high)):
+            given = T.AugInput(np.zeros(shape, np.uint8))
+            resize(given)
+            assert given.image.shape[:2] == expected
 
 
 @pytest.mark.parametrize("name", GREY_VALUES)

@@ -1,0 +1,353 @@
+"""ObjectGuided: one stage, no anchors: centres, then a mask for each from object-guided features ([OG] Fig. 1)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.modeling import META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling.backbone import Backbone
+from detectron2.modeling.postprocessing import detector_postprocess
+from detectron2.structures import Boxes, ImageList, Instances
+from torch import Tensor, nn
+
+from pffnet_d2.errors import InputError
+from pffnet_d2.inference.label_map import Window, render_windows
+
+from .backbone import LEVELS
+from .centre_head import CentreHead, CentreLosses, Gaussian, decode, to_centres, to_corners
+from .refinement import PointRefinement
+from .rois import Rois, crop_masks, group, read_patches
+from .segmentation import SegmentationBranch
+
+logger = logging.getLogger(__name__)
+
+# Smaller images are padded to it: normalisation over the ResNet's last map needs more than one cell.
+_SMALLEST = 64
+
+
+@META_ARCH_REGISTRY.register()
+class ObjectGuided(nn.Module):
+    """Object-guided instance segmentation.
+
+    ``paste_masks``: True returns (k, H, W) bool masks, as Detectron2 does; False leaves ``pred_masks`` as (k, 1, m, m)
+    probabilities in the frame of ``pred_boxes``, without a k x H x W stack.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        backbone: Backbone,
+        centre_head: CentreHead,
+        segmentation: SegmentationBranch,
+        refinement: PointRefinement | None,
+        centre_losses: CentreLosses,
+        loss_weights: Sequence[float] = (1.0, 0.1, 1.0, 2.0, 1.0),
+        reduction: str = "mean",
+        expand: float = 1.1,
+        roi_size: int | None = None,
+        max_train_rois: int = 0,
+        min_side: int = 4,
+        top: int = 500,
+        score_threshold: float = 0.3,
+        mask_threshold: float = 0.5,
+        mask_nms: float = 0.2,
+        mask_size: int = 56,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+    ) -> None:
+        """
+        Args:
+            backbone: gives c1 .. c5.
+            centre_head, segmentation, refinement: of this package; without ``refinement`` there is no loss_refine.
+            centre_losses: of the centre head.
+            loss_weights: of heatmap, size, offset, mask and refinement.
+            reduction: of the mask and refinement losses: "mean" over pixels and then over objects (code), or "sum" of
+                all pixels (paper).
+            expand: factor from a box to its region of interest.
+            roi_size: None: regions in their own sizes; else points a side at stride 1.
+            max_train_rois: objects of an image that train the masks, drawn at random; 0: all.
+            min_side: pixels (of the network's input) below which an object is no training target.
+            top: detections of an image at most.
+            score_threshold: detections have a score above it.
+            mask_threshold: probability from which a pixel belongs to a mask, for extents, suppression and pasting.
+            mask_nms: IoU of masks above which the worse one is dropped.
+            mask_size: m of the returned masks.
+            pixel_mean, pixel_std: per channel.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.centre_head = centre_head
+        self.segmentation = segmentation
+        self.refinement = refinement
+        self.centre_losses = centre_losses
+        self.loss_weights = tuple(loss_weights)
+        self.reduction = reduction
+        self.expand, self.roi_size, self.max_train_rois, self.min_side = expand, roi_size, max_train_rois, min_side
+        self.top, self.score_threshold = top, score_threshold
+        self.mask_threshold, self.mask_nms, self.mask_size = mask_threshold, mask_nms, mask_size
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
+        self.paste_masks = True
+
+    @classmethod
+    def from_config(cls, cfg: Any) -> dict[str, Any]:
+        own = cfg.MODEL.OBJECT_GUIDED
+        backbone = build_backbone(cfg)
+        shape = backbone.output_shape()
+        channels = [shape[name].channels for name in LEVELS]
+        for key, value, known in (
+            ("RADIUS", own.RADIUS, ("cornernet", "exact")),
+            ("SIGMA", own.SIGMA, ("code", "paper")),
+            ("REGRESSION_LOSS", own.REGRESSION_LOSS, ("l1", "smooth_l1")),
+            ("LOSS_REDUCTION", own.LOSS_REDUCTION, ("mean", "sum")),
+            ("ROI_MODE", own.ROI_MODE, ("adaptive", "fixed")),
+        ):
+            if value not in known:
+                raise InputError(f"MODEL.OBJECT_GUIDED.{key} {value!r} is unknown; use {' or '.join(known)}")
+        if len(own.LOSS_WEIGHTS) != 5:
+            raise InputError("MODEL.OBJECT_GUIDED.LOSS_WEIGHTS: five numbers: heatmap, size, offset, mask, refinement")
+        refine = own.REFINE
+        return {
+            "backbone": backbone,
+            "centre_head": CentreHead(
+                channels[2],
+                num_classes=cfg.MODEL.ROI_HEADS.NUM_CLASSES,
+                dim=own.HEAD_DIM,
+                large_kernel=own.LARGE_KERNEL,
+            ),
+            "segmentation": SegmentationBranch(channels, affine=own.NORM_AFFINE),
+            "refinement": PointRefinement(
+                (channels[0], channels[1]),
+                divisor=refine.D,
+                oversample=refine.K,
+                keep=refine.BETA,
+                heads=refine.HEADS,
+                uncertainty=refine.UNCERTAINTY,
+            )
+            if refine.ENABLED
+            else None,
+            "centre_losses": CentreLosses(
+                Gaussian(own.MIN_OVERLAP, own.RADIUS == "exact", own.SIGMA), own.REGRESSION_LOSS, own.LOSS_REDUCTION
+            ),
+            "loss_weights": own.LOSS_WEIGHTS,
+            "reduction": own.LOSS_REDUCTION,
+            "expand": own.ROI_EXPAND,
+            "roi_size": own.ROI_SIZE if own.ROI_MODE == "fixed" else None,
+            "max_train_rois": own.MAX_TRAIN_ROIS,
+            "min_side": own.MIN_SIDE,
+            "top": cfg.TEST.DETECTIONS_PER_IMAGE,
+            "score_threshold": own.SCORE_THRESH_TEST,
+            "mask_threshold": cfg.MODEL.PFFNET.LABEL_MAP.MASK_THRESH,
+            "mask_nms": own.MASK_NMS,
+            "mask_size": own.MASK_SIZE,
+            "pixel_mean": cfg.MODEL.PIXEL_MEAN,
+            "pixel_std": cfg.MODEL.PIXEL_STD,
+        }
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixel_mean.device
+
+    def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
+        """Images padded with black to one size, a multiple of 32 and at least 64, and normalised."""
+        raw = [x["image"].to(self.device).float() for x in batched_inputs]
+        images = ImageList.from_tensors(raw, self.backbone.size_divisibility)
+        height, width = images.tensor.shape[-2:]
+        padded = F.pad(images.tensor, (0, max(0, _SMALLEST - width), 0, max(0, _SMALLEST - height)))
+        return ImageList((padded - self.pixel_mean) / self.pixel_std, images.image_sizes)
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """
+        Args:
+            batched_inputs: one dict an image, as Detectron2's: ``image`` (3, H, W); in training ``instances`` with
+                ``gt_boxes``, ``gt_classes`` and ``gt_masks`` (BitMasks), maybe none.
+
+        Returns:
+            In training a dict of losses, each with its weight. Else one dict an image: ``instances`` with
+            ``pred_boxes`` (the extents of the masks), ``scores`` (of the heatmap), ``pred_classes``, ``pred_masks``.
+        """
+        images = self.preprocess_image(batched_inputs)
+        features = self.backbone(images.tensor)
+        maps = self.centre_head(features["c3"])
+        # The maps of one image each: the gradient of a crop is then as large as one image's, not the batch's.
+        levels = [features[name].unbind(0) for name in LEVELS]
+        if self.training:
+            return self.losses(maps, levels, [x["instances"].to(self.device) for x in batched_inputs])
+        return self.inference(batched_inputs, images, maps, levels)
+
+    def losses(
+        self, maps: tuple[Tensor, Tensor, Tensor], levels: Sequence[Sequence[Tensor]], targets: Sequence[Instances]
+    ) -> dict[str, Tensor]:
+        """{"loss_heatmap", "loss_size", "loss_offset", "loss_mask", "loss_refine"}; every parameter has a gradient."""
+        kept = [x[(x.gt_boxes.tensor[:, 2:] - x.gt_boxes.tensor[:, :2] >= self.min_side).all(1)] for x in targets]
+        centres = [to_centres(x.gt_boxes.tensor) for x in kept]
+        heatmap, size, offset = self.centre_losses(maps, centres, [x.gt_classes for x in kept])
+        mask, refine = self._mask_losses(levels, kept, centres)
+        names = ("heatmap", "size", "offset", "mask", "refine")
+        losses = zip(names, (heatmap, size, offset, mask, refine), self.loss_weights, strict=True)
+        return {f"loss_{name}": loss * weight for name, loss, weight in losses if loss is not None}
+
+    def _mask_losses(
+        self, levels: Sequence[Sequence[Tensor]], targets: Sequence[Instances], centres: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor | None]:
+        chosen = [torch.arange(len(x), device=self.device) for x in centres]
+        if self.max_train_rois:
+            chosen = [x[torch.randperm(len(x), device=self.device)[: self.max_train_rois]] for x in chosen]
+        number = torch.cat(chosen)
+        masks = [x.gt_masks.tensor for x in targets]
+
+        # A process whose batch has no objects, or small ones only, still has a gradient for every parameter.
+        nothing = _zero(self.segmentation)
+        for level in levels:
+            nothing = nothing + torch.stack([each[:, 0, 0].sum() for each in level]).sum() * 0.0
+        mask_sums, mask_counts = [nothing[None]], [number.new_zeros(1)]
+        refine_sums, refine_counts = [], []
+        if self.refinement is not None:
+            refine_sums.append(_zero(self.refinement).expand(1, 2))
+            refine_counts.append(number.new_zeros(1, 2))
+        for rois in self._group([c[i] for c, i in zip(centres, chosen, strict=True)]):
+            logits, e1, e2 = self.segmentation(levels, rois)
+            truth = crop_masks(masks, number[rois.index], rois)
+            loss = F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * rois.mask(0)[:, 0]
+            mask_sums.append(loss.sum((1, 2)))
+            mask_counts.append(rois.sizes[0].prod(1))
+            if self.refinement is not None:
+                sums, counts = self.refinement(logits, e1, e2, truth, rois)
+                refine_sums.append(sums)
+                refine_counts.append(counts)
+        mask = self._reduce(torch.cat(mask_sums), torch.cat(mask_counts))
+        if self.refinement is None:
+            return mask, None
+        return mask, self._reduce(torch.cat(refine_sums), torch.cat(refine_counts))
+
+    def _reduce(self, sums: Tensor, counts: Tensor) -> Tensor:
+        """The mean over terms of their means, terms without points left out; or the sum of all."""
+        if self.reduction == "sum":
+            return sums.sum()
+        return (sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
+
+    def _group(self, centres: Sequence[Tensor]) -> list[Rois]:
+        return group(centres, expand=self.expand, fixed=self.roi_size)
+
+    def inference(
+        self,
+        batched_inputs: list[dict[str, Any]],
+        images: ImageList,
+        maps: tuple[Tensor, Tensor, Tensor],
+        levels: Sequence[Sequence[Tensor]],
+    ) -> list[dict[str, Instances]]:
+        """Detections of each image in pixels of its file, best first."""
+        found = decode(maps, images.image_sizes, self.top, self.score_threshold)
+        for x, each in zip(batched_inputs, found, strict=True):
+            if each.full:
+                name = x.get("image_id", x.get("file_name", "an image"))
+                logger.warning(
+                    f"image {name}: all {self.top} detections are taken, so objects may be missing; raise "
+                    "TEST.DETECTIONS_PER_IMAGE or MODEL.OBJECT_GUIDED.SCORE_THRESH_TEST"
+                )
+        patches = []
+        for rois in self._group([each.centres for each in found]):
+            logits, _, _ = self.segmentation(levels, rois)
+            patches.append((rois, logits.sigmoid() * rois.mask(0)[:, 0]))
+
+        frames = [
+            to_corners(each.centres * each.centres.new_tensor([1, 1, self.expand, self.expand])) for each in found
+        ]
+        masks = self._read(patches, torch.cat(frames)).split([len(x) for x in frames])
+        tight, kept = [], []
+        sizes = [
+            (x.get("height", size[0]), x.get("width", size[1]))
+            for x, size in zip(batched_inputs, images.image_sizes, strict=True)
+        ]
+        for each, frame, mask, net, size in zip(found, frames, masks, images.image_sizes, sizes, strict=True):
+            scale = frame.new_tensor([size[1] / net[1], size[0] / net[0]] * 2)
+            whole = Instances(size, pred_boxes=Boxes(frame * scale), pred_masks=mask[:, None])
+            windows = [_tight(*window) for window in render_windows(whole, self.mask_threshold)]
+            stay = mask_nms(windows, each.classes.tolist(), self.mask_nms)
+            kept.append(torch.tensor(stay, dtype=torch.int64, device=self.device))
+            extents = [(x0, y0, x0 + w.shape[1], y0 + w.shape[0]) for y0, x0, w in windows]
+            boxes = frame.new_tensor(extents).reshape(-1, 4)
+            tight.append((boxes, boxes / scale))
+        # Read once more from the patches, not from the masks: nothing is interpolated twice.
+        masks = self._read(patches, torch.cat([frame for _, frame in tight])).split([len(x) for x in frames])
+
+        results = []
+        for each, (boxes, _), mask, keep, size in zip(found, tight, masks, kept, sizes, strict=True):
+            instances = Instances(
+                size,
+                pred_boxes=Boxes(boxes[keep]),
+                scores=each.scores[keep],
+                pred_classes=each.classes[keep],
+                pred_masks=mask[keep][:, None],
+            )
+            if self.paste_masks:
+                instances = detector_postprocess(instances, *size, mask_threshold=self.mask_threshold)
+            results.append({"instances": instances})
+        return results
+
+    def _read(self, patches: Sequence[tuple[Rois, Tensor]], frames: Tensor) -> Tensor:
+        """(K, m, m) of all objects, in their frames (K, 4) of the network's input."""
+        masks = frames.new_zeros(len(frames), self.mask_size, self.mask_size)
+        for rois, patch in patches:
+            masks[rois.index] = read_patches(patch, rois, frames[rois.index], self.mask_size)
+        return masks
+
+
+def _zero(module: nn.Module) -> Tensor:
+    """0 with a gradient, 0 as well, for every parameter."""
+    return torch.stack([parameter.sum() for parameter in module.parameters()]).sum() * 0.0
+
+
+def _tight(y0: int, x0: int, mask: Any) -> Window:
+    """A window cut down to its set pixels."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return y0, x0, mask[:0, :0]
+    return (
+        y0 + int(rows[0]),
+        x0 + int(columns[0]),
+        mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1],
+    )
+
+
+def mask_nms(windows: Sequence[Window], classes: Sequence[int], threshold: float) -> list[int]:
+    """Greedy suppression by the IoU of masks.
+
+    Args:
+        windows: (y0, x0, mask) by descending score, tight; those without a pixel go.
+        classes: of each; only masks of one class suppress each other.
+        threshold: a mask goes whose IoU with a better one that stays is above it.
+
+    Returns:
+        Which stay, ascending.
+    """
+    corner = np.array([(y0, x0) for y0, x0, _ in windows]).reshape(-1, 2)
+    far = corner + np.array([mask.shape for _, _, mask in windows]).reshape(-1, 2)
+    area = [int(np.count_nonzero(mask)) for _, _, mask in windows]
+    kind = np.asarray(classes)
+    kept: list[int] = []
+    for i, (y0, x0, mask) in enumerate(windows):
+        if not area[i]:
+            continue
+        better = np.array(kept, dtype=np.int64)
+        low, high = np.maximum(corner[better], corner[i]), np.minimum(far[better], far[i])
+        touching = (low < high).all(axis=1) & (kind[better] == kind[i])
+        for j, (top, left), (bottom, right) in zip(better[touching], low[touching], high[touching], strict=True):
+            other_y, other_x, other = windows[j]
+            own = mask[top - y0 : bottom - y0, left - x0 : right - x0]
+            shared = np.count_nonzero(own & other[top - other_y : bottom - other_y, left - other_x : right - other_x])
+            if shared > threshold * (area[i] + area[j] - shared):
+                break
+        else:
+            kept.append(i)
+    return kept
