@@ -54,19 +54,21 @@ class SparseRPN(RPN):
         inner = (torch.min(a[:, 2:], b[:, 2:]) - torch.max(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)
         overlap = torch.where(inner > 0, inner / (_area(b) + _area(a) - inner), inner.new_zeros(()))
 
+        # Without boolean indices, each of which would wait for the device.
         best = overlap.new_zeros(len(every)).scatter_reduce(0, anchor, overlap, "amax")
-        is_best = overlap == best[anchor]
-        matches = gt.new_full((len(every),), len(truth)).scatter_reduce(0, anchor[is_best], gt[is_best], "amin")
+        candidate = torch.where(overlap == best[anchor], gt, len(truth))
+        matches = gt.new_full((len(every),), len(truth)).scatter_reduce(0, anchor, candidate, "amin")
         matches = torch.where(best > 0, matches, 0)  # without overlap upstream names the first
 
         matcher = self.anchor_matcher
         labels = matches.new_ones(len(every), dtype=torch.int8)
         for label, low, high in zip(matcher.labels, matcher.thresholds[:-1], matcher.thresholds[1:], strict=True):
-            labels[(best >= low) & (best < high)] = label
+            labels = torch.where((best >= low) & (best < high), label, labels)
         if matcher.allow_low_quality_matches:
             # The anchors that overlap an object most are its own, however little that is.
             highest = overlap.new_zeros(len(truth)).scatter_reduce(0, gt, overlap, "amax")
-            labels[anchor[(overlap == highest[gt]) & (overlap > 0)]] = 1
+            own = ((overlap == highest[gt]) & (overlap > 0)).to(labels.dtype)
+            labels = torch.where(torch.zeros_like(labels).scatter_reduce(0, anchor, own, "amax") > 0, 1, labels)
         return matches, labels
 
     def _pairs(self, anchors: list[Tensor], truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,7 +83,8 @@ class SparseRPN(RPN):
         per_level = torch.tensor(
             [*zip(widths, heights, self.anchor_generator.strides, shapes, starts, strict=True)], device=device
         )
-        width, height, stride, count, start = per_level.repeat_interleave(per_level[:, 3], dim=0).unbind(1)
+        rows = per_level.repeat_interleave(per_level[:, 3], dim=0, output_size=sum(shapes))
+        width, height, stride, count, start = rows.unbind(1)
         start = start + torch.cat([torch.arange(n, device=device) for n in shapes])
         box = torch.cat([a[:n] for a, n in zip(anchors, shapes, strict=True)])  # in the first cell
 
@@ -93,8 +96,8 @@ class SparseRPN(RPN):
             return low.long().flatten(), (high - low).clamp(min=0).long().flatten()
 
         left, columns = window(0, width)
-        top, rows = window(1, height)
-        size = columns * rows
+        top, lines = window(1, height)
+        size = columns * lines
         pair = torch.arange(len(size), device=device).repeat_interleave(size)
         table = torch.stack([size.cumsum(0) - size, columns, left, top], dim=1)
         before, columns, left, top = table.index_select(0, pair).unbind(1)
