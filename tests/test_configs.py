@@ -81,7 +81,7 @@ def test_table_ii_of_object_guided() -> None:
     assert (base.K, base.BETA) == (3, 0.75)
     for name, strategy in strategies.items():
         refine = read(f"ablations/ObjectGuided_{name}.yaml").MODEL.OBJECT_GUIDED.REFINE
-        assert [refine.K, refine.BETA] == list(strategy)
+        assert strategy == (refine.K, refine.BETA)
 
 
 def test_augmentations_are_the_papers() -> None:
