@@ -410,3 +410,24 @@ def test_a_parent_that_keeps_the_optimizer_is_left_to_it(
     state = resumed.state_dict()
     del state["_trainer"]
     resumed.load_state_dict(state)  # as from 0.6's own trainer
+
+
+def test_adam() -> None:
+    """SOLVER.OPTIMIZER: its learning rate, weight decay (none for norms) and clipping are the config's."""
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    keys = {
+        "SOLVER.OPTIMIZER": "ADAM",
+        "SOLVER.BASE_LR": 1.25e-4,
+        "SOLVER.WEIGHT_DECAY": 0.01,
+        "SOLVER.WEIGHT_DECAY_NORM": 0.0,
+        "SOLVER.CLIP_GRADIENTS.ENABLED": True,
+    }
+    optimizer = Trainer.build_optimizer(read_config(COMPACT, options(keys)), model)
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert {group["lr"] for group in optimizer.param_groups} == {1.25e-4}
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert [decay[id(p)] for p in model.parameters()] == [0.01, 0.01, 0, 0]
+    assert type(optimizer).step is not torch.optim.Adam.step  # clips
+    assert isinstance(Trainer.build_optimizer(read_config(COMPACT), model), torch.optim.SGD)
+    with pytest.raises(InputError, match=r"SOLVER\.OPTIMIZER 'LION' is unknown; use SGD or ADAM"):
+        Trainer.build_optimizer(read_config(COMPACT, ["SOLVER.OPTIMIZER", "LION"]), model)

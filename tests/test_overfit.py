@@ -13,8 +13,15 @@ from pffnet_d2.engine import Trainer
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leave_no_trace")]
 
 
-@pytest.mark.parametrize("method", ["PFFNet", "CellRCNN_V2"])
-def test_two_images_by_heart(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("config", "own"),
+    [
+        ("bbbc039/PFFNet_R18_FPN", {}),
+        ("bbbc039/CellRCNN_V2_R18_FPN", {}),
+        ("dsb2018/ObjectGuided_R18_compact", {"INPUT.SQUARE.TRAIN": "0", "INPUT.SQUARE.TEST": "0"}),
+    ],
+)
+def test_two_images_by_heart(config: str, own: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare("phantoms", None, tmp_path, splits=["train"], count=2)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     options = {
@@ -26,11 +33,11 @@ def test_two_images_by_heart(method: str, tmp_path: Path, monkeypatch: pytest.Mo
         "SOLVER.MAX_ITER": "400",
         "SOLVER.STEPS": "(330,)",
         "SEED": "1",
+        "SOLVER.IMS_PER_BATCH": "2",
         "OUTPUT_DIR": str(tmp_path / "run"),
+        **own,
     }
-    cfg = read_config(
-        str(config_path(f"bbbc039/{method}_R18_FPN.yaml")), [word for pair in options.items() for word in pair]
-    )
+    cfg = read_config(str(config_path(f"{config}.yaml")), [word for pair in options.items() for word in pair])
     (tmp_path / "run").mkdir()
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)

@@ -228,9 +228,9 @@ AUGMENTATIONS: dict[str, Callable[[], list[T.Augmentation]]] = {
         T.RandomFlip(0.5, horizontal=True, vertical=False),
         T.RandomFlip(0.5, horizontal=False, vertical=True),
     ],
-    "hflip": lambda: [T.RandomFlip(0.5, horizontal=True, vertical=False)],
     "rotate90": lambda: [RandomRotate90()],
     "scale": lambda: [RandomScale()],
+    "hflip": lambda: [T.RandomFlip(0.5, horizontal=True, vertical=False)],
     **{name: partial(lambda draw: [GreyValues(draw, CHANCE)], draw) for name, draw in GREY_VALUES.items()},
 }
 
