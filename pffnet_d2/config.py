@@ -79,6 +79,7 @@ def label_map_rule(cfg: Any) -> dict[str, Any]:
         "fill_holes": rule.FILL_HOLES,
         "largest_component": rule.LARGEST_COMPONENT,
         "min_size": rule.MIN_SIZE,
+        "largest_first": rule.LARGEST_FIRST,
     }
 
 
@@ -92,7 +93,8 @@ def add_pffnet_config(cfg: Any) -> None:
 
     cfg.INPUT.PFFNET = CN()
     # On-line augmentations, in order: flip, rotate90, gaussian_blur, median_blur, gaussian_noise, emboss, sharpen,
-    # channel_shuffle, jitter ([P] IV-A: flips and rotations for every data set, blurs and noise for all but BBBC039).
+    # channel_shuffle, jitter, brightness ([P] IV-A: flips and rotations for every data set, blurs and noise for all but
+    # BBBC039).
     cfg.INPUT.PFFNET.AUGMENTATIONS = ["flip", "rotate90"]
 
     cfg.MODEL.PFFNET = CN()
@@ -118,6 +120,8 @@ def add_pffnet_config(cfg: Any) -> None:
     cfg.MODEL.PFFNET.LABEL_MAP.LARGEST_COMPONENT = False
     # Drop instances that keep fewer pixels.
     cfg.MODEL.PFFNET.LABEL_MAP.MIN_SIZE = 0
+    # Contested pixels go to the largest instance, not to the best (DSB2018 coursework: configs/dsb2018/coursework).
+    cfg.MODEL.PFFNET.LABEL_MAP.LARGEST_FIRST = False
 
     # Test-time augmentation: prediction and evaluation run on each of these views of an image and merge what they
     # find; names of inference/tta.py. Empty: the image as it is, once.

@@ -13,8 +13,10 @@ from pffnet_d2.engine import Trainer
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leave_no_trace")]
 
 
-@pytest.mark.parametrize("method", ["PFFNet", "CellRCNN_V2"])
-def test_two_images_by_heart(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "config", ["bbbc039/PFFNet_R18_FPN.yaml", "bbbc039/CellRCNN_V2_R18_FPN.yaml", "dsb2018/FCN8s_compact.yaml"]
+)
+def test_two_images_by_heart(config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prepare("phantoms", None, tmp_path, splits=["train"], count=2)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     options = {
@@ -28,9 +30,7 @@ def test_two_images_by_heart(method: str, tmp_path: Path, monkeypatch: pytest.Mo
         "SEED": "1",
         "OUTPUT_DIR": str(tmp_path / "run"),
     }
-    cfg = read_config(
-        str(config_path(f"bbbc039/{method}_R18_FPN.yaml")), [word for pair in options.items() for word in pair]
-    )
+    cfg = read_config(str(config_path(config)), [word for pair in options.items() for word in pair])
     (tmp_path / "run").mkdir()
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)

@@ -1,9 +1,10 @@
 """The augmentations the papers name, as Detectron2 augmentations, chosen by name in INPUT.PFFNET.AUGMENTATIONS.
 
 Geometry: "flip", "rotate90" (and INPUT.CROP). Grey values, the truth untouched: "gaussian_blur", "median_blur",
-"gaussian_noise" [P], "emboss", "sharpen", "channel_shuffle" [V2], and "jitter". The papers made their variants
-beforehand and tell neither strengths nor how many; here each change of grey values happens to an image with probability
-``CHANCE``, and its docstring says how strongly.
+"gaussian_noise" [P], "emboss", "sharpen", "channel_shuffle" [V2], "jitter", and "brightness" (the DSB2018 coursework;
+Detectron2's: every image, grey values times 0.8 to 1.2). The papers made their variants beforehand and tell neither
+strengths nor how many; here each other change of grey values happens to an image with probability ``CHANCE``, and its
+docstring says how strongly.
 """
 
 from __future__ import annotations
@@ -167,6 +168,7 @@ AUGMENTATIONS: dict[str, Callable[[], list[T.Augmentation]]] = {
         T.RandomFlip(0.5, horizontal=False, vertical=True),
     ],
     "rotate90": lambda: [RandomRotate90()],
+    "brightness": lambda: [T.RandomBrightness(0.8, 1.2)],
     **{name: partial(lambda draw: [GreyValues(draw, CHANCE)], draw) for name, draw in GREY_VALUES.items()},
 }
 
