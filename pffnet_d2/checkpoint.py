@@ -108,7 +108,8 @@ class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer with safe reading, whole files and an error where weights do not fit.
 
     ``load(path)`` wants every weight of the model in the file (evaluation, prediction, resuming);
-    ``load(path, checkpointables=[])``, which is how training starts, wants the backbone's and lets heads be new.
+    ``load(path, checkpointables=[])``, which is how training starts, wants the backbone's and lets heads be new, also
+    where those of the file are for other classes.
     """
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
@@ -162,7 +163,11 @@ class Checkpointer(DetectionCheckpointer):
         except ValueError as error:  # upstream's name matching found two places for one weight
             raise InputError(f"{self._source}: {error} These weights do not fit the config") from error
 
-        misfits = [f"{key} {file} in the file, {model} here" for key, file, model in incompatible.incorrect_shapes]
+        misfits = [
+            f"{key} {file} in the file, {model} here"
+            for key, file, model in incompatible.incorrect_shapes
+            if self._whole or key.startswith("backbone.")
+        ]
         if not misfits:
             missing = sorted(set(incompatible.missing_keys))
             if not self._whole:

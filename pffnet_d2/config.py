@@ -106,6 +106,7 @@ def label_map_rule(cfg: Any) -> dict[str, Any]:
         "fill_holes": rule.FILL_HOLES,
         "largest_component": rule.LARGEST_COMPONENT,
         "min_size": rule.MIN_SIZE,
+        "largest_first": rule.LARGEST_FIRST,
     }
 
 
@@ -119,8 +120,8 @@ def add_pffnet_config(cfg: Any) -> None:
 
     cfg.INPUT.PFFNET = CN()
     # On-line augmentations, in order: flip, rotate90, gaussian_blur, median_blur, gaussian_noise, emboss, sharpen,
-    # channel_shuffle, jitter, contrast; and scale, which happens before the crop ([P] IV-A: flips and rotations for
-    # every data set, blurs and noise for all but BBBC039).
+    # channel_shuffle, jitter, contrast, brightness; and scale, which happens before the crop ([P] IV-A: flips and
+    # rotations for every data set, blurs and noise for all but BBBC039).
     cfg.INPUT.PFFNET.AUGMENTATIONS = ["flip", "rotate90"]
 
     # Training where SOLVER.AMP.ENABLED is True: "float16" (CUDA only; gradients are scaled) or "bfloat16" (also CPU).
@@ -161,6 +162,8 @@ def add_pffnet_config(cfg: Any) -> None:
     cfg.MODEL.PFFNET.LABEL_MAP.LARGEST_COMPONENT = False
     # Drop instances that keep fewer pixels.
     cfg.MODEL.PFFNET.LABEL_MAP.MIN_SIZE = 0
+    # Contested pixels go to the largest instance, not to the best (DSB2018 coursework: configs/dsb2018/coursework).
+    cfg.MODEL.PFFNET.LABEL_MAP.LARGEST_FIRST = False
 
     # Test-time augmentation: prediction and evaluation run on each of these views of an image and merge what they
     # find; names of inference/tta.py. Empty: the image as it is, once.

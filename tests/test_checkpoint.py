@@ -219,6 +219,18 @@ def test_heads_may_be_new_when_training_starts_only(tmp_path: Path) -> None:
         Checkpointer(ours).load(str(tmp_path / "heads.pth"), checkpointables=[])
 
 
+def test_heads_of_other_classes_are_new_when_training_starts_only(tmp_path: Path) -> None:
+    theirs, ours = Model(), Model()
+    theirs.head = nn.Linear(2, 81)
+    before = ours.head.weight.clone()
+    torch.save(theirs.state_dict(), tmp_path / "coco.pth")
+    Checkpointer(ours).load(str(tmp_path / "coco.pth"), checkpointables=[])
+    assert_equal_weights(theirs.backbone, ours.backbone)
+    assert torch.equal(ours.head.weight, before)
+    with pytest.raises(InputError, match=r"head\.weight \(81, 2\) in the file, \(1, 2\) here"):
+        Checkpointer(ours).load(str(tmp_path / "coco.pth"))
+
+
 def test_saved_checkpoints_are_weights_only_and_come_back(tmp_path: Path) -> None:
     theirs, ours = Model(), Model()
     Checkpointer(theirs, str(tmp_path)).save("model_0000001", iteration=1, best=np.float64(0.5), count=np.int64(3))

@@ -28,7 +28,8 @@ def test_every_config_has_known_keys_and_dense_caps(name: str) -> None:
     cfg = read(name)
     if not name.startswith("Base-") and name != "finetune.yaml":  # which is laid over a model's config
         assert cfg.OUTPUT_DIR.startswith("output/")
-        assert (50 if "cvppp" in name else 500) <= cfg.TEST.DETECTIONS_PER_IMAGE  # leaves are few
+        # leaves are few; the coursework's cap is its own
+        assert (50 if "cvppp" in name else 100 if "coursework" in name else 500) <= cfg.TEST.DETECTIONS_PER_IMAGE
         assert cfg.MODEL.RPN.POST_NMS_TOPK_TEST >= cfg.TEST.DETECTIONS_PER_IMAGE
         assert not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
         assert cfg.INPUT.MASK_FORMAT == "bitmask"
@@ -154,3 +155,19 @@ def test_augmentations_are_the_papers() -> None:
 def test_a_wrong_name_lists_what_there_is() -> None:
     with pytest.raises(InputError, match=r"PFFNet_R50\.yaml: no such config; pffnet_d2 ships .*PFFNet_R101_FPN\.yaml"):
         config_path("PFFNet_R50.yaml")
+
+
+def test_the_courseworks_stages_train_what_it_says() -> None:
+    trained = []
+    for name in ("MaskRCNN_R101_FPN_heads", "MaskRCNN_R101_FPN"):
+        cfg = read(f"dsb2018/coursework/{name}.yaml")
+        cfg.MODEL.DEVICE = "cpu"
+        cfg.MODEL.RESNETS.DEPTH = 50
+        model = build_model(cfg)
+        trained.append({n for n, p in model.named_parameters() if p.requires_grad})
+        assert {n.split(".")[0] for n in trained[-1]} == {"backbone", "proposal_generator", "roi_heads"}
+        assert any(n.startswith("backbone.fpn_lateral2") for n in trained[-1])
+    heads, more = trained
+    assert not any("bottom_up" in n for n in heads)
+    assert {n.split(".")[2] for n in more - heads} == {"res4", "res5"}
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.MAX_ITER) == (0.001, 5000)

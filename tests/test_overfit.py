@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leave_no_trace")]
     [
         ("bbbc039/PFFNet_R18_FPN", {}),
         ("bbbc039/CellRCNN_V2_R18_FPN", {}),
+        ("dsb2018/FCN8s_compact", {}),
         ("dsb2018/ObjectGuided_R18_compact", {"INPUT.SQUARE.TRAIN": "0", "INPUT.SQUARE.TEST": "0"}),
     ],
 )

@@ -52,6 +52,7 @@ def instances_to_label_map(
     fill_holes: bool = False,
     largest_component: bool = False,
     min_size: int = 0,
+    largest_first: bool = False,
 ) -> NDArray[np.int32]:
     """Label map of one image's detections; the work is proportional to the sum of their box areas.
 
@@ -71,6 +72,8 @@ def instances_to_label_map(
         largest_component: of the pixels an instance keeps, only the largest part stays (4-connected; of equals the
             first in row order).
         min_size: an instance that keeps fewer pixels is dropped and hides nothing.
+        largest_first: lay them down by descending area instead (of equals the better one first): the largest of
+            overlapping masks stays whole (Zhang, Wei, Yue, MLP Coursework 4, 2018, 2.2). Labels still go by score.
 
     Returns:
         (H, W) int32, 0 background, ids 1..n contiguous, 1 the most confident.
@@ -83,6 +86,7 @@ def instances_to_label_map(
         fill_holes=fill_holes,
         largest_component=largest_component,
         min_size=min_size,
+        largest_first=largest_first,
     )
     return label_map
 
@@ -110,6 +114,7 @@ def lay_windows(
     fill_holes: bool = False,
     largest_component: bool = False,
     min_size: int = 0,
+    largest_first: bool = False,
 ) -> tuple[NDArray[np.int32], list[int]]:
     """The label map of masks (y0, x0, mask) given in order of confidence, and which mask each label is.
 
@@ -117,7 +122,10 @@ def lay_windows(
     """
     label_map = np.zeros(image_size, dtype=np.int32)
     laid: list[int] = []
-    for index, (y0, x0, mask) in enumerate(windows):
+    given = enumerate(windows)
+    for index, (y0, x0, mask) in (
+        sorted(given, key=lambda each: -np.count_nonzero(each[1][2])) if largest_first else given
+    ):
         if fill_holes and mask.size:
             mask = ndimage.binary_fill_holes(mask)
         area = int(np.count_nonzero(mask))
@@ -139,6 +147,11 @@ def lay_windows(
             continue
         laid.append(index)
         window[free] = len(laid)
+    if largest_first:
+        order = np.argsort(laid)
+        label_of = np.zeros(len(laid) + 1, dtype=np.int32)
+        label_of[order + 1] = np.arange(1, len(laid) + 1)
+        return label_of[label_map], sorted(laid)
     return label_map, laid
 
 

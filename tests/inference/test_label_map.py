@@ -279,6 +279,29 @@ def test_small_instances_hide_nothing() -> None:
     assert label_map_and_indices(ring_and_core())[1] == [1, 0]
 
 
+def test_the_largest_of_overlapping_masks_stays_whole() -> None:
+    masks = torch.zeros(4, 6, 12, dtype=torch.bool)
+    masks[0, 1:3, 2:4] = True  # the best, 4 pixels, inside the largest: nothing is left of it
+    masks[1, 1:5, 6:9] = True  # 12 pixels, one column shared with the largest
+    masks[2, :5, 1:7] = True  # the largest
+    masks[3, 0, 9:12] = True  # alone
+    given = instances((6, 12), [[0, 0, 1, 1]] * 4, masks, [0.9, 0.8, 0.7, 0.95])
+    expected = np.zeros((6, 12), int)
+    expected[0, 9:12] = 1
+    expected[1:5, 7:9] = 2
+    expected[:5, 1:7] = 3
+    labels, kept = label_map_and_indices(given, max_covered=1.0, largest_first=True)
+    np.testing.assert_array_equal(labels, expected)
+    assert kept == [3, 1, 2]  # labels go by score
+    # By score the best is whole.
+    assert (instances_to_label_map(given, max_covered=1.0)[1:3, 2:4] == 2).all()
+    # Of equal areas the better one.
+    twins = instances((6, 12), [[0, 0, 1, 1]] * 2, torch.stack([masks[1], masks[1].roll(1, 0)]), [0.6, 0.8])
+    labels, kept = label_map_and_indices(twins, max_covered=1.0, largest_first=True)
+    assert kept == [1, 0]
+    assert np.bincount(labels.ravel()).tolist()[1:] == [12, 3]
+
+
 # --- Masks kept as windows ------------------------------------------------------------------------------------------
 
 
