@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from detectron2.layers import ShapeSpec
+from detectron2.modeling.roi_heads import build_mask_head
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from pffnet_d2.modeling.mask_head import DualModalMaskHead, gt_areas, mask_loss, mask_targets, pixel_shuffle
@@ -50,6 +52,25 @@ def test_layers_are_the_tables_steps(trunk: str, fc_relu: bool, k: int) -> None:
     torch.testing.assert_close(m, u + v)
     m.sum().backward()
     assert all(p.grad is not None for p in head.parameters())
+
+
+def test_two_channels_of_mask_rcnns_head(compact_cfg: Callable) -> None:
+    """Upstream's layers but for the second channel, and only the object's reaches upstream's loss and masks."""
+    shape = ShapeSpec(channels=64, height=14, width=14)
+    torch.manual_seed(0)
+    upstream = build_mask_head(compact_cfg("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"), shape).eval()
+    two = build_mask_head(compact_cfg("MODEL.ROI_MASK_HEAD.NAME", "TwoChannelMaskHead"), shape).eval()
+    state = upstream.state_dict()
+    for name in ("predictor.weight", "predictor.bias"):
+        state[name] = torch.cat([-state[name], state[name]])
+    two.load_state_dict(state)
+    x = torch.randn(3, 64, 14, 14)
+    torch.testing.assert_close(two.layers(x), upstream.layers(x) * torch.tensor([-1.0, 1.0]).view(1, 2, 1, 1))
+    masks = [
+        head(x, [Instances((8, 8), pred_classes=torch.zeros(3, dtype=torch.int64))])[0].pred_masks
+        for head in (two, upstream)
+    ]
+    torch.testing.assert_close(*masks)
 
 
 def test_pixel_shuffle_is_torchs() -> None:

@@ -13,6 +13,7 @@ from detectron2.utils.events import EventStorage
 
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.label_map import instances_to_label_map
+from pffnet_d2.modeling.fusion import fuse
 from pffnet_d2.modeling.meta_arch import consistency_loss
 
 ALL_LOSSES = {
@@ -200,6 +201,28 @@ def test_a_branch_runs_only_when_asked_for(
     assert np.array_equal(segments.numpy(), expected)
     assert [i["id"] for i in infos] == list(range(1, expected.max() + 1))
     assert [i["area"] for i in infos] == np.bincount(expected.ravel())[1:].tolist()
+
+
+@torch.no_grad()
+def test_the_fused_map_is_of_the_detections_above_beta_the_best_last(
+    compact_cfg: Callable, make_batch: Callable
+) -> None:
+    fusion = ("MODE", "replacement", "CHANNELS", "per_channel", "POST_CONVS", False)
+    keys = (f"MODEL.PFFNET.FUSION.{x}" if i % 2 == 0 else x for i, x in enumerate(fusion))
+    model = build(compact_cfg, *EAGER, *keys, "MODEL.PFFNET.OUTPUTS", ["semantic_fused"])
+    (image,) = batch = make_batch((64, 96, 3))
+    (raw,) = model.eval().inference(batch, do_postprocess=False)
+    beta = raw.class_scores.median().item()
+    model.label_map["score_threshold"] = beta
+    (result,) = infer(model, [{"image": image["image"]}])
+
+    kept = [i for i in raw.scores.argsort().tolist() if raw.class_scores[i] > beta]
+    assert 0 < len(kept) < len(raw)
+    f0 = model.fusion_head.f0(model.backbone(model.preprocess_image(batch).tensor)["p2"])
+    expected = fuse(
+        f0, raw.mask_logits[kept], raw.pred_boxes.tensor[kept], torch.zeros(len(kept)).long(), "replacement"
+    )
+    torch.testing.assert_close(result["sem_seg"], expected[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("paste", [True, False])
