@@ -49,8 +49,6 @@ class Job:
     formats: list[str]
     config: str | None = None  # None: model
     weights: str | None = None
-    model: str | None = None  # None, and no config: the one that comes with the package
-    diameter: float | None = None
     device: str | None = None
     thresholds: dict[str, Any] | str | None = None
     opts: list[str] = field(default_factory=list)
@@ -61,6 +59,8 @@ class Job:
     batch: int = 1  # images read and written together; those of one size are predicted together
     stop: bool = False  # end at the first file that fails
     processes: int = 1
+    model: str | None = None  # None, and no config: the one that comes with the package
+    diameter: float | None = None
 
 
 @dataclass(frozen=True)
