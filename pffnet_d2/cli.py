@@ -148,7 +148,7 @@ def _add_predict(commands: Any) -> None:
         help="mean diameter of your nuclei: images are resized to the diameter the model knows, results are not",
     )
     predict.add_argument(
-        "--out", type=Path, default=Path("results"), metavar="DIR", help="where results go (default: %(default)s)"
+        "--out", type=Path, metavar="DIR", help="where results go (default: results in the current folder)"
     )
     predict.add_argument(
         "--format",
@@ -288,9 +288,10 @@ def _predict(args: argparse.Namespace) -> int:
         raise InputError(f"--pixel-size {args.pixel_size}: give micrometres a pixel, or 0 to measure in pixels")
     if args.config and not os.path.isfile(args.config):
         raise InputError(f"{args.config}: no such config file; give --config FILE")
+    out = args.out or Path("results")
     job = Job(
-        sources=find_sources(args.images, args.out, formats),
-        out=args.out,
+        sources=find_sources(args.images, out, formats),
+        out=out,
         formats=formats,
         config=args.config,
         weights=args.weights,
@@ -310,7 +311,7 @@ def _predict(args: argparse.Namespace) -> int:
         overlap=overlap if overlap == "auto" else int(overlap),
     )
     summary = predict_files(job)
-    print("\n".join([*summary.lines(), f"results: {args.out}"]))
+    print("\n".join([*summary.lines(), *([] if args.out else [f"results in {out}/"])]))
     return summary.exit_code
 
 

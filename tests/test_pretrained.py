@@ -77,7 +77,7 @@ def test_a_changed_config_or_card_is_found(copy: Path) -> None:
 
 def test_unknown_names(shipped: Path, tmp_path: Path) -> None:
     assert pretrained.names() == ["nuclei"]
-    with pytest.raises(InputError, match=r"cells: no such model; give one of nuclei, or a folder"):
+    with pytest.raises(InputError, match=r"cells: no such model; give nuclei, a folder with config"):
         find_model("cells")
     with pytest.raises(InputError, match="no such model"):
         find_model(tmp_path / "none")
@@ -108,12 +108,13 @@ def test_the_first_command(
 ) -> None:
     """`pffnet predict image.tif`, and nothing else."""
     monkeypatch.chdir(tmp_path)
+    Path("nuclei").mkdir()  # a folder of the user's, not the model
     tifffile.imwrite("image.tif", squares())
     assert main(["predict", "image.tif"]) == 0
     labels = tifffile.imread("results/image_labels.tif")
     assert labels.shape == (64, 80)
     assert labels.max() > 0
-    assert capsys.readouterr().out.endswith("results: results\n")
+    assert capsys.readouterr().out.endswith("results in results/\n")
     assert main(["predict", "image.tif", "--weights", "x.pth"]) == 2
     assert main(["predict", "image.tif", "--model", "cells"]) == 2
     assert [line.split(":")[2].strip() for line in capsys.readouterr().err.splitlines()] == ["x.pth", "cells"]

@@ -3,7 +3,8 @@
 Geometry: "flip", "hflip" (left and right only), "rotate90", "scale" (and INPUT.CROP, INPUT.SQUARE). Grey values, the
 truth untouched: "gaussian_blur", "median_blur", "gaussian_noise" [P], "emboss", "sharpen", "channel_shuffle" [V2],
 "jitter", "contrast", and "brightness" (the DSB2018 coursework; Detectron2's: every image, grey values times 0.8 to
-1.2). The papers made their variants beforehand and tell neither strengths nor how many; here each other change of grey values happens to an image with probability ``CHANCE``, and its docstring says how strongly.
+1.2). The papers made their variants beforehand and tell neither strengths nor how many; here each other change of grey
+values happens to an image with probability ``CHANCE``, and its docstring says how strongly.
 """
 
 from __future__ import annotations

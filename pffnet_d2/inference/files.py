@@ -50,8 +50,6 @@ class Job:
     formats: list[str]
     config: str | None = None  # None: model
     weights: str | None = None
-    model: str | None = None  # None, and no config: the one that comes with the package
-    diameter: float | None = None
     device: str | None = None
     thresholds: dict[str, Any] | str | None = None
     opts: list[str] = field(default_factory=list)
@@ -64,6 +62,8 @@ class Job:
     processes: int = 1
     tile: int | None = None  # side in pixels of the tiles that images are predicted in; None: whole
     overlap: int | str = "auto"  # of tiles
+    model: str | None = None  # None, and no config: the one that comes with the package
+    diameter: float | None = None
 
 
 @dataclass(frozen=True)

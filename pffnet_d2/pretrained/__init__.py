@@ -36,23 +36,23 @@ def names() -> list[str]:
 
 
 def find_model(model: str | os.PathLike[str] = DEFAULT) -> Model:
-    """A model by its folder, or a shipped one by its name.
+    """A shipped model by its name, or any by its folder (``./nuclei`` for one that is called like a shipped one).
 
     Raises:
         InputError: there is none, a file is missing, is a Git LFS pointer, or is not the one that the card names.
     """
     name = os.fspath(model)
-    folder = Path(name)
+    shipped = names()
+    if name == DEFAULT and name not in shipped:
+        raise InputError(
+            "the model that comes with the package is missing from this installation; give --config FILE and "
+            "--weights FILE, or --model FOLDER"
+        )
+    folder = ROOT / name if name in shipped else Path(name)
     if not folder.is_dir():
-        folder = ROOT / name
-        if os.sep in name or not folder.is_dir():
-            shipped = f"one of {', '.join(names())}, " if names() else ""
-            if name == DEFAULT:
-                raise InputError(
-                    "the model that comes with the package is missing from this installation; give --config FILE and "
-                    "--weights FILE, or --model FOLDER"
-                )
-            raise InputError(f"{name}: no such model; give {shipped}or a folder with {CONFIG} and {WEIGHTS}")
+        raise InputError(
+            f"{name}: no such model; give {', '.join([*shipped, f'a folder with {CONFIG} and {WEIGHTS}'])}"
+        )
     found = Model(folder / CONFIG, folder / WEIGHTS, _card(folder / CARD))
     for path in (found.config, found.weights):
         if not path.is_file():
