@@ -145,7 +145,8 @@ def test_grey_values_change_and_the_truth_does_not(name: str, style: str) -> Non
     grey = style == "fluorescence"
     if not (name == "channel_shuffle" and grey):
         difference = np.abs(given.image.astype(int) - image)
-        assert 0 < difference.mean() < 64  # something happened, and it is still that image
+        # Something happened, and it is still that image; "contrast" is meant for dark fields and may halve a white one.
+        assert 0 < difference.mean() < (160 if name == "contrast" else 64)
     if grey:
         assert (given.image == given.image[..., :1]).all()
 
