@@ -74,7 +74,7 @@ def test_build(cfg: Any) -> None:
     assert [type(a) for a in build_augmentations(cfg, True)] == [T.RandomCrop, T.ResizeShortestEdge]
     assert [type(a) for a in build_augmentations(cfg, False)] == [T.ResizeShortestEdge]
     cfg.INPUT.PFFNET.AUGMENTATIONS = ["flipp"]
-    with pytest.raises(InputError, match="unknown augmentation 'flipp'; choose from flip, hflip, rotate90"):
+    with pytest.raises(InputError, match="unknown augmentation 'flipp'; choose from flip, rotate90, scale"):
         build_augmentations(cfg, True)
 
 
