@@ -324,7 +324,7 @@ def run(argv: Sequence[str]) -> int:
             launch_on_cpu(train_or_evaluate, args.cpu_ranks, **machines)
         else:
             train_or_evaluate(args)
-    except (*EXIT_CODES, ProcessRaisedException) as error:
+    except (InputError, NonFiniteLoss, ProcessRaisedException) as error:
         for kind, code in EXIT_CODES.items():
             line = _said(error, kind)
             if line:
