@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 
@@ -132,7 +133,9 @@ def check_unchanged(folder: Path, config_file: str, opts: Sequence[str]) -> None
     begun = folder / "config.yaml"
     if not begun.is_file():
         return
-    before, now = (dict(_flat(cfg)) for cfg in (read_config(str(begun)), read_config(config_file, opts)))
+    # By way of yaml, where tuples and lists are the same.
+    cfgs = read_config(str(begun)), read_config(config_file, opts)
+    before, now = (dict(_flat(yaml.safe_load(cfg.dump()))) for cfg in cfgs)
     for key in now:
         if key not in NOT_THE_RUN and before.get(key) != now[key]:
             raise InputError(
