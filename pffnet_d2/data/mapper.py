@@ -20,7 +20,7 @@ from scipy.ndimage import find_objects
 
 from pffnet_d2.data.augmentation import build_augmentations
 from pffnet_d2.data.coco import paint_layers
-from pffnet_d2.data.images import default_normalisation, read_image, to_rgb8
+from pffnet_d2.data.images import normalisation_of, read_image, to_rgb8
 from pffnet_d2.errors import InputError
 
 Masks = npt.NDArray[np.bool_]
@@ -70,7 +70,7 @@ class PFFNetDatasetMapper:
         height, width = image.shape[:2]
         _check_size(dataset_dict["file_name"], (height, width), dataset_dict)
         out["height"], out["width"] = height, width
-        rgb = to_rgb8(image, default_normalisation(image))
+        rgb = to_rgb8(image, normalisation_of(image))
         semantic_file = dataset_dict.get("sem_seg_file_name") if self.is_train else None
         semantic = None
         if semantic_file:

@@ -21,7 +21,7 @@ from torch.multiprocessing import spawn
 from torch.multiprocessing.spawn import ProcessRaisedException
 from tqdm import tqdm
 
-from pffnet_d2.data.images import Normalisation, default_normalisation
+from pffnet_d2.data.images import Normalisation, normalisation_of
 from pffnet_d2.data.micrographs import Micrograph, describe, read_micrograph
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.export import FORMATS, Export, check_formats
@@ -347,7 +347,7 @@ def _batch(job: Job, predictor: Predictor, indices: list[int], stages: dict[str,
             outcomes.append(Outcome(index, errors[index]))
             continue
         pixels, prediction = read[index][0].pixels, predictions[index]
-        normalisation = job.normalisation or default_normalisation(pixels)
+        normalisation = normalisation_of(pixels, predictor.normalisation)
         outcomes.append(
             Outcome(
                 index,

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 from tqdm import tqdm
 
-from pffnet_d2.data.images import Normalisation, default_normalisation, to_rgb8
+from pffnet_d2.data.images import AUTO, Normalisation, normalisation_of, to_rgb8
 from pffnet_d2.data.micrographs import Micrograph
 from pffnet_d2.data.regions import Sliceable, limits, open_micrograph, window
 from pffnet_d2.errors import InputError
@@ -61,7 +61,7 @@ class Model:
     predict: Callable[[list[NDArray[np.uint8]]], Sequence[Findings]]  # (h, w, 3) RGB, those of one size together
     identity: str  # differs where predictions may
     stride: int = 1  # sides of tiles are multiples of it, so that none is padded
-    normalisation: Normalisation | None = None
+    normalisation: Normalisation = AUTO
 
 
 @dataclass(frozen=True)
@@ -179,9 +179,7 @@ class _Run:
         self.pixel_size = size if size and size[0] else None
         probe = window(self.pixels, slice(0, 1), slice(0, 1), name)
         self.dtype = probe.dtype
-        self.normalisation = model.normalisation or default_normalisation(probe)
-        if self.normalisation.name == "auto":
-            self.normalisation = default_normalisation(probe, self.normalisation)
+        self.normalisation = normalisation_of(probe, model.normalisation)
         self.shape = (int(self.pixels.shape[0]), int(self.pixels.shape[1]))
         self.target = plan.out / plan.name
         self.folder = self.target.with_name(f"{self.target.name}.tiles")

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pffnet_d2.checkpoint import Checkpointer
 from pffnet_d2.config import label_map_rule, read_config
 from pffnet_d2.data.augmentation import build_augmentations
-from pffnet_d2.data.images import Normalisation, default_normalisation, to_rgb8
+from pffnet_d2.data.images import BY_DEPTH, Normalisation, to_rgb8
 from pffnet_d2.data.kind import check_kind, unlike_fluorescence
 from pffnet_d2.data.micrographs import read_micrograph
 from pffnet_d2.data.regions import Sliceable
@@ -62,7 +62,7 @@ class Predictor:
         predictor = Predictor("configs/bbbc039/PFFNet_R18_FPN.yaml", "model_final.pth")
         label_map = predictor("plate_A01.tif").label_map
 
-    Images pass through the normalisation of training (:func:`~pffnet_d2.data.images.default_normalisation`) unless
+    Images pass through the normalisation of training (MODEL.PFFNET.NORMALISATION) unless
     another is given. On a CPU, making one turns denormal numbers off for the process (``torch.set_flush_denormal``).
     """
 
@@ -127,7 +127,11 @@ class Predictor:
         cfg.freeze()
         self.cfg = cfg
         self.scale = _scale(cfg, diameter)
-        self.normalisation = normalisation
+        if cfg.MODEL.PFFNET.NORMALISATION not in BY_DEPTH:
+            raise InputError(
+                f"MODEL.PFFNET.NORMALISATION {cfg.MODEL.PFFNET.NORMALISATION!r} is not one of {', '.join(BY_DEPTH)}"
+            )
+        self.normalisation = normalisation or BY_DEPTH[cfg.MODEL.PFFNET.NORMALISATION]
         self.rule = label_map_rule(cfg)
         if cfg.MODEL.DEVICE == "cpu":
             # Activations near zero otherwise become denormal numbers, on which CPUs are many times slower.
@@ -183,7 +187,7 @@ class Predictor:
 
     def normalise(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB as the network sees it. Raises InputError as ``to_rgb8``."""
-        return to_rgb8(pixels, self.normalisation or default_normalisation(pixels))
+        return to_rgb8(pixels, self.normalisation)
 
     @torch.no_grad()
     def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:

@@ -14,10 +14,11 @@ from pffnet_d2.data.images import (
     AS_IS,
     AUTO,
     PERCENTILE_16_BIT,
+    STRETCH,
     Normalisation,
     contiguous,
     decode_image,
-    default_normalisation,
+    normalisation_of,
     read_image,
     to_rgb8,
 )
@@ -69,11 +70,16 @@ def test_eight_bit_stays() -> None:
     assert to_rgb8(rgba, AS_IS).flags.writeable
 
 
-def test_default_normalisation() -> None:
-    assert default_normalisation(np.zeros((2, 2), np.uint8)) is AS_IS
-    assert default_normalisation(np.zeros((2, 2), np.uint16)) == PERCENTILE_16_BIT
+def test_normalisation_of_a_depth() -> None:
+    assert normalisation_of(np.zeros((2, 2), np.uint8)) is AS_IS
+    assert normalisation_of(np.zeros((2, 2), np.uint16)) == PERCENTILE_16_BIT
+    assert normalisation_of(np.zeros((2, 2), np.uint16), STRETCH) == PERCENTILE_16_BIT
+    assert normalisation_of(np.zeros((2, 2), np.uint8), AS_IS) is AS_IS
+    dark = np.full((2, 2), 10, np.uint8)
+    dark[0, 0] = 22  # half of the least range above the rest
+    assert to_rgb8(dark, STRETCH)[:, :, 0].tolist() == [[128, 0], [0, 0]]
     half = np.linspace(0, 1, 101, dtype=np.float32)[None]
-    assert abs(int(to_rgb8(half, default_normalisation(half))[0, 50, 0]) - 128) <= 1
+    assert abs(int(to_rgb8(half, normalisation_of(half))[0, 50, 0]) - 128) <= 1
     assert Normalisation(**PERCENTILE_16_BIT.info()) == PERCENTILE_16_BIT
 
 
@@ -170,7 +176,7 @@ def test_auto_is_what_prediction_does() -> None:
     shallow = rng.integers(0, 255, (9, 8, 3), np.uint8)
     np.testing.assert_array_equal(to_rgb8(shallow, AUTO), shallow)
     for deep in (rng.integers(0, 4000, (30, 40), np.uint16), rng.integers(0, 90, (30, 40)) + 0.5):
-        np.testing.assert_array_equal(to_rgb8(deep, AUTO), to_rgb8(deep, default_normalisation(deep)))
+        np.testing.assert_array_equal(to_rgb8(deep, AUTO), to_rgb8(deep, normalisation_of(deep)))
     assert to_rgb8(np.arange(100, dtype=np.uint16)[None], AUTO).max() < 60  # 99 grey values of at least 512
     assert to_rgb8(np.arange(100, dtype=np.float32)[None], AUTO).max() == 255
 

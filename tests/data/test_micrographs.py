@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pffnet_d2.data.images import PERCENTILE_16_BIT, Normalisation, default_normalisation, read_image, to_rgb8
+from pffnet_d2.data.images import PERCENTILE_16_BIT, Normalisation, normalisation_of, read_image, to_rgb8
 from pffnet_d2.data.micrographs import describe, parse_normalisation, read_micrograph
 from pffnet_d2.errors import InputError
 
@@ -25,7 +25,7 @@ def test_depths(tmp_path: Path, dtype: str, compression: str | None) -> None:
     pixels = read_micrograph(tmp_path / "a.tif").pixels
     assert pixels.dtype == grey.dtype
     np.testing.assert_array_equal(pixels, grey)
-    rgb = to_rgb8(pixels, default_normalisation(pixels))
+    rgb = to_rgb8(pixels, normalisation_of(pixels))
     assert rgb.shape == (6, 9, 3)
 
 

@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pffnet_d2.data.coco import regions_to_label_map
-from pffnet_d2.data.images import AS_IS, PERCENTILE_8_BIT, Normalisation
+from pffnet_d2.data.images import AS_IS, STRETCH, Normalisation
 from pffnet_d2.data.readers.masks import mask_region, one_mask_per_object
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, list_files, shipped
@@ -52,7 +52,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "exclude_bbbc039": (False, "leave out the 43 images of stage1_train that are fields of BBBC039"),
     "fill_holes": (True, "fill holes in the masks"),
     "image_type": ("", "only images of this type: fluorescence, histology or brightfield"),
-    "normalisation": ("as_is", "as_is, or percentile: each image stretched, the dark ones most"),
+    "normalisation": ("as_is", "as_is, or stretch: each image to the full range"),
 }
 CATEGORY = "nucleus"
 IMAGE_TYPES = ("fluorescence", "histology", "brightfield")
@@ -64,7 +64,7 @@ BRIGHT = 100  # grey value that divides the mean of dark and bright fields
 
 def normalisation(*, normalisation: str = AS_IS.name, **_: Any) -> Normalisation:
     """The normalisation that the option chooses. Raises InputError for one that does not exist."""
-    known = {AS_IS.name: AS_IS, PERCENTILE_8_BIT.name: PERCENTILE_8_BIT}
+    known = {AS_IS.name: AS_IS, STRETCH.name: STRETCH}
     if normalisation not in known:
         raise InputError(f"option normalisation={normalisation}: give {' or '.join(known)}")
     return known[normalisation]

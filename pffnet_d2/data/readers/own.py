@@ -30,7 +30,7 @@ import numpy.typing as npt
 from skimage.measure import label
 
 from pffnet_d2.data.coco import Region, annotations_to_regions, regions_to_label_map
-from pffnet_d2.data.images import AS_IS, AUTO, Normalisation, decode_image, read_bytes
+from pffnet_d2.data.images import AS_IS, AUTO, BY_DEPTH, Normalisation, decode_image, read_bytes
 from pffnet_d2.data.readers.labels import label_map
 from pffnet_d2.data.readers.masks import one_mask_per_object
 from pffnet_d2.data.readers.record import IMAGE_TYPES, Record
@@ -53,7 +53,10 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "fill_holes": (False, "fill holes in masks of one object"),
     "category": ("object", "what the objects are"),
     "image_type": ("", f"kind of the images: {', '.join(IMAGE_TYPES)}"),
-    "normalisation": ("auto", "as_is, percentile, or auto: 8-bit images as they are, deeper ones by percentile"),
+    "normalisation": (
+        "auto",
+        "as_is, percentile, auto (8 bit as it is, deeper by percentile) or stretch",
+    ),
     "low": (AUTO.low, "percentile that becomes black"),
     "high": (AUTO.high, "percentile that becomes white"),
     "minimum_range": (AUTO.minimum_range, "grey values that at least lie between black and white, for empty fields"),
@@ -91,8 +94,8 @@ def normalisation(
     """The normalisation that the options choose. Raises InputError for one that does not exist."""
     if normalisation == AS_IS.name:
         return AS_IS
-    if normalisation not in ("auto", "percentile"):
-        raise InputError(f"option normalisation={normalisation}: give auto, as_is or percentile")
+    if normalisation not in (*BY_DEPTH, "percentile"):
+        raise InputError(f"option normalisation={normalisation}: give {', '.join(BY_DEPTH)}, as_is or percentile")
     if not 0 <= low < high <= 100 or minimum_range < 0:
         raise InputError(f"options low={low:g}, high={high:g}: give 0 <= low < high <= 100 and minimum_range >= 0")
     return Normalisation(normalisation, low, high, minimum_range)

@@ -137,14 +137,14 @@ def test_one_type_stretched(tmp_path: Path, layouts: ModuleType) -> None:
     colour[..., 0] += 100
     styles = {"a": (dark, labels), "b": (dark + np.uint8(150), labels), "c": (colour, labels)}
     root = layouts.write(tmp_path, stage(layouts, styles))
-    options = {"image_type": "fluorescence", "normalisation": "percentile"}
+    options = {"image_type": "fluorescence", "normalisation": "stretch"}
     prepare("dsb2018", root, tmp_path / "out", splits=["train"], options=options)
     (file,) = (tmp_path / "out/dsb2018/train/images").iterdir()
     assert file.name == "a.png"
     assert set(np.unique(np.asarray(Image.open(file)))) == {0, 255}
     for option, remedy in {
         "image_type": "one of fluorescence, histology",
-        "normalisation": "as_is or percentile",
+        "normalisation": "as_is or stretch",
     }.items():
         with pytest.raises(InputError, match=f"option {option}=x: give {remedy}"):
             prepare("dsb2018", root, tmp_path / "other", splits=["train"], options={option: "x"})

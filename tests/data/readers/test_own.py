@@ -345,7 +345,7 @@ def _coco(change: Any) -> Any:
         (lambda files: None, {"options": {"fractions": "a/b=1"}}, "is no name of a split"),
         (lambda files: None, {"options": {"truth": "colours"}}, "give auto, ids or components"),
         (lambda files: None, {"options": {"image_type": "xray"}}, "choose one of fluorescence"),
-        (lambda files: None, {"options": {"normalisation": "none"}}, "give auto, as_is or percentile"),
+        (lambda files: None, {"options": {"normalisation": "none"}}, "give auto, stretch, as_is or percentile"),
         (lambda files: None, {"options": {"low": "60", "high": "40"}}, "low < high"),
         (lambda files: None, {"options": {"low": "dark"}}, "option low=dark of own: give a number"),
         (lambda files: None, {"options": {"coco": "x.json"}}, r"no x\.json there"),
