@@ -1,0 +1,91 @@
+"""What the pages tell to type can be typed: commands parse, configs and keys exist, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+from pffnet_d2 import cli, cli_evaluation, engine, finetune, kfold
+from pffnet_d2.config import config_path, read_config
+
+ROOT = Path(__file__).parents[1]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "datasets/README.md",
+    ROOT / "third_party/detectron2/README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+
+
+def commands(page: Path) -> list[str]:
+    """Of a page's indented and fenced blocks the lines that call us, continued lines joined, comments cut."""
+    found, fenced = [], False
+    for line in re.sub(r" *\\\n\s*", " ", page.read_text(encoding="utf-8")).splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif fenced or line.startswith("    "):
+            text = re.sub(r"\s#.*", "", line).strip().replace(".venv/bin/", "")
+            if re.match(r"(pffnet|make|python (train_net\.py|benchmarks/|-m pffnet_d2)) ?", text):
+                found.append(text)
+    return found
+
+
+COMMANDS = [(page.relative_to(ROOT), command) for page in PAGES for command in commands(page)]
+
+
+def test_commands_were_found() -> None:
+    assert len(COMMANDS) > 40
+
+
+@pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{page}: {command}" for page, command in COMMANDS])
+def test_the_command_parses(page: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    # [flags] and ... stand for what the reader chooses
+    words = [w for w in shlex.split(re.sub(r"\[[^]']*\](?![^ ]*')", "", command)) if w != "..."]
+    program, arguments = words[0], words[1:]
+    if program == "make":
+        targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        variables = re.findall(r"^([A-Z_]+) \?=", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        for word in arguments:
+            assert word in targets or word.partition("=")[0] in variables
+        return
+    if program == "python" and arguments[0].startswith("benchmarks/"):
+        text = (ROOT / arguments[0]).read_text()
+        assert all(f'"{word}"' in text for word in arguments[1:] if word.startswith("--"))
+        return
+    kind = "train" if arguments[0] == "train_net.py" else arguments[0]
+    rest = arguments[1:]
+    try:
+        if kind == "train" and "--from" in rest:
+            finetune.argument_parser().parse_intermixed_args(rest)
+        elif kind == "evaluate" and cli_evaluation.is_of_folders(rest):
+            pass  # its parser is its own; tests/evaluation/test_folders.py runs it
+        elif kind in cli.FORWARDED:
+            if kind == "thresholds" and "--metric" in rest:
+                del rest[(i := rest.index("--metric")) : i + 2]
+            parser = kfold.argument_parser() if kind == "kfold" else engine.argument_parser()
+            args = parser.parse_args(rest)
+            if args.config_file.startswith("configs/"):
+                read_config(str(config_path(args.config_file.removeprefix("configs/"))), args.opts)
+        else:
+            args = cli.argument_parser().parse_args(arguments)
+            config = str(getattr(args, "config", None) or "")
+            assert not config.startswith("configs/") or config_path(config.removeprefix("configs/"))
+    except SystemExit:
+        pytest.fail(f"{page}: {command}\n{capsys.readouterr().err}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_links_lead_to_files(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+    for name in re.findall(
+        r"`(configs/[\w/]+\.yaml|docs/\w+\.md|benchmarks/\w+\.py)`", page.read_text(encoding="utf-8")
+    ):
+        assert (ROOT / name).exists(), name
