@@ -15,7 +15,7 @@ tiles left to later ones:
 
 An object that is laid down keeps the pixels that are still free. One that a border cuts within the core is larger than
 the overlap: a later tile's object that agrees with it where both tiles see it (intersection over union above one half)
-adds its pixels to it.
+adds its pixels to it (and, where it agrees with two, makes them one).
 
 Nothing is decided by what tiles further down will show, so finished objects and rows leave as soon as no later tile can
 reach them, and the canvas holds one row of tiles and the objects that reach out of it.
@@ -231,16 +231,15 @@ class _Canvas:
             if cut[i]:
                 one.seen.append(tile)
             self._wait(-1 - self.laid, one)
-        for label, key in joined.items():
-            value[label] = key
-            self._grow(key, tile, _box(boxes[label - 1]))
+        for label, keys in joined.items():
+            value[label] = self._grow(keys, tile, _box(boxes[label - 1]))
         laid = value[labels]
         np.copyto(window, laid, where=(laid != 0) & ((window == 0) | (window == _LEFT)))
         self.columns_of_scores = list(view.scores)
 
-    def _joined(self, tile: Box, labels: NDArray[np.signedinteger | np.unsignedinteger]) -> dict[int, int]:
-        """Labels of a tile that are more of an object a border cut, with the object."""
-        joined: dict[int, int] = {}
+    def _joined(self, tile: Box, labels: NDArray[np.signedinteger | np.unsignedinteger]) -> dict[int, set[int]]:
+        """Labels of a tile that are more of objects a border cut, with these."""
+        joined: dict[int, set[int]] = {}
         for key, one in ((key, one) for part in self.waiting for key, one in part.items() if one.seen):
             for seen in one.seen:
                 shared = _common(seen, tile)
@@ -254,14 +253,27 @@ class _Canvas:
                     continue
                 label, both = int(counts.argmax()), int(counts.max())
                 if 2 * both > np.count_nonzero(there) + np.count_nonzero(here == label) - both:
-                    joined.setdefault(label, key)
-        return joined
+                    joined.setdefault(label, set()).add(key)
+        # Each object goes to one label only.
+        taken: set[int] = set()
+        for label, keys in joined.items():
+            joined[label] = keys - taken
+            taken |= keys
+        return {label: keys for label, keys in joined.items() if keys}
 
-    def _grow(self, key: int, tile: Box, box: Box) -> None:
-        one = next(part.pop(key) for part in self.waiting if key in part)
-        one.box = (*np.minimum(one.box[:2], box[:2]).tolist(), *np.maximum(one.box[2:], box[2:]).tolist())
-        one.seen.append(tile)
-        self._wait(key, one)
+    def _grow(self, keys: set[int], tile: Box, box: Box) -> int:
+        """Makes cut objects one, the first of them, that reaches over ``box`` too; which."""
+        parts = {key: part.pop(key) for key in keys for part in self.waiting if key in part}
+        first = max(parts)
+        for key, other in parts.items():
+            if key != first:
+                window = self.window(other.box)
+                window[window == key] = first
+        boxes = np.array([box, *(other.box for other in parts.values())])
+        whole = _box(np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)]))
+        seen = [tile, *(place for other in parts.values() for place in other.seen)]
+        self._wait(first, _Object(whole, parts[first].scores, seen))
+        return first
 
     def _wait(self, key: int, one: _Object) -> None:
         self.waiting[int(np.searchsorted(self.next_x, one.box[3]))][key] = one

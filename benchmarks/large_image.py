@@ -1,0 +1,175 @@
+"""Do large images cost more than their pixels? Memory and time of tiles against the image at once.
+
+    python benchmarks/large_image.py [--sides 2048 4096 8192 16384] [--tile 1024] [--overlap 64]
+    python benchmarks/large_image.py --config FILE --weights FILE [--side 2048] [--tiles 256 512 1024]
+
+First form: mosaics of one generated image (``data/phantoms.py``), sliced lazily, and a threshold instead of a network,
+so that reading, stitching and writing (label TIFF, GeoJSON, CSV) are what is measured. A line a side: peak memory of the
+process (each side in one of its own) and time, CPU and wall; the ratio is the peak of the largest side against that of
+the smallest.
+
+Second form: a trained model on a mosaic that still fits at once; object F1 at IoU 0.5 of the label map of the tiles
+against that of the whole image, and the ratio of their Mpx/s (CPU time, and wall). ``--images`` makes the mosaic of the
+images of a folder instead of phantoms. The last line is json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from label_map import peak
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pffnet_d2.data.micrographs import read_micrograph
+from pffnet_d2.data.phantoms import records
+from pffnet_d2.evaluation.metrics import panoptic_quality
+from pffnet_d2.inference.large import Model, Plan, predict_large
+
+PIECE = 512
+
+
+class Mosaic:
+    """An image repeated as often as fits; only what is sliced exists."""
+
+    def __init__(self, piece: NDArray[Any], side: int) -> None:
+        self.piece, self.shape, self.dtype = piece, (side, side), piece.dtype
+
+    def __getitem__(self, key: tuple[slice, slice]) -> NDArray[Any]:
+        rows, columns = (np.arange(part.start, part.stop) % n for part, n in zip(key, self.piece.shape, strict=True))
+        return self.piece[np.ix_(rows, columns)]
+
+
+@dataclass(frozen=True)
+class Found:
+    label_map: NDArray[np.int32]
+    scores: dict[str, NDArray[np.float32]]
+    capped: bool = False
+
+
+def threshold(images: list[NDArray[np.uint8]]) -> list[Found]:
+    """Bright parts of at least 20 pixels: stands for a network."""
+    out = []
+    for image in images:
+        labels, _ = ndimage.label(image[:, :, 0] > 60)
+        sizes = np.bincount(labels.ravel())
+        number = np.where(sizes >= 20, 1, 0)
+        number[0] = 0
+        labels = (np.cumsum(number) * number).astype(np.int32)[labels]
+        out.append(Found(labels, {"score": np.ones(labels.max(), np.float32)}))
+    return out
+
+
+def phantom() -> NDArray[np.uint8]:
+    """Of the generated images the first that is not empty, grey."""
+    for record in records("val", 8, size=(PIECE, PIECE)):
+        if record.read_label_map is not None and record.read_label_map().max() > 20:
+            return np.ascontiguousarray(record.read_image()[:, :, 0])
+    raise SystemExit("no image with objects")
+
+
+def stand_in(side: int, tile: int, overlap: int) -> dict[str, Any]:
+    """One side in this process."""
+    piece = phantom()
+    with tempfile.TemporaryDirectory() as folder:
+        plan = Plan(Path(folder), "a", tile, overlap, ("label-tiff", "geojson", "csv"))
+        predict_large(Model(threshold, "warm"), Mosaic(piece, tile), plan)
+        before = peak("cpu", reset=True)
+        wall, cpu = time.perf_counter(), time.process_time()
+        done = predict_large(Model(threshold, "threshold"), Mosaic(piece, side), plan)
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+        result = {"side": side, "objects": done.objects, "tiles": done.tiles, "larger": len(done.larger)}
+        result |= {"cpu_s": round(cpu, 1), "wall_s": round(wall, 1), "cpu_s_per_mpx": round(cpu / side**2 * 1e6, 4)}
+        result |= {"peak_mb": peak("cpu") // 10**6, "before_mb": before // 10**6}
+    return result
+
+
+def real_mosaic(folder: Path | None, side: int) -> NDArray[Any]:
+    """(side, side): phantoms, or the images of a folder one beside the other, row after row."""
+    if folder is None:
+        return Mosaic(phantom(), side)[0:side, 0:side]
+    images = [read_micrograph(path).pixels for path in sorted(folder.iterdir())]
+    h, w = images[0].shape[:2]
+    images = [image for image in images if image.shape[:2] == (h, w)]
+    rows = []
+    for i in range(-(-side // h)):
+        across = -(-side // w)
+        rows.append(np.concatenate([images[(i * across + j) % len(images)] for j in range(across)], axis=1))
+    return np.concatenate(rows)[:side, :side]
+
+
+def network(args: argparse.Namespace) -> None:
+    """The second form."""
+    from pffnet_d2 import Predictor
+
+    predictor = Predictor(args.config, args.weights, device=args.device, opts=["TEST.DETECTIONS_PER_IMAGE", "20000"])
+    image = real_mosaic(args.images, args.side)
+    predictor(image[:256, :256])  # warms up
+    wall, cpu = time.perf_counter(), time.process_time()
+    whole = predictor(image)
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    rows = []
+    for tile in args.tiles:
+        with tempfile.TemporaryDirectory() as folder:
+            tiled, busy = time.perf_counter(), time.process_time()
+            done = predictor.predict_large(image, folder, tile=tile, overlap=args.overlap)
+            busy, tiled = time.process_time() - busy, time.perf_counter() - tiled
+            labels = tifffile.imread(done.files["label-tiff"]).astype(np.int32)
+        f1 = panoptic_quality(whole.label_map, labels).dq  # F1 of pairs with IoU > 0.5
+        rows.append(
+            {"tile": tile, "overlap": done.overlap, "objects": done.objects, "f1": round(f1, 4)}
+            | {"cpu_s": round(busy, 1), "wall_s": round(tiled, 1), "rate": round(cpu / busy, 3)}
+        )
+        print(
+            f"{args.side} x {args.side} in tiles of {tile}, overlap {done.overlap}: F1 against the whole {f1:.4f}, "
+            f"ratio of Mpx/s {cpu / busy:.2f} (CPU), {wall / tiled:.2f} (wall)",
+            flush=True,
+        )
+    objects = int(whole.label_map.max())
+    print(
+        json.dumps(
+            {"side": args.side, "objects": objects, "cpu_s": round(cpu, 1), "wall_s": round(wall, 1), "tiled": rows}
+        )
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sides", type=int, nargs="+", default=[2048, 4096])
+    parser.add_argument("--tile", type=int, default=1024)
+    parser.add_argument("--overlap", type=int, default=64)
+    parser.add_argument("--config")
+    parser.add_argument("--weights")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--images", type=Path, help="folder of images of one size")
+    parser.add_argument("--side", type=int, default=2048)
+    parser.add_argument("--tiles", type=int, nargs="+", default=[256, 512, 1024])
+    args = parser.parse_args()
+    if args.config:
+        network(args)
+        return
+    results = []
+    for side in args.sides:
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+            results.append(pool.submit(stand_in, side, args.tile, args.overlap).result())
+        print(f"{side} x {side}: " + ", ".join(f"{k} {v}" for k, v in results[-1].items() if k != "side"), flush=True)
+    small, large = results[0], results[-1]
+    print(
+        f"peak memory {small['side']} to {large['side']}: ratio {large['peak_mb'] / small['peak_mb']:.2f}; "
+        f"CPU time a pixel: ratio {large['cpu_s_per_mpx'] / small['cpu_s_per_mpx']:.2f}"
+    )
+    print(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
