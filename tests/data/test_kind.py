@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pffnet_d2.data import readers
-from pffnet_d2.data.images import normalisation_of, to_rgb8
+from pffnet_d2.data.images import STRETCH, to_rgb8
 from pffnet_d2.data.kind import check_kind, statistics, unlike_fluorescence
 from pffnet_d2.errors import InputError
 
@@ -78,7 +78,7 @@ def test_error_rates_on_real_images(pffnet_data: Callable[[str], Path], name: st
     for split in readers.READERS[name].splits(root):
         for record in readers.READERS[name].records(root, split):
             pixels = record.read_image()
-            rgb = to_rgb8(pixels, normalisation_of(pixels))
+            rgb = to_rgb8(pixels, STRETCH)
             kind = record.image_type if isinstance(record.image_type, str) else record.image_type(pixels)
             seen[kind] += 1
             wrong[kind] += bool(unlike_fluorescence(rgb)) != (kind != "fluorescence")
