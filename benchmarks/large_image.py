@@ -4,9 +4,9 @@
     python benchmarks/large_image.py --config FILE --weights FILE [--side 2048] [--tiles 256 512 1024]
 
 First form: mosaics of one generated image (``data/phantoms.py``), sliced lazily, and a threshold instead of a network,
-so that reading, stitching and writing (label TIFF, GeoJSON, CSV) are what is measured. A line a side: peak memory of the
-process (each side in one of its own) and time, CPU and wall; the ratio is the peak of the largest side against that of
-the smallest.
+so that reading, stitching and writing (label TIFF, GeoJSON, CSV) are what is measured. A line a side: peak memory of
+the process (each side in one of its own) and time, CPU and wall; the ratio is the peak of the largest side against that
+of the smallest.
 
 Second form: a trained model on a mosaic that still fits at once; object F1 at IoU 0.5 of the label map of the tiles
 against that of the whole image, and the ratio of their Mpx/s (CPU time, and wall). ``--images`` makes the mosaic of the
