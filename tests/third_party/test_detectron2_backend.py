@@ -103,7 +103,7 @@ def test_wheel_holds_the_package_its_configs_and_projects(backend: ModuleType, t
     assert files[f"{backend.DIST_INFO}/LICENSE"] == "Apache License"
     metadata = files[f"{backend.DIST_INFO}/METADATA"]
     assert "Name: detectron2\nVersion: 0.6+pffnet1\n" in metadata
-    assert "Requires-Dist: fvcore>=0.1.5,<0.1.6\n" in metadata
+    assert "Requires-Dist: fvcore>=0.1.5.post20221221,<0.1.6\n" in metadata
     assert "torch" not in metadata
 
 

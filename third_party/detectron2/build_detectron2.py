@@ -46,7 +46,7 @@ REQUIREMENTS = (
     "cloudpickle",
     "tqdm>4.29.0",
     "tensorboard",
-    "fvcore>=0.1.5.post20221221,<0.1.6",
+    "fvcore>=0.1.5.post20221221,<0.1.6",  # lists of _BASE_
     "iopath>=0.1.7,<0.1.11",
     "omegaconf>=2.1,<2.4",
     "hydra-core>=1.1",
