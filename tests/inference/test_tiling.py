@@ -407,7 +407,7 @@ def test_what_cannot_be(large: Any, spots: NDArray[np.uint16], tmp_path: Path, m
 
 
 def test_the_command(
-    small_model: Any, tmp_path: Path, leave_no_trace: None, capsys: pytest.CaptureFixture[str]
+    small_model: Any, tmp_path: Path, leave_no_trace: None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     from pffnet_d2.cli import main
 
@@ -424,7 +424,7 @@ def test_the_command(
         tiles = ("--tile", 96, "--overlap", 32, "--processes", processes)
         assert predict("--out", out, *tiles, *formats) == 0
         assert sorted(p.name for p in out.iterdir()) == ["a.csv", "a.geojson", "a_labels.tif"]
-        said = capsys.readouterr()
+        said = capfd.readouterr()
         assert "a.tif: 6 tiles of 96, overlap 32" in said.err
         assert "as many detections as TEST.DETECTIONS_PER_IMAGE allows" in said.err
         assert "1 of 1 images predicted" in said.out
@@ -441,9 +441,9 @@ def test_the_command(
         (("--tile", 96, "--opts", "INPUT.MIN_SIZE_TEST", 300), "would resize every tile"),
     ):
         assert predict("--out", tmp_path / "none", *arguments) == 2
-        (line,) = capsys.readouterr().err.splitlines()
+        (line,) = capfd.readouterr().err.splitlines()
         assert line.startswith("pffnet: error: ")
         assert words in line
     (tmp_path / "a.tif").write_bytes((tmp_path / "a.tif").read_bytes()[:5000])
     assert predict("--out", tmp_path / "none", "--tile", 96) == 2
-    assert "a.tif: cannot be read as an image; it is truncated" in capsys.readouterr().err
+    assert "a.tif: cannot be read as an image; it is truncated" in capfd.readouterr().err
