@@ -400,10 +400,8 @@ class _Run:
             capped,
         )
 
-    def _values(self, found: Found) -> NDArray[Any] | None:
+    def _values(self, found: Found) -> NDArray[Any]:
         """The pixels of the file under finished objects."""
-        if not len(found.boxes):
-            return None
         (y, x), (h, w) = found.origin, found.labels.shape
         return window(self.pixels, slice(y, y + h), slice(x, x + w), self.name)
 

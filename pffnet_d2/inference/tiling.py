@@ -136,7 +136,8 @@ def stitch(
     Args:
         tiles: which.
         view: gives what was found in the tile of an index; asked for each once, in order.
-        emit: gets the finished objects, after each tile (often none); those of rows that were yielded are among them.
+        emit: gets the finished objects, after each tile that finishes some; those of rows that were yielded are among
+            them.
 
     Yields:
         (rows, W) int32: 0 background, ids 1..n over the whole image, in the order of the tiles they belong to.
@@ -149,7 +150,9 @@ def stitch(
         canvas.extend(stop)
         for column in range(len(canvas.columns)):
             canvas.lay(row, column, view(row * len(canvas.columns) + column))
-            emit(canvas.finish(row, column))
+            found = canvas.finish(row, column)
+            if found:
+                emit(found)
         yield from canvas.leave(row)
 
 
@@ -278,12 +281,12 @@ class _Canvas:
     def _wait(self, key: int, one: _Object) -> None:
         self.waiting[int(np.searchsorted(self.next_x, one.box[3]))][key] = one
 
-    def finish(self, row: int, column: int) -> Found:
-        """The objects that no tile after this one can touch get their ids."""
+    def finish(self, row: int, column: int) -> Found | None:
+        """The objects that no tile after this one can touch get their ids; None where there are none."""
         waiting = self.waiting[column]
         done = {key: one for key, one in waiting.items() if one.box[2] <= self.next_y[row]}
         if not done:
-            return Found(np.zeros((0, 0), np.int32), self.finished + 1, (0, 0), {}, np.zeros((0, 4), np.int64))
+            return None
         for key in done:
             del waiting[key]
         if self.finished + len(done) > LIMIT:
