@@ -4,19 +4,18 @@
     python benchmarks/large_image.py --config FILE --weights FILE [--side 2048] [--tiles 256 512 1024]
 
 First form: mosaics of one generated image (``data/phantoms.py``), sliced lazily, and a threshold instead of a network,
-so that reading, stitching and writing (label TIFF, GeoJSON, CSV) are what is measured. A line a side: peak memory of
-the process (each side in one of its own) and time, CPU and wall; the ratio is the peak of the largest side against that
-of the smallest.
+so that reading, stitching and writing (label TIFF, GeoJSON, CSV) are what is measured. Each side runs in a process of
+its own; its memory is the peak beyond what the process held after a first small image. Prints memory and CPU time a
+pixel to those of the first side.
 
 Second form: a trained model on a mosaic that still fits at once; object F1 at IoU 0.5 of the label map of the tiles
 against that of the whole image, and the ratio of their Mpx/s (CPU time, and wall). ``--images`` makes the mosaic of the
-images of a folder instead of phantoms. The last line is json.
+images of a folder instead of phantoms.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -29,14 +28,17 @@ import numpy as np
 import tifffile
 from label_map import peak
 from numpy.typing import NDArray
+from report import report
 from scipy import ndimage
 
 from pffnet_d2.data.micrographs import read_micrograph
-from pffnet_d2.data.phantoms import records
+from pffnet_d2.data.phantoms import phantom
 from pffnet_d2.evaluation.metrics import panoptic_quality
 from pffnet_d2.inference.large import Model, Plan, predict_large
 
 PIECE = 512
+FIELD = 520 * 696  # pixels of an image that a configuration's caps on proposals and detections are meant for
+COMPARED = {"memory": "added_mb", "CPU time a pixel": "cpu_s_per_mpx"}
 
 
 class Mosaic:
@@ -70,34 +72,32 @@ def threshold(images: list[NDArray[np.uint8]]) -> list[Found]:
     return out
 
 
-def phantom() -> NDArray[np.uint8]:
-    """Of the generated images the first that is not empty, grey."""
-    for record in records("val", 8, size=(PIECE, PIECE)):
-        if record.read_label_map is not None and record.read_label_map().max() > 20:
-            return np.ascontiguousarray(record.read_image()[:, :, 0])
-    raise SystemExit("no image with objects")
+def piece() -> NDArray[np.uint8]:
+    """A generated fluorescence image, grey."""
+    image, _ = phantom(0, 0, size=(PIECE, PIECE), style="fluorescence")
+    return np.ascontiguousarray(image[:, :, 0])
 
 
 def stand_in(side: int, tile: int, overlap: int) -> dict[str, Any]:
     """One side in this process."""
-    piece = phantom()
+    nuclei = piece()
     with tempfile.TemporaryDirectory() as folder:
         plan = Plan(Path(folder), "a", tile, overlap, ("label-tiff", "geojson", "csv"))
-        predict_large(Model(threshold, "warm"), Mosaic(piece, tile), plan)
+        predict_large(Model(threshold, "warm"), Mosaic(nuclei, tile), plan)
         before = peak("cpu", reset=True)
         wall, cpu = time.perf_counter(), time.process_time()
-        done = predict_large(Model(threshold, "threshold"), Mosaic(piece, side), plan)
+        done = predict_large(Model(threshold, "threshold"), Mosaic(nuclei, side), plan)
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         result = {"side": side, "objects": done.objects, "tiles": done.tiles, "larger": len(done.larger)}
         result |= {"cpu_s": round(cpu, 1), "wall_s": round(wall, 1), "cpu_s_per_mpx": round(cpu / side**2 * 1e6, 4)}
-        result |= {"peak_mb": peak("cpu") // 10**6, "before_mb": before // 10**6}
+        result["added_mb"] = (peak("cpu") - before) // 10**6
     return result
 
 
 def real_mosaic(folder: Path | None, side: int) -> NDArray[Any]:
     """(side, side): phantoms, or the images of a folder one beside the other, row after row."""
     if folder is None:
-        return Mosaic(phantom(), side)[0:side, 0:side]
+        return Mosaic(piece(), side)[0:side, 0:side]
     images = [read_micrograph(path).pixels for path in sorted(folder.iterdir())]
     h, w = images[0].shape[:2]
     images = [image for image in images if image.shape[:2] == (h, w)]
@@ -112,13 +112,21 @@ def network(args: argparse.Namespace) -> None:
     """The second form."""
     from pffnet_d2 import Predictor
 
-    predictor = Predictor(args.config, args.weights, device=args.device, opts=["TEST.DETECTIONS_PER_IMAGE", "20000"])
+    predictor = Predictor(args.config, args.weights, device=args.device)
+    more = -(-(args.side**2) // FIELD)
+    test, rpn = predictor.cfg.TEST, predictor.cfg.MODEL.RPN
+    caps = {
+        "TEST.DETECTIONS_PER_IMAGE": test.DETECTIONS_PER_IMAGE * more,
+        "MODEL.RPN.PRE_NMS_TOPK_TEST": rpn.PRE_NMS_TOPK_TEST * more,
+        "MODEL.RPN.POST_NMS_TOPK_TEST": rpn.POST_NMS_TOPK_TEST * more,
+    }
+    opts = [str(word) for pair in caps.items() for word in pair]
+    at_once = Predictor(args.config, args.weights, device=args.device, opts=opts)
     image = real_mosaic(args.images, args.side)
-    predictor(image[:256, :256])  # warms up
+    at_once(image[:256, :256])  # warms up
     wall, cpu = time.perf_counter(), time.process_time()
-    whole = predictor(image)
+    whole = at_once(image)
     cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
-    rows = []
     for tile in args.tiles:
         with tempfile.TemporaryDirectory() as folder:
             tiled, busy = time.perf_counter(), time.process_time()
@@ -126,21 +134,9 @@ def network(args: argparse.Namespace) -> None:
             busy, tiled = time.process_time() - busy, time.perf_counter() - tiled
             labels = tifffile.imread(done.files["label-tiff"]).astype(np.int32)
         f1 = panoptic_quality(whole.label_map, labels).dq  # F1 of pairs with IoU > 0.5
-        rows.append(
-            {"tile": tile, "overlap": done.overlap, "objects": done.objects, "f1": round(f1, 4)}
-            | {"cpu_s": round(busy, 1), "wall_s": round(tiled, 1), "rate": round(cpu / busy, 3)}
-        )
-        print(
-            f"{args.side} x {args.side} in tiles of {tile}, overlap {done.overlap}: F1 against the whole {f1:.4f}, "
-            f"ratio of Mpx/s {cpu / busy:.2f} (CPU), {wall / tiled:.2f} (wall)",
-            flush=True,
-        )
-    objects = int(whole.label_map.max())
-    print(
-        json.dumps(
-            {"side": args.side, "objects": objects, "cpu_s": round(cpu, 1), "wall_s": round(wall, 1), "tiled": rows}
-        )
-    )
+        case = f"{args.side}x{args.side}, {whole.label_map.max()} objects, tiles of {tile}, overlap {done.overlap}"
+        ratios = {"F1 against the whole": f1, "Mpx/s to the whole, CPU": cpu / busy, "wall": wall / tiled}
+        report("tiles of a network", case, ratios, objects=done.objects, seconds=[wall, tiled], cpu_s=[cpu, busy])
 
 
 def main() -> None:
@@ -158,17 +154,14 @@ def main() -> None:
     if args.config:
         network(args)
         return
-    results = []
+    first: dict[str, Any] = {}
     for side in args.sides:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            results.append(pool.submit(stand_in, side, args.tile, args.overlap).result())
-        print(f"{side} x {side}: " + ", ".join(f"{k} {v}" for k, v in results[-1].items() if k != "side"), flush=True)
-    small, large = results[0], results[-1]
-    print(
-        f"peak memory {small['side']} to {large['side']}: ratio {large['peak_mb'] / small['peak_mb']:.2f}; "
-        f"CPU time a pixel: ratio {large['cpu_s_per_mpx'] / small['cpu_s_per_mpx']:.2f}"
-    )
-    print(json.dumps(results))
+            result = pool.submit(stand_in, side, args.tile, args.overlap).result()
+        first = first or result
+        case = f"{side}x{side}, {result['objects']} objects, tiles of {args.tile}, {result['added_mb']} MB"
+        ratios = {key: result[name] / first[name] for key, name in COMPARED.items()}
+        report(f"tiles (to {first['side']}x{first['side']})", case, ratios, **result)
 
 
 if __name__ == "__main__":
