@@ -7,9 +7,9 @@ import json
 import logging
 import os
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -95,25 +95,36 @@ class LabelMapEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict[str, OrderedDict[str, float]]:
         """Mean scores on the main process, an empty dict on the others."""
-        scored = self._rows
-        if self._distributed:
-            comm.synchronize()
-            gathered = comm.gather(scored, dst=0)
-            if not comm.is_main_process():
-                return OrderedDict()
-            # An image that two ranks saw counts once.
-            scored = {image_id: row for part in gathered for image_id, row in part.items()}
-        # In the data set's order, whatever rank scored them.
-        rows = [scored[image_id] for image_id in self._truth if image_id in scored]
-        if len(rows) < len(self._truth):
-            logger.warning(f"{self._dataset_name}: {len(rows)} of {len(self._truth)} images were scored")
-
+        rows = _of_all_ranks(self._rows, self._truth, self._dataset_name, self._distributed)
+        if rows is None:
+            return OrderedDict()
         found = summaries(rows)
         mean = OrderedDict((name, found[name].mean) for name in METRICS)
         if self._output_dir:
             write_scores(self._output_dir, rows, {"dataset": self._dataset_name, **self._rule})
         logger.info(f"label maps of {self._dataset_name}, mean of images:\n{table_of(rows)}")
         return OrderedDict(label_map=mean)
+
+
+T = TypeVar("T")
+
+
+def _of_all_ranks(own: dict[Any, T], truth: Iterable[Any], dataset_name: str, distributed: bool) -> list[T] | None:
+    """What all ranks have for the images of ``truth``, in that order, whatever rank had it; None but on the main
+    process."""
+    found = own
+    if distributed:
+        comm.synchronize()
+        gathered = comm.gather(own, dst=0)
+        if not comm.is_main_process():
+            return None
+        # An image that two ranks saw counts once.
+        found = {image_id: each for part in gathered for image_id, each in part.items()}
+    images = list(truth)
+    ordered = [found[image_id] for image_id in images if image_id in found]
+    if len(ordered) < len(images):
+        logger.warning(f"{dataset_name}: {len(ordered)} of {len(images)} images were scored")
+    return ordered
 
 
 def _truth_of(
@@ -208,17 +219,9 @@ class VOCEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict[str, OrderedDict[str, float]]:
         """AP on the main process, an empty dict on the others."""
-        found = self._found
-        if self._distributed:
-            comm.synchronize()
-            gathered = comm.gather(found, dst=0)
-            if not comm.is_main_process():
-                return OrderedDict()
-            found = {image_id: own for part in gathered for image_id, own in part.items()}  # seen twice counts once
-        # In the data set's order, whatever rank found them: it decides among equal scores.
-        images = [found[image_id] for image_id in self._truth if image_id in found]
-        if len(images) < len(self._truth):
-            logger.warning(f"{self._dataset_name}: {len(images)} of {len(self._truth)} images were scored")
+        images = _of_all_ranks(self._found, self._truth, self._dataset_name, self._distributed)
+        if images is None:
+            return OrderedDict()
         truths = sum(image.truths for image in images)
         scores = np.concatenate([np.zeros(0), *(image.scores for image in images)])
         result: OrderedDict[str, float] = OrderedDict()
