@@ -228,7 +228,7 @@ class _Run:
         try:
             self.limits = limits(self.pixels, self.normalisation, self.name)
             overlap = self._auto_overlap() if self.plan.overlap == "auto" else int(self.plan.overlap)
-            self.tiles = Tiles(self.shape, self.plan.tile, overlap)
+            self.tiles = Tiles(self.shape, self.plan.tile, overlap, self.model.stride)
         except BaseException:
             with suppress(OSError):
                 self.folder.rmdir()
@@ -256,7 +256,7 @@ class _Run:
 
     def _auto_overlap(self) -> int:
         """From the objects in a few tiles with much contrast."""
-        tiles = Tiles(self.shape, self.plan.tile, max(1, self.plan.tile // 8)).boxes()
+        tiles = Tiles(self.shape, self.plan.tile, max(1, self.plan.tile // 8), self.model.stride).boxes()
         if len(tiles) == 1:
             return max(1, self.plan.tile // 8)
         spread = [tiles[i] for i in sorted({len(tiles) * k // _CANDIDATES for k in range(_CANDIDATES)})]
@@ -271,7 +271,7 @@ class _Run:
     def _read_manifest(self) -> None:
         decided = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))["decided"]
         self.limits = tuple(decided["limits"]) if decided["limits"] else None
-        self.tiles = Tiles(self.shape, self.plan.tile, decided["overlap"])
+        self.tiles = Tiles(self.shape, self.plan.tile, decided["overlap"], self.model.stride)
         self.boxes = self.tiles.boxes()
 
     def _image(self, box: Box) -> NDArray[np.uint8]:

@@ -49,11 +49,16 @@ _LEAST = 32
 
 @dataclass(frozen=True)
 class Tiles:
-    """The tiles of an image in row order: all of one size, spread evenly, the last ones ending with the image."""
+    """The tiles of an image in row order: all of one size, spread evenly, the last ones ending with the image.
+
+    There are as few as sides of ``tile`` allow, and they are no larger than that number of them needs: of 2048 pixels,
+    three tiles of 736 with an overlap of 64, not three of 1024.
+    """
 
     shape: tuple[int, int]  # of the image
-    tile: int  # side in pixels; in a direction in which the image is shorter, tiles are as long as the image
+    tile: int  # longest side in pixels; in a direction in which the image is shorter, tiles are as long as the image
     overlap: int  # of neighbours, at least
+    step: int = 1  # sides are multiples of it where ``tile`` is
 
     def __post_init__(self) -> None:
         """Raises InputError where tile and overlap cannot be."""
@@ -65,22 +70,24 @@ class Tiles:
 
     @property
     def rows(self) -> list[tuple[int, int]]:
-        return _spans(self.shape[0], self.tile, self.overlap)
+        return _spans(self.shape[0], self.tile, self.overlap, self.step)
 
     @property
     def columns(self) -> list[tuple[int, int]]:
-        return _spans(self.shape[1], self.tile, self.overlap)
+        return _spans(self.shape[1], self.tile, self.overlap, self.step)
 
     def boxes(self) -> list[Box]:
         columns = self.columns
         return [(y0, x0, y1, x1) for y0, y1 in self.rows for x0, x1 in columns]
 
 
-def _spans(length: int, tile: int, overlap: int) -> list[tuple[int, int]]:
+def _spans(length: int, tile: int, overlap: int, step: int) -> list[tuple[int, int]]:
     if length <= tile:
         return [(0, length)]
-    last = -((overlap - length) // (tile - overlap)) - 1
-    return [(start, start + tile) for start in ((length - tile) * i // last for i in range(last + 1))]
+    count = -((overlap - length) // (tile - overlap))
+    needed = -(-(length + (count - 1) * overlap) // count)
+    size = min(-(-needed // step) * step, tile)
+    return [(start, start + size) for start in ((length - size) * i // (count - 1) for i in range(count))]
 
 
 def overlap_for(sides: Sequence[float] | NDArray[np.number], tile: int) -> int:

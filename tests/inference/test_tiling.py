@@ -68,12 +68,16 @@ def same(one: Labels, other: Labels) -> bool:
 # --- The grid -------------------------------------------------------------------------------------------------------
 
 
-@given(length=st.integers(1, 500), tile=st.integers(2, 90), data=st.data())
-def test_tiles_cover_the_image_and_overlap_enough(length: int, tile: int, data: st.DataObject) -> None:
+@given(length=st.integers(1, 500), steps=st.integers(2, 24), step=st.integers(1, 4), data=st.data())
+def test_tiles_cover_the_image_and_overlap_enough(length: int, steps: int, step: int, data: st.DataObject) -> None:
+    tile = steps * step
     overlap = data.draw(st.integers(1, tile - 1))
-    spans = Tiles((length, 1), tile, overlap).rows
+    spans = Tiles((length, 1), tile, overlap, step).rows
     assert (spans[0][0], spans[-1][1]) == (0, length)
-    assert {stop - start for start, stop in spans} == {min(tile, length)}
+    (size,) = {stop - start for start, stop in spans}
+    assert size == length if len(spans) == 1 else size <= tile and size % step == 0
+    # A step smaller, so many could not cover it.
+    assert len(spans) == 1 or len(spans) * (size - step) - (len(spans) - 1) * overlap < length
     for (start, stop), (following, end) in itertools.pairwise(spans):
         assert start < following <= stop - overlap
         assert end > stop
