@@ -146,6 +146,30 @@ def test_one_tile() -> None:
     assert not any(len(some.boxes) for some in found)
 
 
+@pytest.mark.slow
+def test_more_pixels_than_32_bits_count() -> None:
+    """4.9 billion pixels: half a minute and 1.5 GB, for one row of tiles."""
+    side, corners = 70_000, [(5, 5), (35_000, 35_000), (69_970, 3), (69_960, 69_960)]
+    tiles = Tiles((side, side), 2048, 64, 32)
+    boxes = tiles.boxes()
+    blank = np.zeros((boxes[0][2] - boxes[0][0], boxes[0][3] - boxes[0][1]), np.int32)
+
+    def view(index: int) -> View:
+        top, left, bottom, right = boxes[index]
+        labels = blank
+        for y, x in corners:
+            if top < y + 20 and y < bottom and left < x + 20 and x < right:
+                labels = labels.copy()
+                labels[max(y - top, 0) : y + 20 - top, max(x - left, 0) : x + 20 - left] = labels.max() + 1
+        return View(labels)
+
+    found: list[Found] = []
+    pixels = sum(int(np.count_nonzero(rows)) for rows in stitch(tiles, view, found.append))
+    assert pixels == 4 * 400
+    assert [some.first for some in found] == [1, 2, 3, 4]
+    assert [tuple(some.boxes[0]) for some in found] == [(y, x, y + 20, x + 20) for y, x in corners]
+
+
 def row_of_two(first: dict[int, tuple[int, int]], second: dict[int, tuple[int, int]]) -> Labels:
     """Row 0 of what two tiles, columns 0..63 and 32..95, make of objects over some columns; the core ends at 48."""
     tiles = Tiles((8, 96), 64, 32)
