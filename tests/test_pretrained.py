@@ -14,7 +14,7 @@ import torch
 import pffnet_d2
 from pffnet_d2 import Predictor, pretrained
 from pffnet_d2.cli import main
-from pffnet_d2.data.images import AUTO
+from pffnet_d2.data.images import STRETCH
 from pffnet_d2.errors import InputError
 from pffnet_d2.pretrained import CARD, CONFIG, WEIGHTS, find_model
 
@@ -128,7 +128,7 @@ def test_the_shipped_model() -> None:
     found = find_model()
     assert found.weights.stat().st_size <= MAX_BYTES
     assert {"licence", "sources", "scores"} <= found.card.keys()
-    assert found.card["normalisation"] == AUTO.info()
+    assert found.card["normalisation"] == STRETCH.info()
     predictor = Predictor(device="cpu")
     assert predictor.cfg.MODEL.PFFNET.IMAGES == "fluorescence"
     assert json.dumps(predictor.cfg.MODEL.PFFNET.DIAMETER) == json.dumps(found.card["diameter"])
