@@ -7,7 +7,7 @@ images, optimizer included, data loading not. Inference: one 256 x 256 image, ma
 the method can, with the same cap on detections (DETECTIONS, which random weights reach) for all. FLOPs of that
 inference: two a multiplication and addition, convolutions and matrix products as torch.utils.flop_counter counts them.
 The methods take turns, so that a machine that is busy for a while is busy for all; each time is the median of its
-turns.
+turns. Last come the ratios to Mask R-CNN, with a json line each.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
 from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import EventStorage
+from report import report
 from tabulate import tabulate
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -129,6 +130,17 @@ def main() -> None:
             tablefmt="github",
         )
     )
+    first = METHODS[0]
+    for name in METHODS[1:]:
+        ratios = {
+            "training step": statistics.median(training[name]) / statistics.median(training[first]),
+            "prediction": statistics.median(inference[name]) / statistics.median(inference[first]),
+            "FLOPs of prediction": methods[name].flops() / methods[first].flops(),
+            "parameters": methods[name].parameters() / methods[first].parameters(),
+        }
+        case = f"{name} to {first}, 256x256, {DETECTIONS} detections, cpu"
+        times = {"training_s": training[name], "prediction_s": inference[name]}
+        report("methods", case, ratios, **times)
 
 
 if __name__ == "__main__":
