@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Exit code 0: done; 1: `env` found something missing, or training diverged; 2: a mistake in what
     was asked for."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    warnings.filterwarnings("ignore", message="torch.meshgrid")  # of Detectron2's anchors; nothing a user can do about
     try:
         if arguments and arguments[0] in FORWARDED:
             return _engine(arguments[0], arguments[1:])
