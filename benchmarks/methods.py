@@ -16,14 +16,12 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
 import torch
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
-from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import EventStorage
+from inputs import as_mapped
 from report import report
 from tabulate import tabulate
 from torch import nn
@@ -34,19 +32,6 @@ from pffnet_d2.data.phantoms import phantom
 
 METHODS = ("MaskRCNN_GN", "PanopticFPN", "CellRCNN", "CellRCNN_V2", "PFFNet")
 DETECTIONS = 60
-
-
-def training_input(index: int) -> dict[str, Any]:
-    """A generated 256 x 256 image and its truth, as the mapper hands them on."""
-    image, labels = phantom(0, index)
-    masks = BitMasks(torch.from_numpy(labels == np.arange(1, labels.max() + 1)[:, None, None]))
-    truth = Instances(labels.shape, gt_boxes=masks.get_bounding_boxes(), gt_masks=masks)
-    truth.gt_classes = torch.zeros(len(truth), dtype=torch.int64)
-    return {
-        "image": torch.from_numpy(image.transpose(2, 0, 1).copy()),
-        "instances": truth,
-        "sem_seg": torch.from_numpy((labels > 0).astype(np.int64)),
-    }
 
 
 class Method:
@@ -63,7 +48,7 @@ class Method:
         self.optimizer = build_optimizer(cfg, self.model)
         for group in self.optimizer.param_groups:
             group["lr"] = 1e-6  # the same work at every step
-        self.batch = [training_input(i) for i in range(2)]
+        self.batch = [as_mapped(*phantom(0, i)) for i in range(2)]
 
     def train(self) -> None:
         with EventStorage():

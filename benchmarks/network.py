@@ -22,8 +22,8 @@ from typing import Any
 import torch
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
-from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import EventStorage
+from inputs import as_mapped
 from report import report
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -48,26 +48,7 @@ SAME_WORK = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "-1.0", "MODEL.ROI_HEADS.NMS_T
 
 
 def batch(size: int, count: int) -> list[dict[str, Any]]:
-    """Phantoms cut to ``size``, as the mapper hands them on."""
-    inputs = []
-    for i in range(count):
-        image, labels = phantom(0, i)
-        repeat = (-(-size // image.shape[0]), -(-size // image.shape[1]))
-        tiled = torch.from_numpy(image).repeat(*repeat, 1)[:size, :size]
-        ids = torch.from_numpy(labels).long()
-        parts = [ids + (ids > 0) * int(ids.max()) * k for k in range(repeat[0] * repeat[1])]
-        rows = [torch.cat(parts[r * repeat[1] : (r + 1) * repeat[1]], dim=1) for r in range(repeat[0])]
-        whole = torch.cat(rows)[:size, :size]
-        masks = whole[None] == whole.unique()[1:, None, None]
-        instances = Instances((size, size))
-        instances.gt_masks = BitMasks(masks)
-        instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
-        instances.gt_classes = torch.zeros(len(masks), dtype=torch.int64)
-        chw = tiled.permute(2, 0, 1).contiguous()
-        inputs.append(
-            {"image": chw, "height": size, "width": size, "instances": instances, "sem_seg": (whole > 0).long()}
-        )
-    return inputs
+    return [as_mapped(*phantom(0, i, size=(size, size))) for i in range(count)]
 
 
 class Side:

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
-from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import EventStorage
+from inputs import as_mapped
 from label_map import peak
 from report import report
 
@@ -37,14 +37,10 @@ def image_of(size: int, objects: int, seed: int) -> dict[str, Any]:
     rows, columns = np.indices((size, size)) // cell
     y, x = (np.indices((size, size)) % cell) - cell / 2
     ids = np.where(y**2 + x**2 < (0.4 * cell) ** 2, rows * cells + columns + 1, 0).astype(np.int64)
-    labels = torch.from_numpy(np.where(ids <= objects, ids, 0))
+    labels = np.where(ids <= objects, ids, 0)
     noise = np.random.default_rng(seed).integers(0, 20, (size, size))
-    grey = torch.from_numpy((noise + 150 * (labels.numpy() > 0)).astype(np.uint8))
-    instances = Instances((size, size))
-    instances.gt_masks = BitMasks(labels[None] == labels.unique()[1:, None, None])
-    instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
-    instances.gt_classes = torch.zeros(len(instances.gt_boxes), dtype=torch.int64)
-    return {"image": grey.repeat(3, 1, 1), "instances": instances, "sem_seg": (labels > 0).long()}
+    grey = (noise + 150 * (labels > 0)).astype(np.uint8)
+    return as_mapped(np.repeat(grey[:, :, None], 3, axis=2), labels)
 
 
 def run(config: str, device: str, batch: int, size: int, objects: int, repeat: int) -> tuple[float, int]:

@@ -174,7 +174,7 @@ def _add_predict(commands: Any) -> None:
         "--normalisation",
         default="auto",
         metavar="RULE",
-        help="auto (as in training: 8-bit images as they are, deeper ones by percentiles), as-is, or "
+        help="auto (as the model's images in training; the summary says how), as-is, or "
         "percentile:LOW,HIGH,RANGE (default: %(default)s)",
     )
     predict.add_argument(
@@ -239,21 +239,15 @@ def _root() -> Path:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from pffnet_d2.data.prepare import prepare
+    from pffnet_d2.data.prepare import prepare, read_options
 
-    options = {}
-    for text in args.option:
-        key, equals, value = text.partition("=")
-        if not equals:
-            raise InputError(f"--option {text}: give KEY=VALUE")
-        options[key] = value
     prepare(
         args.dataset,
         args.source,
         args.out,
         splits=args.splits,
         scheme=args.scheme,
-        options=options,
+        options=read_options(args.option),
         folds=args.folds,
         fold=args.fold,
         seed=args.seed,

@@ -23,7 +23,7 @@ from pffnet_d2.data import catalog
 from pffnet_d2.data.coco import paint
 from pffnet_d2.data.images import read_image
 from pffnet_d2.data.kind import unlike_fluorescence
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import prepare, read_options
 from pffnet_d2.data.readers import own
 from pffnet_d2.engine import Trainer, setup
 from pffnet_d2.engine import argument_parser as engine_arguments
@@ -65,10 +65,7 @@ def argument_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str]) -> int:
     """The command; 0. Raises InputError as :func:`finetune`."""
     args = argument_parser().parse_intermixed_args(argv)
-    options = dict(text.partition("=")[::2] for text in args.option)
-    for text in args.option:
-        if "=" not in text:
-            raise InputError(f"--option {text}: give KEY=VALUE")
+    options = read_options(args.option)
     out = args.out or Path("output") / args.source.resolve().name
     return finetune(
         args.start, args.source, out, config=args.config_file, options=options, resume=args.resume, opts=args.opts

@@ -78,9 +78,8 @@ class TrainStep(SimpleTrainer):
         self.optimizer.zero_grad()
         self.grad_scaler.scale(torch.stack(list(losses.values())).sum()).backward()
         self._write_metrics(values, data_time)
-        self.grad_scaler.unscale_(
-            self.optimizer
-        )  # before the optimizer clips; one that is fused would unscale only after
+        # Before the optimizer clips; one that is fused would unscale only after.
+        self.grad_scaler.unscale_(self.optimizer)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 

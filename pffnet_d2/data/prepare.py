@@ -160,6 +160,17 @@ def prepare(
     return list(reads)
 
 
+def read_options(texts: Sequence[str]) -> dict[str, str]:
+    """The ``--option KEY=VALUE``s of a command. Raises InputError for one without "="."""
+    pairs = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise InputError(f"--option {text}: give KEY=VALUE")
+        pairs[key] = value
+    return pairs
+
+
 def _dataset_name(name: str, dataset: str | None) -> str:
     if dataset is None:
         if name == OWN:
