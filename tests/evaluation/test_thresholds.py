@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.logger import setup_logger
 
 from pffnet_d2 import cli, engine
 from pffnet_d2.config import config_path
@@ -39,15 +36,9 @@ NAME = "phantoms_val"
 
 
 @pytest.fixture(autouse=True)
-def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leave_no_trace: None) -> None:
     prepare("phantoms", None, tmp_path / "datasets", splits=("val",), count=2)
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
-    yield
-    # What a run sets for the process.
-    torch.set_flush_denormal(False)
-    setup_logger.cache_clear()
-    for name in ("detectron2", "fvcore", "pffnet_d2"):
-        logging.getLogger(name).handlers.clear()
 
 
 class Model(nn.Module):
