@@ -21,12 +21,13 @@ MIN_PROBABILITY = 1e-12
 
 
 class BoxPixels(NamedTuple):
-    """The T pixels inside K boxes, box after box: one entry for each pixel of each box."""
+    """The T pixels inside K boxes, box after box and line after line; their lines, L in all, are the boxes' rows."""
 
-    pixel: Tensor  # (T,) int64: index into a flattened (N, H, W)
-    roi: Tensor  # (T,) int64: which box
+    roi: Tensor  # (L,) int64: which box
+    v: Tensor  # (L,) float: row of the line's centre in its box, from 0 to 1
+    line: Tensor  # (T,) int64: which line
     u: Tensor  # (T,) float: column of the pixel's centre in its box, from 0 to 1
-    v: Tensor  # (T,) float: row of the pixel's centre in its box, from 0 to 1
+    pixel: Tensor  # (T,) int64: index into a flattened (N, H, W)
 
 
 def box_pixels(boxes: Tensor, batch_index: Tensor, shape: tuple[int, int, int]) -> BoxPixels:
@@ -41,21 +42,25 @@ def box_pixels(boxes: Tensor, batch_index: Tensor, shape: tuple[int, int, int]) 
     x1, y1, x2, y2 = boxes.unbind(1)
     left, right = (torch.ceil(x - 0.5).clamp(0, width).long() for x in (x1, x2))
     top, bottom = (torch.ceil(y - 0.5).clamp(0, height).long() for y in (y1, y2))
-    columns = (right - left).clamp(min=0)
-    areas = columns * (bottom - top).clamp(min=0)
+    columns, rows = (right - left).clamp(min=0), (bottom - top).clamp(min=0)
+    n_lines, n_pixels = torch.stack([rows.sum(), (rows * columns).sum()]).tolist()
 
-    roi = torch.repeat_interleave(torch.arange(len(boxes), device=boxes.device), areas)
-    # One gather of whole rows is several times faster than one a column.
-    whole = torch.stack([areas.cumsum(0) - areas, columns, left, batch_index * height + top], dim=1)
-    start, columns, left, line = whole.index_select(0, roi).unbind(1)
-    rank = torch.arange(len(roi), device=boxes.device) - start
-    row = torch.div(rank, columns, rounding_mode="floor")
-    column = rank - row * columns
-    # The centre of the first pixel and the size of a pixel, in units of the box.
-    size = torch.stack([x2 - x1, y2 - y1], dim=1)
-    first = (torch.stack([whole[:, 2], top], dim=1) + 0.5 - boxes[:, :2]) / size
-    u0, v0, du, dv = torch.cat([first, 1 / size], dim=1).index_select(0, roi).unbind(1)
-    return BoxPixels(pixel=(line + row) * width + left + column, roi=roi, u=u0 + column * du, v=v0 + row * dv)
+    # Here and below one gather of whole rows is several times faster than one a column.
+    roi = torch.repeat_interleave(rows, output_size=n_lines)
+    packed = torch.stack([rows.cumsum(0) - rows, top, columns, left, batch_index * height], dim=1)
+    first_line, top, columns, left, image_top = packed.index_select(0, roi).unbind(1)
+    y = top + torch.arange(n_lines, device=boxes.device) - first_line
+    x1, y1, x2, y2 = boxes.index_select(0, roi).unbind(1)
+
+    line = torch.repeat_interleave(columns, output_size=n_pixels)
+    first_pixel = columns.cumsum(0) - columns
+    # Where a line begins in the list, and in the map; both added to a pixel's place in the line.
+    packed = torch.stack([left - first_pixel, (image_top + y) * width], dim=1)
+    shift, map_line = packed.index_select(0, line).unbind(1)
+    x = torch.arange(n_pixels, device=boxes.device) + shift
+    scale = 1 / (x2 - x1)
+    zero, step = torch.stack([(0.5 - x1) * scale, scale], dim=1).index_select(0, line).unbind(1)
+    return BoxPixels(roi=roi, v=(y + 0.5 - y1) / (y2 - y1), line=line, u=zero + x * step, pixel=map_line + x)
 
 
 def resize_into_boxes(masks: Tensor, where: BoxPixels) -> Tensor:
@@ -68,20 +73,19 @@ def resize_into_boxes(masks: Tensor, where: BoxPixels) -> Tensor:
         (T, C) in the dtype of ``masks``.
     """
     _, channels, rows, columns = masks.shape
-    v = (where.v * rows - 0.5).clamp(0, rows - 1)
-    u = (where.u * columns - 0.5).clamp(0, columns - 1)
-    top, left = v.long(), u.long()
-    bottom, right = (top + 1).clamp(max=rows - 1), (left + 1).clamp(max=columns - 1)
-    dv, du = (v - top).to(masks.dtype)[:, None], (u - left).to(masks.dtype)[:, None]
 
-    values = masks.permute(0, 2, 3, 1).reshape(-1, channels)
-    first = where.roi * (rows * columns)
+    def between(values: Tensor, first: Tensor, place: Tensor, size: int) -> Tensor:
+        """Linear interpolation in the ``size`` rows of ``values`` from row ``first`` on, at ``place`` (0 to 1)."""
+        place = (place * size - 0.5).clamp(0, size - 1)
+        low = place.long()
+        high = (low + 1).clamp(max=size - 1)
+        weight = (place - low).to(values.dtype)[:, None]
+        return torch.lerp(values.index_select(0, first + low), values.index_select(0, first + high), weight)
 
-    def line(row: Tensor) -> Tensor:
-        start = first + row * columns
-        return torch.lerp(values.index_select(0, start + left), values.index_select(0, start + right), du)
-
-    return torch.lerp(line(top), line(bottom), dv)
+    # Vertically once a line, of which there are far fewer than pixels; then horizontally.
+    lines = masks.permute(0, 2, 3, 1).reshape(-1, columns * channels)
+    lines = between(lines, where.roi * rows, where.v, rows)
+    return between(lines.view(-1, channels), where.line * columns, where.u, columns)
 
 
 def fuse(
@@ -135,8 +139,9 @@ def fuse(
     else:
         # The last ROI is the largest index that covers a pixel; of the entries of a pixel all but its are left out of
         # the sum, which picks them without asking the device how many there are.
-        last = where.roi.new_full((n * height * width,), -1).scatter_reduce(0, where.pixel, where.roi, "amax")
-        is_last = (last[where.pixel] == where.roi)[:, None]
+        roi = where.roi.index_select(0, where.line)
+        last = roi.new_full((n * height * width,), -1).scatter_reduce(0, where.pixel, roi, "amax")
+        is_last = (last[where.pixel] == roi)[:, None]
         pasted = scatter_sum(resize_into_boxes(logits, where) * is_last)
         fused = torch.where((last >= 0).view(n, 1, height, width), pasted, f0)
     return fused.to(features.dtype)
