@@ -143,7 +143,7 @@ def make_report(args: argparse.Namespace) -> int:
         methods["Otsu + watershed"] = rows
     for rows in methods.values():
         _group(rows, args.groups)
-    report = Report(methods, proposed)
+    report = Report(methods, proposed, parts)
     shown = args.metrics or SHOWN
     report.write(args.out, shown)
     print(report.markdown(shown), end="")

@@ -65,6 +65,16 @@ def merge_runs(name: str, parts: Sequence[Sequence[Row]]) -> list[Row]:
     return list(merged.values())
 
 
+def run_means(parts: Sequence[Sequence[Row]], metric: str) -> list[float]:
+    """The mean of each run (seed), NaN left out; of folds, which have other images, and of a single run: none.
+
+    Args:
+        parts: as :func:`merge_runs`.
+    """
+    same = len({frozenset(row["image"] for row in part) for part in parts}) == 1
+    return [summarise([row[metric] for row in part]).mean for part in parts] if same and len(parts) > 1 else []
+
+
 class Report:
     """Methods on the same images, summarised and compared.
 
@@ -73,13 +83,20 @@ class Report:
         metrics: names of the metrics that every method has.
         summaries: by method, group and metric.
         comparisons: the same, of every method but the proposed one with that.
+        runs: the means of each run by method and metric, where a method has several.
     """
 
-    def __init__(self, methods: Mapping[str, Sequence[Row]], proposed: str) -> None:
+    def __init__(
+        self,
+        methods: Mapping[str, Sequence[Row]],
+        proposed: str,
+        parts: Mapping[str, Sequence[Sequence[Row]]] | None = None,
+    ) -> None:
         """
         Args:
             methods: rows of each method, see :func:`merge_runs`.
             proposed: the method that is tested against the others.
+            parts: the evaluations that were merged, of those methods whose runs are to be told apart.
 
         Raises:
             InputError: an unknown method, images that not all methods have, groups that differ.
@@ -107,10 +124,16 @@ class Report:
             for column in methods[proposed][0]
             if column not in COLUMNS and all(column in row for rows in methods.values() for row in rows)
         ]
-        parts = {name: by_group(rows) for name, rows in self.methods.items()}
-        self.groups = list(parts[proposed])
+        self.runs = {
+            (name, metric): means
+            for name, evaluations in (parts or {}).items()
+            for metric in self.metrics
+            if (means := run_means(evaluations, metric))
+        }
+        grouped = {name: by_group(rows) for name, rows in self.methods.items()}
+        self.groups = list(grouped[proposed])
         self.summaries: dict[Key, Summary] = {
-            (name, group, metric): summarise([row[metric] for row in parts[name][group]])
+            (name, group, metric): summarise([row[metric] for row in grouped[name][group]])
             for name in methods
             for group in self.groups
             for metric in self.metrics
@@ -121,7 +144,7 @@ class Report:
             for metric in self.metrics:
                 if metric == "DiC":
                     continue  # neither more nor less is better
-                values = {name: [row[metric] for row in parts[name][group]] for name in methods}
+                values = {name: [row[metric] for row in grouped[name][group]] for name in methods}
                 tests = [
                     paired_tests(values[proposed], values[name], lower_is_better=metric in LOWER_IS_BETTER)
                     for name in others
@@ -176,6 +199,13 @@ class Report:
         ]
         if left_out:
             lines += ["", f"Left out, being no number: {'; '.join(left_out)}."]
+        repeated = [name for name in self.methods if (name, shown[0]) in self.runs]
+        if repeated:
+            lines += ["", "Mean and standard deviation (n - 1) over runs, and each run: the chance of training.", ""]
+            lines += _table(
+                ["method", *shown],
+                [[name, *(_of_runs(self.runs[name, metric]) for metric in shown)] for name in repeated],
+            )
         others = [name for name in self.methods if name != self.proposed]
         for title, plain, corrected in (
             ("paired t-test", "t", "t_holm"),
@@ -228,6 +258,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _mean_std(summary: Summary) -> str:
     return "–" if math.isnan(summary.mean) else f"{summary.mean:.4f} ({summary.std:.4f})"
+
+
+def _of_runs(means: Sequence[float]) -> str:
+    each = ", ".join(f"{mean:.4f}" for mean in means)
+    return f"{np.mean(means):.4f} ± {np.std(means, ddof=1):.4f}: {each}"
 
 
 def _p(value: float) -> str:

@@ -158,3 +158,15 @@ def test_the_command(tmp_path: Path, methods: dict[str, list[Row]], capsys: pyte
         assert cli.main(["report", *arguments, "--out", str(out)]) == 2
         (line_,) = capsys.readouterr().err.splitlines()
         assert message in line_
+
+
+def test_runs_show_the_chance_of_training(rows: Rows) -> None:
+    runs = [rows({"a": 0.2, "b": 0.4}), rows({"b": 0.5, "a": 0.3}), rows({"a": 0.4, "b": float("nan")})]
+    folds = [rows({"a": 0.1}), rows({"b": 0.2})]
+    parts = {"Runs": runs, "Folds": folds, "Once": runs[:1]}
+    report = Report({name: merge_runs(name, part) for name, part in parts.items()}, "Runs", parts)
+    assert {name for name, _ in report.runs} == {"Runs"}
+    assert report.runs["Runs", "AJI"] == pytest.approx([0.3, 0.4, 0.4])
+    # The deviation of three runs, n - 1: sqrt((0.0667^2 + 2 * 0.0333^2) / 2).
+    assert "| Runs | 0.3667 ± 0.0577: 0.3000, 0.4000, 0.4000 |" in report.markdown(("AJI",))
+    assert "over runs" not in Report({"Once": runs[0]}, "Once", {"Once": runs[:1]}).markdown()
