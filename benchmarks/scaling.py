@@ -1,26 +1,31 @@
-"""How do time and memory grow with the batch and with the objects of an image?
+"""How do time and memory grow with the batch, with the objects of an image and with the processes that train?
 
     python benchmarks/scaling.py [--config Base-PFFNet-Compact.yaml] [--device cpu] [--all]
 
-Training steps of batches of 1 to 16 images of 256 pixels, and of one image of 512 pixels with 10 to 3000 objects,
-random weights, one CPU core or the GPU. Each case runs in a process of its own; its memory is the peak beyond what the
-process held before the first step (weights are held by then, their gradients and momenta are not). Prints for each the
+Training steps of batches of 1 to 16 images of 256 pixels, of one image of 512 pixels with 10 to 3000 objects, and of 1
+and 2 ranks with a batch of 2 each, which exchange gradients over gloo (CPU only; needs a core a rank). Random weights,
+one CPU core a process or the GPU. Each case runs in processes of its own; its memory is the first one's peak beyond
+what it held before the first step (weights are held by then, their gradients and momenta are not). Prints for each the
 time an image and the memory relative to the first case, and a json line.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import statistics
+import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from detectron2.engine.defaults import create_ddp_model
 from detectron2.modeling import build_model
 from detectron2.solver import build_optimizer
+from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from inputs import as_mapped
 from label_map import peak
@@ -28,6 +33,16 @@ from report import report
 
 import pffnet_d2  # noqa: F401  (registers)
 from pffnet_d2.config import config_path, read_config
+from pffnet_d2.cpu_ranks import launch_on_cpu
+
+
+class Case(NamedTuple):
+    """A batch a rank, its images' side in pixels and objects, and the number of ranks."""
+
+    batch: int
+    size: int
+    objects: int
+    ranks: int = 1
 
 
 def image_of(size: int, objects: int, seed: int) -> dict[str, Any]:
@@ -43,16 +58,16 @@ def image_of(size: int, objects: int, seed: int) -> dict[str, Any]:
     return as_mapped(np.repeat(grey[:, :, None], 3, axis=2), labels)
 
 
-def run(config: str, device: str, batch: int, size: int, objects: int, repeat: int) -> tuple[float, int]:
-    """Median seconds of a training step, and its peak bytes."""
+def run(config: str, device: str, case: Case, repeat: int, result: Path) -> None:
+    """Write the median seconds of a training step and its peak bytes, as the first rank sees them, to ``result``."""
     torch.set_num_threads(1)
     if device == "cpu":
         torch.set_flush_denormal(True)
     cfg = read_config(str(config_path(config)), ["MODEL.DEVICE", device])
     torch.manual_seed(0)
-    model: Any = build_model(cfg).train()
+    model: Any = create_ddp_model(build_model(cfg).train(), device_ids=None)  # of a CPU
     optimizer = build_optimizer(cfg, model)
-    inputs = [image_of(size, objects, seed) for seed in range(batch)]
+    inputs = [image_of(case.size, case.objects, case.batch * comm.get_rank() + i) for i in range(case.batch)]
     before, seconds = peak(device, reset=True), []
     for _ in range(repeat + 1):  # the first warms up
         start = time.perf_counter()
@@ -64,18 +79,23 @@ def run(config: str, device: str, batch: int, size: int, objects: int, repeat: i
         if device != "cpu":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[1:]), peak(device) - before
+    if comm.is_main_process():
+        result.write_text(json.dumps([statistics.median(seconds[1:]), peak(device) - before]))
 
 
-def sweep(args: argparse.Namespace, title: str, cases: list[tuple[int, int, int]]) -> None:
+def sweep(args: argparse.Namespace, title: str, cases: list[Case]) -> None:
     first: tuple[float, int] | None = None
-    for batch, size, objects in cases:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            seconds, memory = pool.submit(run, args.config, args.device, batch, size, objects, args.repeat).result()
-        first = first or (seconds / batch, memory)
-        case = f"{title}, batch {batch}, {size}x{size}, {objects} objects, {args.device}"
-        ratios = {"time an image": seconds / batch / first[0], "memory": memory / first[1]}
-        report("scaling (to the first)", case, ratios, seconds=seconds, peak_bytes=memory)
+    for case in cases:
+        with tempfile.TemporaryDirectory() as folder:
+            result = Path(folder) / "result.json"
+            launch_on_cpu(run, case.ranks, args=(args.config, args.device, case, args.repeat, result))
+            seconds, memory = json.loads(result.read_text())
+        an_image = seconds / (case.batch * case.ranks)
+        first = first or (an_image, memory)
+        what = f"{case.ranks} x batch {case.batch}" if title == "ranks" else f"batch {case.batch}"
+        name = f"{title}, {what}, {case.size}x{case.size}, {case.objects} objects, {args.device}"
+        ratios = {"time an image": an_image / first[0], "memory": memory / first[1]}
+        report("scaling (to the first)", name, ratios, seconds=seconds, peak_bytes=memory)
 
 
 def main() -> None:
@@ -87,8 +107,12 @@ def main() -> None:
     args = parser.parse_args()
     batches = (1, 2, 4, 8, 16) if args.all else (1, 4)
     counts = (10, 100, 300, 1000, 3000) if args.all else (10, 1000)
-    sweep(args, "batch", [(batch, 256, 30) for batch in batches])
-    sweep(args, "objects", [(1, 512, count) for count in counts])
+    sweep(args, "batch", [Case(batch, 256, 30) for batch in batches])
+    sweep(args, "objects", [Case(1, 512, count) for count in counts])
+    if args.device != "cpu" or (os.cpu_count() or 1) < 2:
+        print("ranks: left out, they are measured on a CPU of two cores or more")
+        return
+    sweep(args, "ranks", [Case(2, 256, 30, ranks) for ranks in (1, 2)])
 
 
 if __name__ == "__main__":
