@@ -105,6 +105,8 @@ def check(cfg: CfgNode, *, train: bool, processes: int = 1) -> None:
         raise InputError(f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER!r} is not supported; use SGD or ADAM")
     if cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == "full_model" and cfg.SOLVER.OPTIMIZER != "ADAM":
         raise InputError("SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model needs SOLVER.OPTIMIZER ADAM; use norm or value")
+    if list(cfg.SOLVER.STEPS) != sorted(set(cfg.SOLVER.STEPS)):
+        raise InputError(f"SOLVER.STEPS {tuple(cfg.SOLVER.STEPS)}: each must be later than the one before it")
     # Detectron2 scales the batch by processes / REFERENCE_WORLD_SIZE where that is set, and asserts even shares.
     processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or processes
     if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % processes:

@@ -205,6 +205,7 @@ def test_training_loop_logs_no_traceback_of_mistakes() -> None:
             r"TTA merges instances only; set MODEL\.PFFNET\.OUTPUTS",
         ),
         (["SOLVER.OPTIMIZER", "adam"], r"SOLVER\.OPTIMIZER 'adam' is not supported; use SGD or ADAM"),
+        (["SOLVER.STEPS", "(30, 30)"], r"SOLVER\.STEPS \(30, 30\): each must be later"),
         (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"], r"full_model needs SOLVER\.OPTIMIZER ADAM"),
     ],
 )

@@ -1,0 +1,131 @@
+"""What do PFFNet's parts add in equal time? Trains variants of a config over several seeds and compares them.
+
+    python benchmarks/ablation.py --config dsb2018/PFFNet_R18_FPN.yaml --train dsb2018_fold0of5_train
+        --val dsb2018_fold0of5_val [--iterations 1000] [--seeds 1 2 3] [--variants Without_fusion MaskRCNN_GN ...]
+        [--out output/ablation] [KEY VALUE ...]
+
+A variant is a file of configs/ablations or configs/methods, whose keys are laid over the config. First a few training
+steps of all of them are timed by turns, and each gets as many iterations as fit into the time of the config's own.
+Then every seed of every variant is trained and evaluated, and OUT gets report.md, report.csv and boxes.png: means over
+images, paired tests on scores averaged over seeds, and the spread of the seeds. Called again it goes on where it
+stopped. Hours on a CPU core; several calls with other ``--seeds`` may share OUT once its iterations.json is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.utils.events import EventStorage
+
+from pffnet_d2 import engine
+from pffnet_d2.config import config_path, read_config
+from pffnet_d2.data.catalog import register_all
+from pffnet_d2.evaluation.report import Report, merge_runs
+from pffnet_d2.evaluation.scores import CSV, read_scores
+from pffnet_d2.files import write_text
+from pffnet_d2.kfold import train_fold
+
+SHOWN = ("AJI", "AJI_plus", "Dice", "F1", "PQ", "DSB_mAP")
+VARIANTS = ("Without_fusion", "Without_quality", "Fusion_detached", "MaskRCNN_GN")
+
+
+def keys_of(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """KEY, VALUE, KEY, VALUE, ... of nested values."""
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from keys_of(value, f"{prefix}{key}.")
+        elif prefix or key not in ("_BASE_", "OUTPUT_DIR"):
+            yield from (f"{prefix}{key}", str(value))
+
+
+def overlay(variant: str) -> list[str]:
+    """What a file of configs/ablations or configs/methods says itself, as KEY VALUE pairs."""
+    file = next(
+        (f for kind in ("ablations", "methods") if (f := config_path(kind) / f"{variant}.yaml").is_file()), None
+    )
+    if file is None:
+        raise SystemExit(f"{variant}: neither configs/ablations nor configs/methods has {variant}.yaml")
+    return list(keys_of(yaml.safe_load(file.read_text(encoding="utf-8"))))
+
+
+def step_seconds(config: str, variants: Mapping[str, list[str]], rounds: int = 6, steps: int = 12) -> dict[str, float]:
+    """Median seconds of a training step of each variant, data and optimizer included; they take turns."""
+    trainers = {}
+    spent: dict[str, list[float]] = {name: [] for name in variants}
+    torch.set_flush_denormal(True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, opts in variants.items():
+            cfg = read_config(config, [*opts, "OUTPUT_DIR", folder])
+            engine.check(cfg, train=True)
+            trainers[name] = engine.Trainer(cfg)
+        for turn in range(rounds):
+            for name, trainer in trainers.items():
+                with EventStorage(turn * steps):
+                    start = time.perf_counter()
+                    for step in range(turn * steps, (turn + 1) * steps):
+                        trainer.iter = trainer._trainer.iter = step
+                        trainer.run_step()
+                    if turn:  # the first warms up
+                        spent[name].append((time.perf_counter() - start) / steps)
+    return {name: statistics.median(times) for name, times in spent.items()}
+
+
+def schedule(iterations: int) -> list[str]:
+    steps = (iterations * 3 // 4, iterations * 9 // 10)
+    return ["SOLVER.MAX_ITER", str(iterations), "SOLVER.STEPS", str(steps), "SOLVER.CHECKPOINT_PERIOD", str(iterations)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="dsb2018/PFFNet_R18_FPN.yaml", help="under configs/")
+    parser.add_argument("--train", required=True, help="a prepared data set")
+    parser.add_argument("--val", required=True, help="another")
+    parser.add_argument("--iterations", type=int, default=1000, help="of the config itself")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--variants", nargs="+", default=VARIANTS)
+    parser.add_argument("--out", type=Path, default=Path("output/ablation"))
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="for all of them")
+    args = parser.parse_args()
+    register_all()
+    config = str(config_path(args.config))
+    data = ["DATASETS.TRAIN", f"('{args.train}',)", "DATASETS.TEST", f"('{args.val}',)", *args.opts]
+    base = Path(config).stem.partition("_")[0]
+    variants = {base: data} | {name: [*overlay(name), *data] for name in args.variants}
+
+    planned = args.out / "iterations.json"
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not planned.is_file():
+        seconds = step_seconds(config, variants)
+        write_text(planned, json.dumps({v: round(args.iterations * seconds[base] / s) for v, s in seconds.items()}))
+    iterations = json.loads(planned.read_text(encoding="utf-8"))
+    print("iterations in equal time: " + ", ".join(f"{name} {iterations[name]}" for name in variants))
+
+    for seed in args.seeds:
+        for name, opts in variants.items():
+            folder = args.out / name / f"seed{seed}"
+            if (folder / "inference" / args.val / CSV).is_file():
+                continue
+            given = [*opts, *schedule(iterations[name]), "SEED", str(seed), "OUTPUT_DIR", str(folder)]
+            if code := train_fold(["--config-file", config, "--resume", *given]):
+                raise SystemExit(f"{folder}: training ended with exit code {code}")
+
+    parts = {
+        name: [read_scores(file.parent) for file in sorted((args.out / name).glob(f"seed*/inference/{args.val}/{CSV}"))]
+        for name in variants
+    }
+    report = Report({name: merge_runs(name, part) for name, part in parts.items()}, base, parts)
+    report.write(args.out, SHOWN)
+    print(report.markdown(SHOWN))
+
+
+if __name__ == "__main__":
+    main()
