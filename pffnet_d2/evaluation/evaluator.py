@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import os
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -23,11 +24,13 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
 from pffnet_d2.data.coco import annotations_to_label_map, annotations_to_regions
+from pffnet_d2.data.images import read_image
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.metrics import DSB_THRESHOLDS, area_under_precision, voc_hits
 from pffnet_d2.evaluation.scores import METRICS, Row, read_groups, score, summaries, table_of, write_scores
 from pffnet_d2.files import write_text
 from pffnet_d2.inference.label_map import Window, instances_to_label_map, render_windows
+from pffnet_d2.pictures import side_by_side, write_png
 
 try:  # the same numbers, some fifty times faster
     import faster_coco_eval
@@ -37,14 +40,23 @@ except ImportError:
 logger = logging.getLogger(__name__)
 
 
+class _Scored(NamedTuple):
+    """An image's scores and what was found in it."""
+
+    image_id: Any
+    row: Row
+    label_map: bytes  # int32, compressed
+
+
 class LabelMapEvaluator(DatasetEvaluator):
     """Scores each image's label map against the flattened truth and averages over images, as the papers do.
 
     Results are ``{"label_map": {name: mean}}`` for the names of ``scores.METRICS`` (docs/metrics.md), means over the
     images whose score is a number, fractions in [0, 1] except counts and distances (NaN without images). With
-    ``output_dir`` the main process writes ``label_map.csv``, one row an image, and ``label_map.json``: mean, population
-    standard deviation and scores left out, also by the ``group`` of the prepared json. Only one row an image is kept in
-    memory.
+    ``output_dir`` the main process writes ``label_map.csv``, one row an image, ``label_map.json``: mean, population
+    standard deviation and scores left out, also by the ``group`` of the prepared json, and
+    ``examples/{best,median,worst}.png``: image | truth | prediction of three images with objects, by AJI. Of each image
+    its row and its label map, compressed, are kept in memory.
     """
 
     def __init__(
@@ -58,7 +70,7 @@ class LabelMapEvaluator(DatasetEvaluator):
         """
         Args:
             dataset_name: a name in ``DatasetCatalog`` whose annotations are the truth.
-            output_dir: where the two files go; None writes none.
+            output_dir: where the files go; None writes none.
             distributed: collect the rows of all ranks; False scores this process alone.
             rule: keyword arguments of :func:`~pffnet_d2.inference.label_map.instances_to_label_map`.
         """
@@ -74,7 +86,7 @@ class LabelMapEvaluator(DatasetEvaluator):
         self.reset()
 
     def reset(self) -> None:
-        self._rows: dict[Any, Row] = {}
+        self._scored: dict[Any, _Scored] = {}
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
         """Score a batch; ``outputs`` hold ``Instances`` with ROI masks or pasted masks.
@@ -86,24 +98,43 @@ class LabelMapEvaluator(DatasetEvaluator):
             instances = output["instances"]
             annotations = _truth_of(image, instances, self._truth, self._dataset_name)
             stem = Path(image.get("file_name", f"image {image['image_id']}")).stem
-            self._rows[image["image_id"]] = score(
-                stem,
-                annotations_to_label_map(annotations, *instances.image_size),
-                instances_to_label_map(instances, **self._rule),
-                self._groups.get(stem, ""),
-            )
+            truth = annotations_to_label_map(annotations, *instances.image_size)
+            found = instances_to_label_map(instances, **self._rule)
+            row = score(stem, truth, found, self._groups.get(stem, ""))
+            packed = zlib.compress(found.astype(np.int32).tobytes(), level=1) if self._output_dir else b""
+            self._scored[image["image_id"]] = _Scored(image["image_id"], row, packed)
 
     def evaluate(self) -> OrderedDict[str, OrderedDict[str, float]]:
         """Mean scores on the main process, an empty dict on the others."""
-        rows = _of_all_ranks(self._rows, self._truth, self._dataset_name, self._distributed)
-        if rows is None:
+        scored = _of_all_ranks(self._scored, self._truth, self._dataset_name, self._distributed)
+        if scored is None:
             return OrderedDict()
+        rows = [each.row for each in scored]
         found = summaries(rows)
         mean = OrderedDict((name, found[name].mean) for name in METRICS)
         if self._output_dir:
             write_scores(self._output_dir, rows, {"dataset": self._dataset_name, **self._rule})
+            self._draw_examples(scored, self._output_dir / "examples")
         logger.info(f"label maps of {self._dataset_name}, mean of images:\n{table_of(rows)}")
         return OrderedDict(label_map=mean)
+
+    def _draw_examples(self, scored: Sequence[_Scored], folder: Path) -> None:
+        with_objects = sorted((each for each in scored if each.row["truths"]), key=lambda each: each.row["AJI"])
+        if not with_objects:
+            return
+        for name, place in (("best", -1), ("median", len(with_objects) // 2), ("worst", 0)):
+            image_id, row, packed = with_objects[place]
+            entry = self._truth[image_id]
+            size = entry["height"], entry["width"]
+            try:
+                image = np.asarray(read_image(entry["file_name"]), np.uint8)
+            except InputError as error:  # the scores are there, only the picture is not
+                logger.warning(f"no picture of the {name} image: {error}")
+                continue
+            truth = annotations_to_label_map(entry["annotations"], *size)
+            found = np.frombuffer(zlib.decompress(packed), np.int32).reshape(size)
+            write_png(folder / f"{name}.png", side_by_side(image, truth, found))
+            logger.info(f"{folder / name}.png: {row['image']}, AJI {row['AJI']:.4f}")
 
 
 T = TypeVar("T")

@@ -14,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from PIL import Image
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
@@ -31,6 +32,7 @@ from pffnet_d2.evaluation import metrics
 from pffnet_d2.evaluation.evaluator import DenseCOCOEvaluator, LabelMapEvaluator, VOCEvaluator, windows_to_rle
 from pffnet_d2.evaluation.scores import METRICS
 from pffnet_d2.inference.label_map import WindowMasks, render_windows
+from pffnet_d2.pictures import side_by_side
 
 SIZE = (60, 90)
 NAME = "evaluator_test"
@@ -130,6 +132,28 @@ def test_scores_are_means_over_images_and_rows_are_written(tmp_path: Path, paste
     assert sorted(p.name for p in written.iterdir()) == ["label_map.csv", "label_map.json"]
 
 
+def test_best_median_and_worst_image_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    for image_id in (12, 13):
+        Image.new("RGB", SIZE[::-1], (image_id, 0, 0)).save(tmp_path / f"images/{image_id}.png")
+    evaluator = LabelMapEvaluator(NAME, output_dir=tmp_path / "out")
+    evaluator.process([image(13)], [found(TRUTHS[13], keep=18)])
+    evaluator.process([image(12), image(11)], [nothing(), found(TRUTHS[11])])
+    with caplog.at_level(logging.WARNING):
+        evaluator.evaluate()
+    # The image without objects is none of them. That of the best, which is the median too, cannot be read.
+    assert [path.name for path in (tmp_path / "out" / "examples").iterdir()] == ["worst.png"]
+    assert "no picture of the best image" in caplog.text
+    drawn = np.asarray(Image.open(tmp_path / "out" / "examples" / "worst.png"))
+    grey = np.full((*SIZE, 3), (13, 0, 0), np.uint8)
+    expected = side_by_side(grey, TRUTHS[13], np.where(TRUTHS[13] <= 18, TRUTHS[13], 0))
+    outlined = (expected != (13, 0, 0)).any(axis=2)
+    assert ((drawn != (13, 0, 0)).any(axis=2) == outlined).all()
+
+
 def test_every_reported_name_is_the_metric_it_says() -> None:
     evaluator = LabelMapEvaluator(NAME)
     shifted = np.roll(TRUTHS[11], (1, 1), (0, 1))
@@ -177,7 +201,7 @@ def test_rows_of_all_ranks_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
         evaluator.process([image(image_id)], [found(TRUTHS[image_id], keep=keep)])
         # Both saw the empty image: it counts once.
         evaluator.process([image(12)], [nothing()])
-        parts.append(evaluator._rows)
+        parts.append(evaluator._scored)
     gather = "pffnet_d2.evaluation.evaluator.comm.gather"
     monkeypatch.setattr(gather, lambda rows, dst: parts)
     assert evaluator.evaluate()["label_map"]["AJI"] == pytest.approx((1 + 1 + 18 / 24) / 3)
