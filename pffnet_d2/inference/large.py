@@ -37,6 +37,8 @@ from pffnet_d2.inference.tiling import Box, Found, Tiles, View, overlap_for, sti
 STREAMED = ("label-tiff", "geojson", "csv")
 # Where objects are measured for overlap "auto": in the tile with most contrast of so many, for every 32 tiles one.
 _CANDIDATES, _TILES_A_PROBE, _MOST_PROBES = 16, 32, 4
+# Of as many tiles a corner of this side tells whether the model was made for the image.
+_PART = 256
 # Windows by which an image is told from another of the same shape.
 _SAMPLES, _SAMPLE = 16, 64
 
@@ -62,6 +64,7 @@ class Model:
     identity: str  # differs where predictions may
     stride: int = 1  # sides of tiles are multiples of it, so that none is padded
     normalisation: Normalisation = AUTO
+    doubt: Callable[[NDArray[np.uint8]], str] | None = None  # as ``Predictor.doubt``
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,12 @@ class LargePrediction:
     dtype: str  # of the pixels
     larger: list[tuple[int, Box]] = field(default_factory=list)  # id and box of objects larger than the overlap
     capped: list[Box] = field(default_factory=list)  # tiles in which the model found as many as it may return
+    doubt: str = ""  # why the model was not made for such images, and what to do
 
     def warnings(self) -> list[str]:
-        """For people: objects that seams may have cut, tiles in which objects may be missing."""
-        lines = []
+        """For people: a model that was made for other images, objects that seams may have cut, tiles in which objects
+        may be missing."""
+        lines = [self.doubt] if self.doubt else []
         if self.larger:
             some = "; ".join(
                 f"{label} (x {x0}, y {y0}, {x1 - x0} x {y1 - y0})" for label, (y0, x0, y1, x1) in self.larger[:10]
@@ -229,11 +234,12 @@ class _Run:
             self.limits = limits(self.pixels, self.normalisation, self.name)
             overlap = self._auto_overlap() if self.plan.overlap == "auto" else int(self.plan.overlap)
             self.tiles = Tiles(self.shape, self.plan.tile, overlap, self.model.stride)
+            doubt = self._doubt()
         except BaseException:
             with suppress(OSError):
                 self.folder.rmdir()
             raise
-        decided = {"overlap": overlap, "limits": self.limits}
+        decided = {"overlap": overlap, "limits": self.limits, "doubt": doubt}
         write_text(file, json.dumps({"asked": asked, "decided": decided}, indent=1))
 
     def _asked(self) -> dict[str, Any]:
@@ -259,7 +265,7 @@ class _Run:
         tiles = Tiles(self.shape, self.plan.tile, max(1, self.plan.tile // 8), self.model.stride).boxes()
         if len(tiles) == 1:
             return max(1, self.plan.tile // 8)
-        spread = [tiles[i] for i in sorted({len(tiles) * k // _CANDIDATES for k in range(_CANDIDATES)})]
+        spread = _spread(tiles)
         images = {box: self._image(box) for box in spread}
         best = sorted(spread, key=lambda box: (-float(images[box].std()), box))
         sides: list[int] = []
@@ -268,11 +274,20 @@ class _Run:
             sides += _whole_sides(found.label_map)
         return overlap_for(sides, self.plan.tile)
 
+    def _doubt(self) -> str:
+        """Whether the model was made for such images, from parts of tiles all over it."""
+        if self.model.doubt is None:
+            return ""
+        corners = [(y0, x0, min(y1, y0 + _PART), min(x1, x0 + _PART)) for y0, x0, y1, x1 in _spread(self.tiles.boxes())]
+        parts = [self._image(box) for box in corners]
+        return self.model.doubt(np.concatenate([part.reshape(-1, 1, 3) for part in parts]))
+
     def _read_manifest(self) -> None:
         decided = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))["decided"]
         self.limits = tuple(decided["limits"]) if decided["limits"] else None
         self.tiles = Tiles(self.shape, self.plan.tile, decided["overlap"], self.model.stride)
         self.boxes = self.tiles.boxes()
+        self.doubt: str = decided.get("doubt", "")  # tiles of an earlier release have none
 
     def _image(self, box: Box) -> NDArray[np.uint8]:
         y0, x0, y1, x1 = box
@@ -398,12 +413,18 @@ class _Run:
             str(self.dtype),
             larger,
             capped,
+            self.doubt,
         )
 
     def _values(self, found: Found) -> NDArray[Any]:
         """The pixels of the file under finished objects."""
         (y, x), (h, w) = found.origin, found.labels.shape
         return window(self.pixels, slice(y, y + h), slice(x, x + w), self.name)
+
+
+def _spread(tiles: list[Box]) -> list[Box]:
+    """_CANDIDATES of the tiles, or all, from all over the image."""
+    return [tiles[i] for i in sorted({len(tiles) * k // _CANDIDATES for k in range(_CANDIDATES)})]
 
 
 def _whole_sides(label_map: NDArray[np.int32]) -> list[int]:

@@ -244,7 +244,7 @@ class Predictor:
         if name is None:
             name = Path(image).stem if isinstance(image, (str, os.PathLike)) else "image"
         plan = Plan(Path(out), name, tile, overlap, tuple(formats), plane, channels, pixel_size, batch)
-        model = Model(self._predict_tiles, self._identity(), self._stride, self.normalisation)
+        model = Model(self._predict_tiles, self._identity(), self._stride, self.normalisation, self.doubt)
         return predict_large(model, image, plan)
 
     def check_tiles(self, tile: int, overlap: int | str) -> None:

@@ -353,6 +353,25 @@ def test_limits_are_those_of_the_whole_image(large: Any, tmp_path: Path) -> None
     assert done.objects == len(json.loads(done.files["geojson"].read_text())["features"]) == 1
 
 
+def test_a_model_for_other_images_says_so(large: Any, tmp_path: Path) -> None:
+    """From all over the image: its first tile alone is dark. A run that goes on says what the first said."""
+    image = np.full((300, 400), 200, np.uint8)
+    image[:100, :100] = 0
+
+    def doubt(rgb: NDArray[np.uint8]) -> str:
+        return "too bright" if np.median(rgb) > 64 else ""
+
+    def predict(name: str, shown: NDArray[np.uint8], dies_at: int = -1) -> Any:
+        model = large.Model(Threshold(dies_at), "m", stride=32, doubt=doubt)
+        return large.predict_large(model, shown, large.Plan(tmp_path, name, 128, 32))
+
+    assert predict("bright", image).warnings()[0] == "too bright"
+    assert predict("dark", 255 - image).doubt == ""
+    with pytest.raises(KeyboardInterrupt):
+        predict("killed", image, dies_at=3)
+    assert predict("killed", image).doubt == "too bright"
+
+
 def test_auto_overlap_and_objects_beyond_it(large: Any, spots: NDArray[np.uint16], tmp_path: Path) -> None:
     model = large.Model(Threshold(), "m", stride=32)
     done = large.predict_large(model, spots, large.Plan(tmp_path, "a", 128))
