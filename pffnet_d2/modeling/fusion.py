@@ -1,7 +1,8 @@
 """Feature fusion of [P] Algorithm 1 and Fig. 10: instance masks written into a semantic feature map.
 
 The papers describe a loop that changes the map one ROI at a time. Every variant has a closed form over all ROIs of
-the batch, computed here on the list of pixels that lie inside boxes: work and memory follow the sum of the box areas.
+the batch, computed here on the list of pixels that lie inside boxes: work and memory follow the sum of the box areas
+(and of the boxes' heights times the masks' width).
 """
 
 from __future__ import annotations
@@ -45,22 +46,21 @@ def box_pixels(boxes: Tensor, batch_index: Tensor, shape: tuple[int, int, int]) 
     columns, rows = (right - left).clamp(min=0), (bottom - top).clamp(min=0)
     n_lines, n_pixels = torch.stack([rows.sum(), (rows * columns).sum()]).tolist()
 
-    # Here and below one gather of whole rows is several times faster than one a column.
+    # One gather of whole rows is several times faster than one a column.
     roi = torch.repeat_interleave(rows, output_size=n_lines)
-    packed = torch.stack([rows.cumsum(0) - rows, top, columns, left, batch_index * height], dim=1)
-    first_line, top, columns, left, image_top = packed.index_select(0, roi).unbind(1)
-    y = top + torch.arange(n_lines, device=boxes.device) - first_line
+    per_box = torch.stack([rows.cumsum(0) - rows, top, columns, left, batch_index * height], dim=1)
+    first_line, top, columns, left, map_top = per_box.index_select(0, roi).unbind(1)
+    y = torch.arange(n_lines, device=boxes.device) - first_line + top
     x1, y1, x2, y2 = boxes.index_select(0, roi).unbind(1)
 
     line = torch.repeat_interleave(columns, output_size=n_pixels)
-    first_pixel = columns.cumsum(0) - columns
-    # Where a line begins in the list, and in the map; both added to a pixel's place in the line.
-    packed = torch.stack([left - first_pixel, (image_top + y) * width], dim=1)
-    shift, map_line = packed.index_select(0, line).unbind(1)
-    x = torch.arange(n_pixels, device=boxes.device) + shift
-    scale = 1 / (x2 - x1)
-    zero, step = torch.stack([(0.5 - x1) * scale, scale], dim=1).index_select(0, line).unbind(1)
-    return BoxPixels(roi=roi, v=(y + 0.5 - y1) / (y2 - y1), line=line, u=zero + x * step, pixel=map_line + x)
+    per_line = torch.stack([columns.cumsum(0) - columns, (map_top + y) * width + left], dim=1)
+    first_pixel, map_pixel = per_line.index_select(0, line).unbind(1)
+    column = torch.arange(n_pixels, device=boxes.device) - first_pixel
+    # The centre of a line's first pixel and the size of a pixel, in units of the box.
+    scale = torch.stack([left + 0.5 - x1, torch.ones_like(x1)], dim=1) / (x2 - x1)[:, None]
+    u, size = scale.index_select(0, line).unbind(1)
+    return BoxPixels(roi=roi, v=(y + 0.5 - y1) / (y2 - y1), line=line, u=u + column * size, pixel=map_pixel + column)
 
 
 def resize_into_boxes(masks: Tensor, where: BoxPixels) -> Tensor:
