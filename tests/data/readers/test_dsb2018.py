@@ -175,11 +175,22 @@ def test_objectguided_and_shared_fields(tmp_path: Path, layouts: ModuleType, cap
     assert data["info"]["options"] == {
         "partial": True,
         "exclude_bbbc039": False,
+        "exclude_bad": False,
         "fill_holes": True,
         "image_type": "",
         "normalisation": "as_is",
     }
     assert data["images"][0]["image_type"] == "histology"
+
+
+def test_images_of_bad_truth(tmp_path: Path, layouts: ModuleType) -> None:
+    """All six are in the original edition; one of them is here, beside another image."""
+    lists = [i for split in shipped("dsb2018_objectguided").values() for i in split]
+    assert len([i for i in lists if i.startswith(dsb2018.BAD)]) == len(dsb2018.BAD) == 6
+    chosen = sorted([next(i for i in lists if i.startswith("7b38c917")), lists[0]])
+    root = layouts.write(tmp_path, stage(layouts, {i: layouts.apart(0) for i in chosen}))
+    assert [r.image_id for r in dsb2018.records(root, "train")] == chosen
+    assert [r.image_id for r in dsb2018.records(root, "train", exclude_bad=True)] == [lists[0]]
 
 
 def _no_masks(files: dict[str, Any]) -> None:
