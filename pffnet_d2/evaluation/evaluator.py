@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
 from pffnet_d2.data.coco import annotations_to_label_map, annotations_to_regions
-from pffnet_d2.data.images import read_image
+from pffnet_d2.data.images import AUTO, read_image, to_rgb8
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.metrics import DSB_THRESHOLDS, area_under_precision, voc_hits
 from pffnet_d2.evaluation.scores import METRICS, Row, read_groups, score, summaries, table_of, write_scores
@@ -127,7 +127,7 @@ class LabelMapEvaluator(DatasetEvaluator):
             entry = self._truth[image_id]
             size = entry["height"], entry["width"]
             try:
-                image = np.asarray(read_image(entry["file_name"]), np.uint8)
+                image = to_rgb8(read_image(entry["file_name"]), AUTO)
             except InputError as error:  # the scores are there, only the picture is not
                 logger.warning(f"no picture of the {name} image: {error}")
                 continue
