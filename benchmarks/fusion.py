@@ -48,7 +48,7 @@ def case(count: int, size: int, device: str) -> tuple[Tensor, Tensor, Tensor, Te
 
 
 def step(fusion: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> list[Tensor]:
-    """The fused map and the gradients of half the sum of its squares, of which nothing has to be computed but fusion."""
+    """The fused map and the gradients of half the sum of its squares, which take nothing but fusion to compute."""
     fused = fusion(*inputs)
     return [fused, *torch.autograd.grad(fused, inputs[:2], grad_outputs=fused.detach())]
 
