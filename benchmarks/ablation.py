@@ -35,7 +35,7 @@ from pffnet_d2.files import write_text
 from pffnet_d2.kfold import train_fold
 
 SHOWN = ("AJI", "AJI_plus", "Dice", "F1", "PQ", "DSB_mAP")
-VARIANTS = ("Without_fusion", "Without_quality", "Fusion_detached", "MaskRCNN_GN")
+VARIANTS = ("Without_fusion", "Without_consistency", "Without_quality", "Fusion_detached", "MaskRCNN_GN")
 
 
 def keys_of(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
