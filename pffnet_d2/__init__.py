@@ -16,12 +16,18 @@ __all__ = ["Predictor", "__version__", "add_pffnet_config", "config_path"]
 
 _problem = problem()
 if not _problem:
+    from detectron2.utils.file_io import PathManager
+
     from pffnet_d2 import modeling  # noqa: F401  (registers)
     from pffnet_d2.config import add_pffnet_config
     from pffnet_d2.data import catalog
+    from pffnet_d2.imagenet_weights import register_package_weights
     from pffnet_d2.inference.predictor import Predictor
+    from pffnet_d2.optimizer import register_optimizers
 
     catalog.register_all()
+    register_package_weights(PathManager)
+    register_optimizers()
 
 
 def __getattr__(name: str) -> object:

@@ -15,11 +15,13 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
-from torch import Tensor
+from torch import Tensor, nn
 
 from pffnet_d2.errors import InputError
 from pffnet_d2.files import whole_file, write_text
+from pffnet_d2.optimizer import WeightAverage
 
+AVERAGE = "weight_average"  # the key of a checkpoint of averaged weights under which those that train are
 WITHOUT_WEIGHTS = "set MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 or a local file"
 
 # What a pickled numpy array or scalar is rebuilt by, whatever numpy release wrote it (numpy.core or numpy._core).
@@ -112,6 +114,18 @@ class Checkpointer(DetectionCheckpointer):
     where those of the file are for other classes.
     """
 
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, average: WeightAverage | None = None, **checkpointables: Any
+    ) -> None:
+        """
+        Args:
+            average: of the weights of ``model``. Files then hold the averaged ones as the model, for whoever reads
+                them, and beside them those that train.
+            checkpointables: what else to save, as upstream.
+        """
+        super().__init__(model, save_dir, **checkpointables)
+        self.average = average
+
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load ``path`` (a file, ``catalog://`` or a URL; "" loads nothing) and return what is left of it.
 
@@ -123,6 +137,10 @@ class Checkpointer(DetectionCheckpointer):
         self._source = path
         self._whole = checkpointables is None
         left: dict[str, Any] = super().load(path, checkpointables=checkpointables)
+        if self.average is not None and self._whole and AVERAGE in left:
+            self.average.resume(left.pop(AVERAGE))
+        elif self.average is not None:
+            self.average.restart()
         return left
 
     def save(self, name: str, **kwargs: Any) -> None:
@@ -133,6 +151,8 @@ class Checkpointer(DetectionCheckpointer):
         if not self.save_dir or not self.save_to_disk:
             return
         data: dict[str, Any] = {"model": self.model.state_dict()}
+        if self.average is not None:
+            data = {"model": self.average.model.state_dict(), AVERAGE: self.average.state_dict()}
         data |= {key: stateful.state_dict() for key, stateful in self.checkpointables.items()}
         data |= {key: value.item() if isinstance(value, np.generic) else value for key, value in kwargs.items()}
         file = Path(self.save_dir) / f"{name}.pth"
@@ -147,6 +167,8 @@ class Checkpointer(DetectionCheckpointer):
     def _local(self, path: str) -> str:
         try:
             local = str(self.path_manager.get_local_path(path))
+        except InputError:
+            raise
         except Exception as error:  # no network, no such catalog entry, a page that is gone: one remedy
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise InputError(f"{path}: these weights cannot be had ({reason}); {WITHOUT_WEIGHTS}") from error

@@ -6,12 +6,15 @@ One comment a key: what it does, the papers' symbol, and where it stands in the 
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pffnet_d2.errors import InputError
+
+logger = logging.getLogger(__name__)
 
 
 def config_path(name: str = "") -> Path:
@@ -44,6 +47,7 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> Any:
     if not os.path.isfile(config_file):
         what = f"{config_file}: no such config file" if config_file else "no config file given"
         raise InputError(f"{what}; name one with --config-file, such as configs/PFFNet_R101_FPN.yaml")
+    old = _OldKeys(cfg)
     try:
         # Upstream's default runs python code that a yaml file asks for.
         cfg.merge_from_file(config_file, allow_unsafe=False)
@@ -61,7 +65,35 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> Any:
         cfg.merge_from_list(list(opts))
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"command line, {' '.join(opts)}: {_said_by(error)}") from error
+    old.move(config_file)
     return cfg
+
+
+class _OldKeys:
+    """The keys that were SOLVER's before SOLVER.PFFNET was there: another project may have them too. Configs that have
+    them are read, with a line of advice."""
+
+    KEYS = ("OPTIMIZER", "ADAM_EPSILON")
+
+    def __init__(self, cfg: Any) -> None:
+        """Lets ``cfg`` be merged with what has old keys."""
+        self.solver = cfg.SOLVER
+        self.solver.OPTIMIZER, self.solver.ADAM_EPSILON = "", 0.0
+
+    def move(self, config_file: str) -> None:
+        """Puts the values of old keys where they belong now."""
+        solver, moved = self.solver, []
+        for key in self.KEYS:
+            if value := solver.pop(key):
+                solver.PFFNET[key] = value
+                moved.append(f"SOLVER.{key} is now SOLVER.PFFNET.{key}")
+        clip = solver.CLIP_GRADIENTS
+        if clip.CLIP_TYPE == "full_model":
+            solver.PFFNET.CLIP_NORM = clip.CLIP_VALUE if clip.ENABLED else 0.0
+            clip.ENABLED, clip.CLIP_TYPE = False, "value"
+            moved.append("SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model is now SOLVER.PFFNET.CLIP_NORM")
+        if moved:
+            logger.warning(f"{config_file}: {', '.join(moved)}; rename it")
 
 
 def differences(cfg: Any) -> dict[str, Any]:
@@ -223,6 +255,10 @@ def add_pffnet_config(cfg: Any) -> None:
     # ReLU in the boundary refinement blocks, as in the original GCN; neither [P]'s code nor its text has it.
     cfg.MODEL.SEM_SEG_HEAD.GCN_RELU = False
 
+    cfg.MODEL.EFFICIENTNET_LITE = CN()
+    # 0, 1 or 2: EfficientNet-Lite0 (3.0 M parameters without its classifier), Lite1 (3.7 M), Lite2 (4.4 M).
+    cfg.MODEL.EFFICIENTNET_LITE.VERSION = 0
+
     # FCN8s (modeling/fcn.py), the coursework's baseline.
     cfg.MODEL.FCN8S = CN()
     # Channels of the five stages of VGG-16; these fit torchvision's weights.
@@ -235,10 +271,16 @@ def add_pffnet_config(cfg: Any) -> None:
     # the true foreground of DSB2018's training images 4 gave the best AJI and DSB mAP of 0 to 8.
     cfg.MODEL.FCN8S.EROSION_RADIUS = 4
 
-    # "SGD" (Detectron2's), or "ADAM": its weight decay is coupled (L2), momentum is not read.
-    cfg.SOLVER.OPTIMIZER = "SGD"
+    cfg.SOLVER.PFFNET = CN()
+    # "SGD" (Detectron2's), "ADAM" (weight decay is coupled, L2) or "ADAMW" (it is not); the last two do not read
+    # SOLVER.MOMENTUM.
+    cfg.SOLVER.PFFNET.OPTIMIZER = "SGD"
     # Adam's epsilon (PyTorch's default; FCN8s: 1e-5, of the code the coursework modified).
-    cfg.SOLVER.ADAM_EPSILON = 1e-8
+    cfg.SOLVER.PFFNET.ADAM_EPSILON = 1e-8
+    # Largest norm of all gradients together, where SOLVER.CLIP_GRADIENTS limits that of each parameter; 0: no limit.
+    cfg.SOLVER.PFFNET.CLIP_NORM = 0.0
+    # Decay of the moving average of the weights that is evaluated and saved as the model, such as 0.999; 0: none.
+    cfg.SOLVER.PFFNET.EMA_DECAY = 0.0
 
     cfg.TEST.PFFNET = CN()
     # Also report VOC 2010 average precision of masks and of their boxes (docs/metrics.md).

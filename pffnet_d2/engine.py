@@ -20,10 +20,9 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
 from detectron2.engine import DefaultTrainer, create_ddp_model, default_argument_parser, default_setup, launch
-from detectron2.engine.train_loop import TrainerBase
+from detectron2.engine.hooks import EvalHook
+from detectron2.engine.train_loop import HookBase, TrainerBase
 from detectron2.evaluation import DatasetEvaluators, SemSegEvaluator, verify_results
-from detectron2.solver import get_default_optimizer_params
-from detectron2.solver.build import maybe_add_gradient_clipping
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -39,6 +38,7 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.evaluator import DenseCOCOEvaluator, LabelMapEvaluator, VOCEvaluator
 from pffnet_d2.evaluation.panoptic import PanopticEvaluator
 from pffnet_d2.inference.tta import augmented
+from pffnet_d2.optimizer import WeightAverage, check_optimizer
 from pffnet_d2.train_step import PRECISIONS, NonFiniteLoss, TrainStep, pool_in_float32
 
 logger = logging.getLogger(__name__)
@@ -101,10 +101,7 @@ def check(cfg: CfgNode, *, train: bool, processes: int = 1) -> None:
             "SOLVER.AMP.DTYPE float16 needs a CUDA device; set SOLVER.AMP.DTYPE bfloat16, or set SOLVER.AMP.ENABLED "
             "False"
         )
-    if cfg.SOLVER.OPTIMIZER not in ("SGD", "ADAM"):
-        raise InputError(f"SOLVER.OPTIMIZER {cfg.SOLVER.OPTIMIZER!r} is not supported; use SGD or ADAM")
-    if cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE == "full_model" and cfg.SOLVER.OPTIMIZER != "ADAM":
-        raise InputError("SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model needs SOLVER.OPTIMIZER ADAM; use norm or value")
+    check_optimizer(cfg)
     if list(cfg.SOLVER.STEPS) != sorted(set(cfg.SOLVER.STEPS)):
         raise InputError(f"SOLVER.STEPS {tuple(cfg.SOLVER.STEPS)}: each must be later than the one before it")
     # Detectron2 scales the batch by processes / REFERENCE_WORLD_SIZE where that is set, and asserts even shares.
@@ -209,41 +206,6 @@ def roi_masks(model: nn.Module) -> Iterator[None]:
         inner.paste_masks = before
 
 
-def build_adam(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """Adam with the learning rates, weight decay and gradient clipping of SOLVER.
-
-    The parameters of ``model.without_weight_decay()``, where it has that, do not decay. CLIP_GRADIENTS.CLIP_TYPE may
-    also be "full_model": the norm of all gradients together, where Detectron2's "norm" is of each parameter.
-    """
-    groups = get_default_optimizer_params(
-        model,
-        base_lr=cfg.SOLVER.BASE_LR,
-        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
-        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
-        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
-        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
-    )
-    without: Any = getattr(model, "without_weight_decay", tuple)
-    constant = {id(parameter) for parameter in without()}
-    groups = [
-        {**group, "params": chosen, **({"weight_decay": 0.0} if exempt else {})}
-        for group in groups
-        for exempt in (False, True)
-        if (chosen := [p for p in group["params"] if (id(p) in constant) == exempt])
-    ]
-    optimizer = torch.optim.Adam(groups, lr=cfg.SOLVER.BASE_LR, eps=cfg.SOLVER.ADAM_EPSILON)
-    clip = cfg.SOLVER.CLIP_GRADIENTS
-    if not (clip.ENABLED and clip.CLIP_TYPE == "full_model"):
-        return maybe_add_gradient_clipping(cfg, optimizer)
-
-    def clip_all(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
-
-    optimizer.register_step_pre_hook(clip_all)
-    return optimizer
-
-
 class Trainer(DefaultTrainer):
     """DefaultTrainer on prepared data sets, scored by label maps and by COCO AP without its cap on detections.
 
@@ -266,18 +228,30 @@ class Trainer(DefaultTrainer):
         precision = PRECISIONS[amp.DTYPE] if amp.ENABLED else None
         self._trainer = TrainStep(model, loader, optimizer, seed=chosen_seed(cfg), precision=precision)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, trainer=weakref.proxy(self))
+        decay = cfg.SOLVER.PFFNET.EMA_DECAY
+        self.average = WeightAverage(model, decay) if decay else None
+        self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, average=self.average, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
 
-    @classmethod
-    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-        if cfg.SOLVER.OPTIMIZER == "ADAM":
-            return build_adam(cfg, model)
-        optimizer: torch.optim.Optimizer = super().build_optimizer(cfg, model)
-        return optimizer
+    def build_hooks(self) -> list[HookBase]:
+        hooks: list[HookBase] = super().build_hooks()
+        if self.average is None:
+            return hooks
+        # Before what saves and evaluates.
+        return [
+            self.average,
+            *(self._evaluates_average(hook) if isinstance(hook, EvalHook) else hook for hook in hooks),
+        ]
+
+    def _evaluates_average(self, hook: EvalHook) -> EvalHook:
+        def test() -> dict[str, Any]:
+            self._last_eval_results = self.test(self.cfg, self.average.model)
+            return self._last_eval_results
+
+        return EvalHook(self.cfg.TEST.EVAL_PERIOD, test)
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:

@@ -117,7 +117,7 @@ def test_the_papers_model() -> None:
 def test_object_guided_as_published() -> None:
     """100 epochs of 402 images in batches of 8, Adam at 1.25e-4 without a schedule, 512 x 512."""
     cfg = read("dsb2018/ObjectGuided_R50.yaml")
-    assert (cfg.SOLVER.OPTIMIZER, cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY) == ("ADAM", 1.25e-4, 0)
+    assert (cfg.SOLVER.PFFNET.OPTIMIZER, cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY) == ("ADAM", 1.25e-4, 0)
     assert (cfg.SOLVER.STEPS, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.IMS_PER_BATCH) == ((), 0, 8)
     assert cfg.SOLVER.MAX_ITER * 8 == 402 * 100
     square, flip = build_augmentations(cfg, is_train=True)

@@ -204,9 +204,13 @@ def test_training_loop_logs_no_traceback_of_mistakes() -> None:
             ["MODEL.PFFNET.TTA", "['hflip']", "MODEL.PFFNET.OUTPUTS", "['semantic']"],
             r"TTA merges instances only; set MODEL\.PFFNET\.OUTPUTS",
         ),
-        (["SOLVER.OPTIMIZER", "adam"], r"SOLVER\.OPTIMIZER 'adam' is not supported; use SGD or ADAM"),
+        (["SOLVER.PFFNET.OPTIMIZER", "adam"], r"SOLVER\.PFFNET\.OPTIMIZER 'adam' is not one of SGD, ADAM, ADAMW"),
+        (["SOLVER.PFFNET.EMA_DECAY", "1.0"], r"SOLVER\.PFFNET\.EMA_DECAY 1\.0: give 0"),
         (["SOLVER.STEPS", "(30, 30)"], r"SOLVER\.STEPS \(30, 30\): each must be later"),
-        (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model"], r"full_model needs SOLVER\.OPTIMIZER ADAM"),
+        (
+            ["SOLVER.PFFNET.CLIP_NORM", "1.0"],
+            r"CLIP_NORM and SOLVER\.CLIP_GRADIENTS\.ENABLED: gradients are clipped in one",
+        ),
     ],
 )
 def test_check_finds_mistakes_before_training(datasets: Path, opts: list[str], message: str) -> None:
@@ -414,10 +418,10 @@ def test_a_parent_that_keeps_the_optimizer_is_left_to_it(
 
 
 def test_adam() -> None:
-    """SOLVER.OPTIMIZER: its learning rate, weight decay (none for norms) and clipping are the config's."""
+    """SOLVER.PFFNET.OPTIMIZER: its learning rate, weight decay (none for norms) and clipping are the config's."""
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
     keys = {
-        "SOLVER.OPTIMIZER": "ADAM",
+        "SOLVER.PFFNET.OPTIMIZER": "ADAM",
         "SOLVER.BASE_LR": 1.25e-4,
         "SOLVER.WEIGHT_DECAY": 0.01,
         "SOLVER.WEIGHT_DECAY_NORM": 0.0,

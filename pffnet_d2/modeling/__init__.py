@@ -2,6 +2,7 @@
 
 from . import (  # noqa: F401  (imported for their registration)
     backbone,
+    backbone_lite,
     box_head,
     fcn,
     fusion_head,

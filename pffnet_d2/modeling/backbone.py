@@ -19,9 +19,14 @@ class ResNetFPN(FPN):
     twice for this.
     """
 
+    def encode(self, x: Tensor) -> dict[str, Tensor]:
+        """The maps of ``in_features``, which the pyramid is built on and the GCN decoder reads."""
+        features: dict[str, Tensor] = self.bottom_up(x)
+        return features
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(N, 3, H, W) with H and W multiples of 32 to maps of stride 4 .. 32 (res*, p2 .. p5) and 64 (p6)."""
-        features: dict[str, Tensor] = self.bottom_up(x)
+        features = self.encode(x)
         pyramid: list[Tensor] = []
         level: Tensor | None = None
         # From the coarsest level down, as upstream orders its convolutions.

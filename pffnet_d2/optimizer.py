@@ -1,0 +1,133 @@
+"""The optimizer that SOLVER and SOLVER.PFFNET describe, and the moving average of the weights it moves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.engine import HookBase
+from detectron2.engine import defaults as engine_defaults
+from detectron2.solver import build_optimizer as build_sgd
+from detectron2.solver import get_default_optimizer_params
+from detectron2.solver.build import maybe_add_gradient_clipping
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+from pffnet_d2.errors import InputError
+
+OPTIMIZERS = ("SGD", "ADAM", "ADAMW")
+
+
+def register_optimizers() -> None:
+    """Let Detectron2's own DefaultTrainer build what a config of ours asks for: it has no registry of optimizers, and
+    would train with SGD without a word. It calls this function in place of its own, to which other configs are handed
+    on."""
+    engine_defaults.build_optimizer = build_optimizer
+
+
+def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
+    """Detectron2's SGD, Adam or AdamW, with the learning rates, weight decay and gradient clipping of SOLVER.
+
+    Under Adam the parameters of ``model.without_weight_decay()``, where it has that, do not decay.
+
+    Raises:
+        InputError: see :func:`check_optimizer`.
+    """
+    own = cfg.SOLVER.get("PFFNET")
+    if own is None:
+        return build_sgd(cfg, model)
+    check_optimizer(cfg)
+    optimizer = build_sgd(cfg, model) if own.OPTIMIZER == "SGD" else _build_adam(cfg, model)
+    if own.CLIP_NORM > 0:
+
+        def clip_all(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(parameters, own.CLIP_NORM)
+
+        optimizer.register_step_pre_hook(clip_all)
+    return optimizer
+
+
+def check_optimizer(cfg: Any) -> None:
+    """
+    Raises:
+        InputError: an optimizer that there is not, a decay that is none, or two ways to clip.
+    """
+    own = cfg.SOLVER.PFFNET
+    if own.OPTIMIZER not in OPTIMIZERS:
+        raise InputError(f"SOLVER.PFFNET.OPTIMIZER {own.OPTIMIZER!r} is not one of {', '.join(OPTIMIZERS)}")
+    if not 0 <= own.EMA_DECAY < 1:
+        raise InputError(f"SOLVER.PFFNET.EMA_DECAY {own.EMA_DECAY}: give 0 (no average) or more, and less than 1")
+    if own.CLIP_NORM > 0 and cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
+        raise InputError(
+            "SOLVER.PFFNET.CLIP_NORM and SOLVER.CLIP_GRADIENTS.ENABLED: gradients are clipped in one way; set "
+            "SOLVER.CLIP_GRADIENTS.ENABLED False, or SOLVER.PFFNET.CLIP_NORM 0.0"
+        )
+
+
+def _build_adam(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
+    groups = get_default_optimizer_params(
+        model,
+        base_lr=cfg.SOLVER.BASE_LR,
+        weight_decay=cfg.SOLVER.WEIGHT_DECAY,
+        weight_decay_norm=cfg.SOLVER.WEIGHT_DECAY_NORM,
+        bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
+        weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
+    )
+    without: Any = getattr(model, "without_weight_decay", tuple)
+    constant = {id(parameter) for parameter in without()}
+    groups = [
+        {**group, "params": chosen, **({"weight_decay": 0.0} if exempt else {})}
+        for group in groups
+        for exempt in (False, True)
+        if (chosen := [p for p in group["params"] if (id(p) in constant) == exempt])
+    ]
+    own = cfg.SOLVER.PFFNET
+    kind = torch.optim.AdamW if own.OPTIMIZER == "ADAMW" else torch.optim.Adam
+    return maybe_add_gradient_clipping(cfg, kind(groups, lr=cfg.SOLVER.BASE_LR, eps=own.ADAM_EPSILON))
+
+
+class WeightAverage(HookBase):
+    """The exponential moving average of a model's weights, updated after each iteration.
+
+    Of iteration n (from 1) the decay is min(decay, (1 + n) / (10 + n)), so that a short run is not one of its random
+    first weights (as TensorFlow's ExponentialMovingAverage does with num_updates).
+
+    Attributes:
+        model: a copy of the model with the averaged weights, in evaluation mode; buffers are those of the last
+            iteration.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """
+        Args:
+            model: that trains; the average starts from its weights.
+            decay: 0 to 1, of the average per iteration.
+        """
+
+        def average(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+            step = int(count)
+            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + step) / (10 + step)))
+
+        self.source = model.module if isinstance(model, DistributedDataParallel) else model
+        self.averaged = AveragedModel(self.source, multi_avg_fn=torch.no_grad()(average))
+        self.model = self.averaged.module.eval()
+
+    def after_step(self) -> None:
+        self.averaged.update_parameters(self.source)
+
+    def restart(self) -> None:
+        """Begin again at the weights that the model has now."""
+        self.model.load_state_dict(self.source.state_dict())
+        self.averaged.n_averaged.zero_()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs beside the averaged weights: those that train, and how many iterations are averaged."""
+        return {"weights": self.source.state_dict(), "iterations": int(self.averaged.n_averaged)}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a checkpoint whose averaged weights the model has now, and whose state is ``state``."""
+        self.model.load_state_dict(self.source.state_dict())
+        self.source.load_state_dict(state["weights"])
+        self.averaged.n_averaged.fill_(state["iterations"])
