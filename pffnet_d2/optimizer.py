@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -106,12 +107,13 @@ class WeightAverage(HookBase):
             decay: 0 to 1, of the average per iteration.
         """
 
-        def average(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+        @torch.no_grad()
+        def average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
             step = int(count)
-            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + step) / (10 + step)))
+            torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, (1 + step) / (10 + step)))
 
         self.source = model.module if isinstance(model, DistributedDataParallel) else model
-        self.averaged = AveragedModel(self.source, multi_avg_fn=torch.no_grad()(average))
+        self.averaged = AveragedModel(self.source, multi_avg_fn=average)
         self.model = self.averaged.module.eval()
 
     def after_step(self) -> None:
@@ -122,7 +124,7 @@ class WeightAverage(HookBase):
         self.model.load_state_dict(self.source.state_dict())
         self.averaged.n_averaged.zero_()
 
-    def state_dict(self) -> dict[str, Any]:
+    def training_state(self) -> dict[str, Any]:
         """What resuming needs beside the averaged weights: those that train, and how many iterations are averaged."""
         return {"weights": self.source.state_dict(), "iterations": int(self.averaged.n_averaged)}
 

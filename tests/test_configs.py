@@ -12,7 +12,10 @@ from pffnet_d2.data.augmentation import build_augmentations
 from pffnet_d2.errors import InputError
 
 # What lies in methods/ is laid over others and is no config of its own.
-CONFIGS = sorted(str(p.relative_to(config_path())) for p in config_path().rglob("*.yaml") if p.parent.name != "methods")
+OVERLAYS = ("methods", "backbones")
+CONFIGS = sorted(
+    str(p.relative_to(config_path())) for p in config_path().rglob("*.yaml") if p.parent.name not in OVERLAYS
+)
 METHODS = ("MaskRCNN_GN", "PanopticFPN", "CellRCNN", "CellRCNN_V2", "PFFNet")
 
 

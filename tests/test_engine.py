@@ -280,6 +280,8 @@ def test_adam_decays_and_clips_as_told() -> None:
     norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
     assert norm.item() == pytest.approx(1.0, rel=1e-4)
     # Detectron2's own types clip each parameter.
+    cfg.SOLVER.PFFNET.CLIP_NORM = 0.0
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
     cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
     optimizer = Trainer.build_optimizer(cfg, model)
     for p in model.parameters():
@@ -366,6 +368,54 @@ def test_resuming_after_a_kill_restores_optimizer_and_scheduler(stock_cfg: Calla
     assert resumed.scheduler.state_dict()["last_epoch"] == killed.scheduler.state_dict()["last_epoch"] == 3
     for before, after in zip(killed.model.parameters(), resumed.model.parameters(), strict=True):
         assert torch.equal(before, after)
+
+
+def test_averaged_weights_are_saved_and_resume(stock_cfg: Callable[..., CfgNode], tmp_path: Path) -> None:
+    """Files hold the average as the model; a run that was stopped ends as one that was not."""
+    decay = ("SOLVER.PFFNET.EMA_DECAY", "0.5")
+    killed = killed_run(stock_cfg(*decay), 3)
+    saved = torch.load(tmp_path / "model_0000002.pth", weights_only=True)
+    assert killed.average is not None
+    for name, value in killed.average.model.state_dict().items():
+        assert torch.equal(saved["model"][name], value)
+    assert any(not torch.equal(saved["model"][name], value) for name, value in killed.model.state_dict().items())
+
+    ends = []
+    for resume in (True, False):
+        trainer = Trainer(stock_cfg(*decay))
+        trainer.resume_or_load(resume=resume)
+        assert trainer.start_iter == (3 if resume else 0)
+        killed_by = KilledAfter(5)
+        trainer.register_hooks([killed_by])
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        ends.append((trainer.model.state_dict(), trainer.average.model.state_dict()))
+    for resumed, whole in zip(*ends, strict=True):
+        assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+
+
+def test_a_run_without_an_average_goes_on_with_one(stock_cfg: Callable[..., CfgNode]) -> None:
+    killed = killed_run(stock_cfg(), 2)
+    resumed = Trainer(stock_cfg("SOLVER.PFFNET.EMA_DECAY", "0.5"))
+    resumed.resume_or_load(resume=True)
+    for name, value in killed.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value)
+        assert torch.equal(resumed.average.model.state_dict()[name], value)
+
+
+def test_old_names_of_keys_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = yaml_file(
+        tmp_path / "old.yaml",
+        "SOLVER:\n  OPTIMIZER: ADAM\n  ADAM_EPSILON: 0.00001\n  CLIP_GRADIENTS:\n    ENABLED: True\n"
+        "    CLIP_TYPE: full_model\n    CLIP_VALUE: 2.0\nVERSION: 2\n",
+    )
+    solver = read_config(file).SOLVER
+    assert (solver.PFFNET.OPTIMIZER, solver.PFFNET.ADAM_EPSILON, solver.PFFNET.CLIP_NORM) == ("ADAM", 1e-5, 2.0)
+    assert not solver.CLIP_GRADIENTS.ENABLED
+    assert "OPTIMIZER" not in solver
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"{file}: SOLVER.OPTIMIZER is now SOLVER.PFFNET.OPTIMIZER, ")
+    assert read_config(COMPACT, ["SOLVER.OPTIMIZER", "ADAM"]).SOLVER.PFFNET.OPTIMIZER == "ADAM"
 
 
 def test_checkpoints_are_in_mains_format_and_weights_only(stock_cfg: Callable[..., CfgNode], tmp_path: Path) -> None:

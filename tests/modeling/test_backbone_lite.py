@@ -7,8 +7,11 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone, build_model
 from detectron2.structures import BitMasks, Boxes, Instances
+from detectron2.utils.events import EventStorage
 
-timm = pytest.importorskip("timm", reason="timm is not installed")
+pytest.importorskip("timm", reason="timm is not installed")
+
+import timm
 
 from pffnet_d2.config import config_path, read_config
 from pffnet_d2.errors import InputError
@@ -103,7 +106,8 @@ def test_methods_train_and_predict_on_it(method: str) -> None:
     truth = Instances((64, 64), gt_boxes=Boxes([[20.0, 20, 40, 40]]), gt_classes=torch.zeros(1, dtype=torch.int64))
     truth.gt_masks = BitMasks(masks)
     image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
-    losses = model.train()([{"image": image, "instances": truth, "sem_seg": masks[0].long()}])
+    with EventStorage():
+        losses = model.train()([{"image": image, "instances": truth, "sem_seg": masks[0].long()}])
     sum(losses.values()).backward()
     assert model.backbone.bottom_up.net.conv_stem.weight.grad.abs().sum() > 0
     (result,) = model.eval()([{"image": image, "height": 64, "width": 64}])
