@@ -1,7 +1,7 @@
 """The configuration keys this plugin adds to Detectron2's, and where its yaml files lie.
 
 One comment a key: what it does, the papers' symbol, and where it stands in the papers ([P] PFFNet, IEEE TIP 30, 2021;
-[V2] Cell R-CNN V2, IJCAI 2019; [OG] ObjectGuided, 2021) or in the code released with [P] or [OG].
+[V2] Cell R-CNN V2, IJCAI 2019; [OG] ObjectGuided, IEEE TMI 40, 2021) or in the code released with [P] or [OG].
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ def add_pffnet_config(cfg: Any) -> None:
     cfg.MODEL.PFFNET.OUTPUTS = ["instances"]
     # Weight of the mask loss.
     cfg.MODEL.PFFNET.MASK_LOSS_WEIGHT = 1.0
-    # alpha_2 of [P] Eq. 6, the weight of the semantic consistency loss between the two branches; 0 leaves it out.
+    # alpha_2 of [P] Eq. 5, the weight of the semantic consistency loss (Eq. 4); 0 leaves it out.
     cfg.MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT = 1.0
 
     # From scored instances to a label map.
@@ -188,13 +188,14 @@ def add_pffnet_config(cfg: Any) -> None:
     cfg.MODEL.PFFNET.FUSION.DETACH = False
     # Where P_i is pasted: "proposal" (the mask's own frame) or "predicted" (the regressed box, as released).
     cfg.MODEL.PFFNET.FUSION.BOXES = "proposal"
-    # K: "all" positive ROIs (Algorithm 1, release) or the "best" scored one of each object ([V2]'s wording).
+    # K: "all" positive ROIs ([P] Algorithm 1, release) or of each object the one with the highest class score, "best"
+    # ([V2] 3.1 pastes "the bounding box with the highest class score": configs/methods/CellRCNN_V2.yaml).
     cfg.MODEL.PFFNET.FUSION.ROIS = "all"
     # P_i: "foreground" (one map for both channels of F_0, [P]) or "per_channel" (each its own, release).
     cfg.MODEL.PFFNET.FUSION.CHANNELS = "foreground"
     # ReLU, conv 3x3, ReLU, conv 1x1 on F_K (release; not in [P]'s text).
     cfg.MODEL.PFFNET.FUSION.POST_CONVS = True
-    # alpha_1 of [P] Eq. 6 for the loss of S_ins; that of S_sem is MODEL.SEM_SEG_HEAD.LOSS_WEIGHT. Release: 1.
+    # alpha_1 of [P] Eq. 5 for the loss of S_ins; that of S_sem is MODEL.SEM_SEG_HEAD.LOSS_WEIGHT. Release: 1.
     cfg.MODEL.PFFNET.FUSION.LOSS_WEIGHT = 0.1
 
     cfg.MODEL.ROI_MASK_QUALITY_HEAD = CN()
