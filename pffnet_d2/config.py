@@ -30,11 +30,23 @@ def config_path(name: str = "") -> Path:
     return path
 
 
-def read_config(config_file: str, opts: Sequence[str] = ()) -> Any:
-    """Detectron2's defaults and this plugin's keys, overridden by a yaml file and then by KEY VALUE pairs.
+# Folders of configs/ whose files hold only what a method or an ablation changes of a config.
+PARTS = ("methods", "ablations")
+
+
+def read_config(config_file: str, opts: Sequence[str] = (), methods: Sequence[str] = ()) -> Any:
+    """Detectron2's defaults and this plugin's keys, overridden by a yaml file, by ``methods``, and by KEY VALUE pairs.
+
+    Args:
+        config_file: a whole config.
+        opts: KEY, VALUE, KEY, VALUE, ...
+        methods: yaml files that each hold a part of a config, as those in configs/methods and configs/ablations; they
+            are laid over the config one after the other. The name of each is appended to OUTPUT_DIR, unless the file
+            sets it, so that every combination has a folder of its own.
 
     Raises:
-        InputError: a file is missing or is not yaml of plain values, a key is unknown, or a value has the wrong type.
+        InputError: a file is missing or is not yaml of plain values, a key is unknown, a value has the wrong type, a
+            part is given as the config, or a config as a part.
     """
     import yaml
     from detectron2.config import get_cfg
@@ -44,24 +56,54 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> Any:
     if not os.path.isfile(config_file):
         what = f"{config_file}: no such config file" if config_file else "no config file given"
         raise InputError(f"{what}; name one with --config-file, such as configs/PFFNet_R101_FPN.yaml")
+    if Path(config_file).resolve().parent in [config_path(part) for part in PARTS]:
+        raise InputError(
+            f"{config_file}: is a part of a config; give it with --method, after the config that it changes: "
+            f"--config-file configs/tnbc/PFFNet_R101_FPN.yaml --method {config_file}"
+        )
+    file = config_file
     try:
         # Upstream's default runs python code that a yaml file asks for.
         cfg.merge_from_file(config_file, allow_unsafe=False)
+        for file in methods:
+            _lay_over(cfg, file)
     except FileNotFoundError as error:
-        raise InputError(f"{config_file}: its _BASE_ {error.filename} does not exist") from error
+        raise InputError(f"{file}: its _BASE_ {error.filename} does not exist") from error
     except RecursionError as error:
-        raise InputError(f"{config_file}: its _BASE_ files name each other in a circle") from error
+        raise InputError(f"{file}: its _BASE_ files name each other in a circle") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f"{mark.name}, line {mark.line + 1}" if mark else config_file
+        place = f"{mark.name}, line {mark.line + 1}" if mark else file
         raise InputError(f"{place}: no yaml of plain values: {getattr(error, 'problem', error)}") from error
+    except InputError:
+        raise
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{config_file}: {_said_by(error)}") from error
+        raise InputError(f"{file}: {_said_by(error)}") from error
     try:
         cfg.merge_from_list(list(opts))
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"command line, {' '.join(opts)}: {_said_by(error)}") from error
     return cfg
+
+
+def _lay_over(cfg: Any, method: str) -> None:
+    """Merge a part of a config into ``cfg``, as ``methods`` of :func:`read_config`."""
+    from detectron2.config import CfgNode
+
+    if not os.path.isfile(method):
+        raise InputError(
+            f"{method}: no such file; --method wants a part of a config, such as configs/ablations/Without_quality.yaml"
+        )
+    part = CfgNode.load_yaml_with_base(method, allow_unsafe=False)
+    if not isinstance(part, dict) or not part:
+        raise InputError(
+            f"{method}: holds no keys; write those that the method changes, as in MODEL: {{MASK_ON: True}}"
+        )
+    if "DATASETS" in part:
+        raise InputError(f"{method}: names DATASETS, and so is a whole config; give it with --config-file")
+    cfg.merge_from_other_cfg(CfgNode(part))
+    if "OUTPUT_DIR" not in part:
+        cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}_{Path(method).stem}"
 
 
 def differences(cfg: Any) -> dict[str, Any]:

@@ -48,8 +48,8 @@ EXIT_CODES: dict[type[Exception], int] = {InputError: 2, NonFiniteLoss: 1}
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's (--config-file, --resume, --eval-only, --num-gpus, --num-machines ... and KEY VALUE pairs), and
-    --cpu-ranks."""
+    """Detectron2's (--config-file, --resume, --eval-only, --num-gpus, --num-machines ... and KEY VALUE pairs),
+    --cpu-ranks and --method."""
     parser: argparse.ArgumentParser = default_argument_parser()
     parser.add_argument(
         "--cpu-ranks",
@@ -57,6 +57,14 @@ def argument_parser() -> argparse.ArgumentParser:
         default=0,
         metavar="N",
         help="run in N processes on the CPU of each machine, over gloo, instead of on GPUs",
+    )
+    parser.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a part of a config, such as configs/ablations/Without_quality.yaml, that is laid over the config file; "
+        "may be repeated",
     )
     return parser
 
@@ -136,7 +144,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         InputError: see :func:`read_config` and :func:`check`.
     """
-    cfg = read_config(args.config_file, args.opts)
+    cfg = read_config(args.config_file, args.opts, args.method)
     gpus = _gpus(args)
     if not gpus:
         cfg.MODEL.DEVICE = "cpu"

@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     args = argument_parser().parse_args(argv)
     if args.num_machines > 1 or args.eval_only:
         raise InputError("kfold: trains and evaluates on one machine; leave out --num-machines and --eval-only")
-    out = Path(read_config(args.config_file, args.opts).OUTPUT_DIR)
+    out = Path(read_config(args.config_file, args.opts, args.method).OUTPUT_DIR)
     splits = prepared_folds(args.dataset, args.folds, args.source, args.seed)
     folders = [out / f"fold{i}" for i in range(args.folds)]
     runs = [
@@ -64,12 +64,13 @@ def main(argv: Sequence[str]) -> int:
         for (train, val), folder in zip(splits, folders, strict=True)
     ]
     for folder, opts in zip(folders, runs, strict=True):
-        check_unchanged(folder, args.config_file, opts)
+        check_unchanged(folder, args.config_file, opts, args.method)
     for (_, val), folder, opts in zip(splits, folders, runs, strict=True):
         if (folder / CSV).is_file():
             print(f"{folder}: done")
             continue
         flags = ["--config-file", args.config_file, "--resume", "--dist-url", args.dist_url]
+        flags += [word for method in args.method for word in ("--method", method)]
         code = train_fold([*flags, "--num-gpus", str(args.num_gpus), "--cpu-ranks", str(args.cpu_ranks), *opts])
         if code:
             print(f"{folder}: ended with exit code {code}; the same command goes on from there", file=sys.stderr)
@@ -77,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         # Evaluations during training have left a file of this name in inference/ before; here it says that all is done.
         write_text(folder / CSV, (folder / "inference" / val / CSV).read_text(encoding="utf-8"))
 
-    name = Path(args.config_file).stem
+    name = "_".join(Path(file).stem for file in (args.config_file, *args.method))
     parts = {folder.name: read_scores(folder) for folder in folders}
     report = Report({name: merge_runs(name, list(parts.values()))}, name)
     report.write(out)
@@ -125,7 +126,7 @@ def prepared_folds(dataset: str, folds: int, source: Path | None, seed: int | No
     return [(train, val) for train, val in names]
 
 
-def check_unchanged(folder: Path, config_file: str, opts: Sequence[str]) -> None:
+def check_unchanged(folder: Path, config_file: str, opts: Sequence[str], methods: Sequence[str] = ()) -> None:
     """
     Raises:
         InputError: the run in ``folder`` was begun with another config.
@@ -134,7 +135,7 @@ def check_unchanged(folder: Path, config_file: str, opts: Sequence[str]) -> None
     if not begun.is_file():
         return
     # By way of yaml, where tuples and lists are the same.
-    cfgs = read_config(str(begun)), read_config(config_file, opts)
+    cfgs = read_config(str(begun)), read_config(config_file, opts, methods)
     before, now = (dict(_flat(yaml.safe_load(cfg.dump()))) for cfg in cfgs)
     for key in now:
         if key not in NOT_THE_RUN and before.get(key) != now[key]:

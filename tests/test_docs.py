@@ -71,7 +71,8 @@ def test_the_command_parses(page: Path, command: str, capsys: pytest.CaptureFixt
             parser = kfold.argument_parser() if kind == "kfold" else engine.argument_parser()
             args = parser.parse_args(rest)
             if args.config_file.startswith("configs/"):
-                read_config(str(config_path(args.config_file.removeprefix("configs/"))), args.opts)
+                config, *parts = (str(ROOT / file) for file in (args.config_file, *args.method))
+                read_config(config, args.opts, parts)
         else:
             args = cli.argument_parser().parse_args(arguments)
             config = str(getattr(args, "config", None) or "")
