@@ -155,7 +155,8 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument(
         "--format",
         metavar="LIST",
-        help="of label-tiff,overlay,geojson,roi,csv,coco (default: label-tiff,overlay; with --tile label-tiff)",
+        help="of label-tiff,overlay,geojson,roi,csv,coco (default: label-tiff,overlay; with --tile label-tiff), and "
+        "cvppp: label-tiff, and answer.h5 of all images for the CVPPP challenge",
     )
     predict.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
     predict.add_argument(
@@ -267,12 +268,16 @@ def _check(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     _need_everything("predict")
     from pffnet_d2.data.micrographs import parse_normalisation
+    from pffnet_d2.inference import cvppp
     from pffnet_d2.inference.export import check_formats
     from pffnet_d2.inference.files import Job, find_sources, predict_files
 
     default = "label-tiff,overlay" if args.tile is None else "label-tiff"
     formats = list(dict.fromkeys((args.format or default).split(",")))
     check_formats(formats)
+    challenge = cvppp.FORMAT in formats
+    if challenge:  # one file of all label images
+        formats = list(dict.fromkeys("label-tiff" if name == cvppp.FORMAT else name for name in formats))
     overlap = args.overlap or "auto"
     if args.overlap and args.tile is None:
         raise InputError("--overlap is that of tiles; give --tile too, such as --tile 1024")
@@ -305,6 +310,7 @@ def _predict(args: argparse.Namespace) -> int:
         processes=args.processes,
         tile=args.tile,
         overlap=overlap if overlap == "auto" else int(overlap),
+        challenge=challenge,
     )
     summary = predict_files(job)
     print("\n".join([*summary.lines(), *([] if args.out else [f"results in {out}/"])]))
