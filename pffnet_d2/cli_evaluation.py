@@ -55,8 +55,7 @@ def choose_thresholds(arguments: Sequence[str]) -> int:
     from pffnet_d2.config import label_map_rule
     from pffnet_d2.evaluation import thresholds
 
-    parser = engine.argument_parser()
-    parser.prog = "pffnet thresholds"
+    parser = engine.argument_parser("thresholds")
     parser.add_argument("--metric", default="AJI", help="what is to be best, on average over images (default: AJI)")
     parser.add_argument("--stored", action="store_true", help="take the predictions that the last call stored")
     args = parser.parse_args(arguments)

@@ -43,20 +43,13 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> Any:
 
     cfg = get_cfg()
     add_pffnet_config(cfg)
-    if not os.path.isfile(config_file):
+    if not os.path.exists(config_file):
         what = f"{config_file}: no such config file" if config_file else "no config file given"
         raise InputError(f"{what}; name one with --config-file, such as configs/PFFNet_R101_FPN.yaml")
+    _check_chain(config_file)
     try:
         # Upstream's default runs python code that a yaml file asks for.
         cfg.merge_from_file(config_file, allow_unsafe=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{config_file}: its _BASE_ {error.filename} does not exist") from error
-    except RecursionError as error:
-        raise InputError(f"{config_file}: its _BASE_ files name each other in a circle") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{mark.name}, line {mark.line + 1}" if mark else config_file
-        raise InputError(f"{place}: no yaml of plain values: {getattr(error, 'problem', error)}") from error
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{config_file}: {_said_by(error)}") from error
     try:
@@ -65,6 +58,45 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> Any:
         raise InputError(f"command line, {' '.join(opts)}: {_said_by(error)}") from error
     check_values(cfg, config_file, opts)
     return cfg
+
+
+def _check_chain(config_file: str) -> None:
+    """Raises InputError where a config, or one of those it is based on (``_BASE_``), is no table of plain values."""
+    import yaml
+
+    file, seen = config_file, [config_file]
+    while True:
+        try:
+            with open(file, encoding="utf-8") as text:
+                content = yaml.safe_load(text)
+        except OSError as error:
+            reason = "is a folder" if os.path.isdir(file) else f"cannot be read ({error.strerror})"
+            raise InputError(f"{file}: {reason}; give a yaml file that is a config") from error
+        except RecursionError as error:
+            raise InputError(f"{file}: nested too deeply for a config; give a yaml of keys and values") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            mark = getattr(error, "problem_mark", None)
+            place = f"{mark.name}, line {mark.line + 1}" if mark else file
+            reason = getattr(error, "problem", None) or getattr(error, "reason", "damaged")
+            raise InputError(f"{place}: no yaml of plain values: {reason}") from error
+        if not isinstance(content, dict):
+            what = "is empty" if content is None else f"holds a {type(content).__name__}, not keys and values"
+            raise InputError(f"{file}: {what}; give a config, such as configs/PFFNet_R101_FPN.yaml")
+        base = content.get("_BASE_")
+        if base is None:
+            return
+        if not isinstance(base, str):
+            raise InputError(f"{file}: its _BASE_ {base} is no file name; name one yaml file")
+        if base.startswith(("http://", "https://")):
+            raise InputError(f"{file}: its _BASE_ {base} is not fetched; download it and name the file")
+        # As fvcore resolves it.
+        base = os.path.join(os.path.dirname(file), os.path.expanduser(base))
+        if not os.path.exists(base):
+            raise InputError(f"{file}: its _BASE_ {base} does not exist; correct the name")
+        if os.path.realpath(base) in map(os.path.realpath, seen):
+            raise InputError(f"{config_file}: its _BASE_ files name each other in a circle; take one of them out")
+        seen.append(base)
+        file = base
 
 
 def differences(cfg: Any) -> dict[str, Any]:

@@ -116,6 +116,7 @@ def prepare(
     dataset = _dataset_name(name, dataset)
     if count is not None and count < 1:
         raise InputError(f"count {count}: give at least one image")
+    check_folds(folds, seed)
     made_by: dict[str, Any] = {}
     lists: dict[str, Any] = {}
     if name == "phantoms":
@@ -158,6 +159,14 @@ def prepare(
     if folds is not None:
         _write_json(out / dataset / f"folds{folds}_seed{seed}.json", {"folds": folds, "seed": seed, **lists})
     return list(reads)
+
+
+def check_folds(folds: int | None, seed: int | None) -> None:
+    """Raises InputError for numbers that divide nothing."""
+    if folds is not None and folds < 2:
+        raise InputError(f"--folds {folds}: give at least 2")
+    if seed is not None and seed < 0:
+        raise InputError(f"--seed {seed}: give 0 or a larger whole number")
 
 
 def read_options(texts: Sequence[str]) -> dict[str, str]:
