@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pffnet_d2.errors import InputError
+from pffnet_d2.files import check_folder
 
 
 def is_of_folders(arguments: Sequence[str]) -> bool:
@@ -35,6 +36,8 @@ def evaluate_folders(arguments: Sequence[str]) -> int:
     from pffnet_d2.evaluation.folders import score_folders
     from pffnet_d2.evaluation.scores import table_of, write_scores
 
+    if args.out:
+        check_folder(args.out)
     rows = list(score_folders(args.truth, args.prediction))
     _group(rows, args.groups)
     if args.out:
@@ -126,6 +129,7 @@ def make_report(args: argparse.Namespace) -> int:
     from pffnet_d2.evaluation.report import SHOWN, Report, merge_runs
     from pffnet_d2.evaluation.scores import Row, read_scores, write_scores
 
+    check_folder(args.out)
     parts: dict[str, list[list[Row]]] = {}
     for run in args.runs:
         name, found, folder = run.partition("=")

@@ -38,7 +38,6 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> Any:
         InputError: a file is missing or is not yaml of plain values, a key is unknown, or a value has the wrong type
             or is out of range (``config_values.VALUES``).
     """
-    import yaml
     from detectron2.config import get_cfg
 
     cfg = get_cfg()
@@ -64,7 +63,8 @@ def _check_chain(config_file: str) -> None:
     """Raises InputError where a config, or one of those it is based on (``_BASE_``), is no table of plain values."""
     import yaml
 
-    file, seen = config_file, [config_file]
+    file: str = config_file
+    seen = [file]
     while True:
         try:
             with open(file, encoding="utf-8") as text:
@@ -82,7 +82,7 @@ def _check_chain(config_file: str) -> None:
         if not isinstance(content, dict):
             what = "is empty" if content is None else f"holds a {type(content).__name__}, not keys and values"
             raise InputError(f"{file}: {what}; give a config, such as configs/PFFNet_R101_FPN.yaml")
-        base = content.get("_BASE_")
+        base: Any = content.get("_BASE_")
         if base is None:
             return
         if not isinstance(base, str):
@@ -96,7 +96,7 @@ def _check_chain(config_file: str) -> None:
         if os.path.realpath(base) in map(os.path.realpath, seen):
             raise InputError(f"{config_file}: its _BASE_ files name each other in a circle; take one of them out")
         seen.append(base)
-        file = base
+        file = str(base)
 
 
 def differences(cfg: Any) -> dict[str, Any]:

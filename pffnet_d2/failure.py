@@ -118,7 +118,7 @@ def command_line() -> Iterator[None]:
     handle = logging.Handler.handleError
     if isinstance(stdout, TextIOWrapper):
         stdout.reconfigure(errors="backslashreplace")
-    logging.Handler.handleError = _raise_system_errors  # type: ignore[method-assign]
+    logging.Handler.handleError = _raise_system_errors  # type: ignore[assignment,method-assign]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", append=True)

@@ -426,7 +426,7 @@ def _check_ids(records: list[Record], title: str) -> None:
 def _read_json(folder: Path) -> dict[str, Any]:
     try:
         data = json.loads((folder / "instances.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 
@@ -449,7 +449,7 @@ def read_info(instances_json: Path) -> dict[str, Any]:
             head = file.read(1 << 16)
         start = '{"info": '
         info, _ = json.JSONDecoder().raw_decode(head, len(start)) if head.startswith(start) else ({}, 0)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return info if isinstance(info, dict) and "dataset" in info and "reader" in info else {}
 
