@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pffnet_d2.config_values import check_values
 from pffnet_d2.errors import InputError
 
 
@@ -45,15 +46,14 @@ def read_config(config_file: str, opts: Sequence[str] = (), methods: Sequence[st
             sets it, so that every combination has a folder of its own.
 
     Raises:
-        InputError: a file is missing or is not yaml of plain values, a key is unknown, a value has the wrong type, a
-            part is given as the config, or a config as a part.
+        InputError: a file is missing or is not yaml of plain values, a key is unknown, a value has the wrong type or
+            is out of range (``config_values.VALUES``), a part is given as the config, or a config as a part.
     """
-    import yaml
     from detectron2.config import get_cfg
 
     cfg = get_cfg()
     add_pffnet_config(cfg)
-    if not os.path.isfile(config_file):
+    if not os.path.exists(config_file):
         what = f"{config_file}: no such config file" if config_file else "no config file given"
         raise InputError(f"{what}; name one with --config-file, such as configs/PFFNet_R101_FPN.yaml")
     if Path(config_file).resolve().parent in [config_path(part) for part in PARTS]:
@@ -61,28 +61,19 @@ def read_config(config_file: str, opts: Sequence[str] = (), methods: Sequence[st
             f"{config_file}: is a part of a config; give it with --method, after the config that it changes: "
             f"--config-file configs/tnbc/PFFNet_R101_FPN.yaml --method {config_file}"
         )
-    file = config_file
+    _check_chain(config_file)
     try:
         # Upstream's default runs python code that a yaml file asks for.
         cfg.merge_from_file(config_file, allow_unsafe=False)
-        for file in methods:
-            _lay_over(cfg, file)
-    except FileNotFoundError as error:
-        raise InputError(f"{file}: its _BASE_ {error.filename} does not exist") from error
-    except RecursionError as error:
-        raise InputError(f"{file}: its _BASE_ files name each other in a circle") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{mark.name}, line {mark.line + 1}" if mark else file
-        raise InputError(f"{place}: no yaml of plain values: {getattr(error, 'problem', error)}") from error
-    except InputError:
-        raise
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{file}: {_said_by(error)}") from error
+        raise InputError(f"{config_file}: {_said_by(error)}") from error
+    for method in methods:
+        _lay_over(cfg, method)
     try:
         cfg.merge_from_list(list(opts))
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"command line, {' '.join(opts)}: {_said_by(error)}") from error
+    check_values(cfg, " with ".join((config_file, *methods)), opts)
     return cfg
 
 
@@ -90,20 +81,61 @@ def _lay_over(cfg: Any, method: str) -> None:
     """Merge a part of a config into ``cfg``, as ``methods`` of :func:`read_config`."""
     from detectron2.config import CfgNode
 
-    if not os.path.isfile(method):
+    if not os.path.exists(method):
         raise InputError(
             f"{method}: no such file; --method wants a part of a config, such as configs/ablations/Without_quality.yaml"
         )
+    _check_chain(method)
     part = CfgNode.load_yaml_with_base(method, allow_unsafe=False)
-    if not isinstance(part, dict) or not part:
-        raise InputError(
-            f"{method}: holds no keys; write those that the method changes, as in MODEL: {{MASK_ON: True}}"
-        )
     if "DATASETS" in part:
         raise InputError(f"{method}: names DATASETS, and so is a whole config; give it with --config-file")
-    cfg.merge_from_other_cfg(CfgNode(part))
+    try:
+        cfg.merge_from_other_cfg(CfgNode(part))
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{method}: {_said_by(error)}") from error
     if "OUTPUT_DIR" not in part:
         cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}_{Path(method).stem}"
+
+
+def _check_chain(file: str, above: tuple[str, ...] = ()) -> None:
+    """Raises InputError where a config, or one of those it is based on (``_BASE_``), is no table of plain values.
+
+    Args:
+        file: the config.
+        above: those that are based on it, the first of them named by the user.
+    """
+    import yaml
+
+    try:
+        with open(file, encoding="utf-8") as text:
+            content = yaml.safe_load(text)
+    except OSError as error:
+        reason = "is a folder" if os.path.isdir(file) else f"cannot be read ({error.strerror})"
+        raise InputError(f"{file}: {reason}; give a yaml file that is a config") from error
+    except RecursionError as error:
+        raise InputError(f"{file}: nested too deeply for a config; give a yaml of keys and values") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{mark.name}, line {mark.line + 1}" if mark else file
+        reason = str(getattr(error, "problem", None) or getattr(error, "reason", "damaged"))
+        raise InputError(f"{place}: no yaml of plain values: {reason}") from error
+    if not isinstance(content, dict):
+        what = "is empty" if content is None else f"holds a {type(content).__name__}, not keys and values"
+        raise InputError(f"{file}: {what}; give a config, such as configs/PFFNet_R101_FPN.yaml")
+    bases: Any = content.get("_BASE_", [])
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str):
+            raise InputError(f"{file}: its _BASE_ {base} is no file name; name a yaml file, or a list of them")
+        if base.startswith(("http://", "https://")):
+            raise InputError(f"{file}: its _BASE_ {base} is not fetched; download it and name the file")
+        # As fvcore resolves it.
+        base = os.path.join(os.path.dirname(file), os.path.expanduser(base))
+        if not os.path.exists(base):
+            raise InputError(f"{file}: its _BASE_ {base} does not exist; correct the name")
+        if os.path.realpath(base) in map(os.path.realpath, (*above, file)):
+            named = (*above, file)[0]
+            raise InputError(f"{named}: its _BASE_ files name each other in a circle; take one of them out")
+        _check_chain(base, (*above, file))
 
 
 def differences(cfg: Any) -> dict[str, Any]:
