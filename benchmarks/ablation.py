@@ -4,7 +4,7 @@
         --val dsb2018_fold0of5_val [--iterations 1000] [--seeds 1 2 3] [--variants Without_fusion MaskRCNN_GN ...]
         [--out output/ablation] [KEY VALUE ...]
 
-A variant is a file of configs/ablations or configs/methods, whose keys are laid over the config. First a few training
+A variant is a file of configs/ablations or configs/methods, which is laid over the config. First a few training
 steps of all of them are timed by turns, and each gets as many iterations as fit into the time of the config's own.
 Then every seed of every variant is trained and evaluated, and OUT gets report.md, report.csv and boxes.png: means over
 images, paired tests on scores averaged over seeds, and the spread of the seeds. Called again it goes on where it
@@ -18,16 +18,15 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import torch
-import yaml
 from detectron2.utils.events import EventStorage
 
 from pffnet_d2 import engine
-from pffnet_d2.config import config_path, read_config
+from pffnet_d2.config import PARTS, config_path, read_config
 from pffnet_d2.data.catalog import register_all
 from pffnet_d2.evaluation.report import Report, merge_runs
 from pffnet_d2.evaluation.scores import CSV, read_scores
@@ -38,33 +37,30 @@ SHOWN = ("AJI", "AJI_plus", "Dice", "F1", "PQ", "DSB_mAP")
 VARIANTS = ("Without_fusion", "Without_consistency", "Without_quality", "Fusion_detached", "MaskRCNN_GN")
 
 
-def keys_of(node: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """KEY, VALUE, KEY, VALUE, ... of nested values."""
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from keys_of(value, f"{prefix}{key}.")
-        elif prefix or key not in ("_BASE_", "OUTPUT_DIR"):
-            yield from (f"{prefix}{key}", str(value))
+class Variant(NamedTuple):
+    """A config with parts laid over it, and KEY VALUE pairs."""
+
+    methods: list[str]
+    opts: list[str]
 
 
-def overlay(variant: str) -> list[str]:
-    """What a file of configs/ablations or configs/methods says itself, as KEY VALUE pairs."""
-    file = next(
-        (f for kind in ("ablations", "methods") if (f := config_path(kind) / f"{variant}.yaml").is_file()), None
-    )
-    if file is None:
-        raise SystemExit(f"{variant}: neither configs/ablations nor configs/methods has {variant}.yaml")
-    return list(keys_of(yaml.safe_load(file.read_text(encoding="utf-8"))))
+def part(variant: str) -> str:
+    """The file of configs/ablations or configs/methods that is called so."""
+    for kind in PARTS:
+        file = config_path(kind) / f"{variant}.yaml"
+        if file.is_file():
+            return str(file)
+    raise SystemExit(f"{variant}: neither configs/ablations nor configs/methods has {variant}.yaml")
 
 
-def step_seconds(config: str, variants: Mapping[str, list[str]], rounds: int = 6, steps: int = 12) -> dict[str, float]:
+def step_seconds(config: str, variants: Mapping[str, Variant], rounds: int = 6, steps: int = 12) -> dict[str, float]:
     """Median seconds of a training step of each variant, data and optimizer included; they take turns."""
     trainers = {}
     spent: dict[str, list[float]] = {name: [] for name in variants}
     torch.set_flush_denormal(True)
     with tempfile.TemporaryDirectory() as folder:
-        for name, opts in variants.items():
-            cfg = read_config(config, [*opts, "OUTPUT_DIR", folder])
+        for name, variant in variants.items():
+            cfg = read_config(config, [*variant.opts, "OUTPUT_DIR", folder], variant.methods)
             engine.check(cfg, train=True)
             trainers[name] = engine.Trainer(cfg)
         for turn in range(rounds):
@@ -99,7 +95,7 @@ def main() -> None:
     config = str(config_path(args.config))
     data = ["DATASETS.TRAIN", f"('{args.train}',)", "DATASETS.TEST", f"('{args.val}',)", *args.opts]
     base = Path(config).stem.partition("_")[0]
-    variants = {base: data} | {name: [*overlay(name), *data] for name in args.variants}
+    variants = {base: Variant([], data)} | {name: Variant([part(name)], data) for name in args.variants}
 
     planned = args.out / "iterations.json"
     args.out.mkdir(parents=True, exist_ok=True)
@@ -110,12 +106,13 @@ def main() -> None:
     print("iterations in equal time: " + ", ".join(f"{name} {iterations[name]}" for name in variants))
 
     for seed in args.seeds:
-        for name, opts in variants.items():
+        for name, variant in variants.items():
             folder = args.out / name / f"seed{seed}"
             if (folder / "inference" / args.val / CSV).is_file():
                 continue
-            given = [*opts, *schedule(iterations[name]), "SEED", str(seed), "OUTPUT_DIR", str(folder)]
-            if code := train_fold(["--config-file", config, "--resume", *given]):
+            flags = ["--config-file", config, "--resume", *(w for file in variant.methods for w in ("--method", file))]
+            opts = [*variant.opts, *schedule(iterations[name]), "SEED", str(seed), "OUTPUT_DIR", str(folder)]
+            if code := train_fold([*flags, *opts]):
                 raise SystemExit(f"{folder}: training ended with exit code {code}")
 
     parts = {

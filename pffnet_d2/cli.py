@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pffnet_d2 import __version__, cli_evaluation, env
+from pffnet_d2 import __version__, cli_evaluation, env, failure
 from pffnet_d2.errors import InputError
 
 # These take the flags of train_net.py, which engine.py parses.
@@ -23,34 +22,47 @@ FORWARDED = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Exit code 0: done; 1: `env` found something missing, or training diverged; 2: a mistake in what
-    was asked for."""
+    """Runs one command. Whatever ends it but a bug is told in one line on stderr.
+
+    Returns:
+        The exit code. 0: done; 1: `env` found something missing, or training diverged; 2: a mistake in what was asked
+        for, or a machine that is full or protected; 130: interrupted; 141: the reader of its output went away.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    warnings.filterwarnings("ignore", message="torch.meshgrid")  # of Detectron2's anchors; nothing a user can do about
-    try:
-        if arguments and arguments[0] in FORWARDED:
-            return _engine(arguments[0], arguments[1:])
-        args = argument_parser().parse_args(arguments)
-        if args.command == "report":
-            return cli_evaluation.make_report(args)
-        if args.command == "env":
-            return env.main()
-        if args.command == "prepare":
-            return _prepare(args)
-        if args.command == "check":
-            return _check(args)
-        if args.command == "predict":
-            return _predict(args)
-        if args.command == "pack":
-            return _pack(args)
-        if args.command == "plot":
-            return _plot(args)
-        return _demo(args.out)
-    except InputError as error:
-        print(f"pffnet: error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130  # as a shell reports it
+    with failure.command_line():
+        try:
+            try:
+                code = _run(arguments)
+            except SystemExit:  # argparse: help, or wrong usage
+                failure.flush(sys.stdout)
+                raise
+            failure.flush(sys.stdout)  # what cannot be written fails here, not while the interpreter ends
+            return code
+        except KeyboardInterrupt:
+            return failure.INTERRUPTED
+        except Exception as error:
+            return failure.tell(error)
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments and arguments[0] in FORWARDED:
+        return _engine(arguments[0], arguments[1:])
+    args = argument_parser().parse_args(arguments)
+    if args.command == "report":
+        return cli_evaluation.make_report(args)
+    if args.command == "env":
+        return env.main()
+    if args.command == "prepare":
+        return _prepare(args)
+    if args.command == "check":
+        return _check(args)
+    if args.command == "predict":
+        return _predict(args)
+    if args.command == "pack":
+        return _pack(args)
+    if args.command == "plot":
+        return _plot(args)
+    return _demo(args.out)
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -155,7 +167,8 @@ def _add_predict(commands: Any) -> None:
     predict.add_argument(
         "--format",
         metavar="LIST",
-        help="of label-tiff,overlay,geojson,roi,csv,coco (default: label-tiff,overlay; with --tile label-tiff)",
+        help="of label-tiff,overlay,geojson,roi,csv,coco (default: label-tiff,overlay; with --tile label-tiff), and "
+        "cvppp: label-tiff, and answer.h5 of all images for the CVPPP challenge",
     )
     predict.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
     predict.add_argument(
@@ -267,12 +280,16 @@ def _check(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     _need_everything("predict")
     from pffnet_d2.data.micrographs import parse_normalisation
+    from pffnet_d2.inference import cvppp
     from pffnet_d2.inference.export import check_formats
     from pffnet_d2.inference.files import Job, find_sources, predict_files
 
     default = "label-tiff,overlay" if args.tile is None else "label-tiff"
     formats = list(dict.fromkeys((args.format or default).split(",")))
     check_formats(formats)
+    challenge = cvppp.FORMAT in formats
+    if challenge:  # one file of all label images
+        formats = list(dict.fromkeys("label-tiff" if name == cvppp.FORMAT else name for name in formats))
     overlap = args.overlap or "auto"
     if args.overlap and args.tile is None:
         raise InputError("--overlap is that of tiles; give --tile too, such as --tile 1024")
@@ -305,6 +322,7 @@ def _predict(args: argparse.Namespace) -> int:
         processes=args.processes,
         tile=args.tile,
         overlap=overlap if overlap == "auto" else int(overlap),
+        challenge=challenge,
     )
     summary = predict_files(job)
     print("\n".join([*summary.lines(), *([] if args.out else [f"results in {out}/"])]))
@@ -363,14 +381,15 @@ def _plot(args: argparse.Namespace) -> int:
 def _engine(command: str, arguments: list[str]) -> int:
     if command == "evaluate" and cli_evaluation.is_of_folders(arguments):
         return cli_evaluation.evaluate_folders(arguments)
-    if command == "evaluate" and {"-h", "--help"} & set(arguments):
+    helped = bool({"-h", "--help"} & set(arguments))
+    if command == "evaluate" and helped:
         print("Label images of any tool: pffnet evaluate --truth DIR --prediction DIR [--out DIR]. A trained model:\n")
     _need_everything(command)
     if command == "train" and any(a == "--from" or a.startswith("--from=") for a in arguments):
         from pffnet_d2 import finetune
 
         return finetune.main(arguments)
-    if command == "train" and {"-h", "--help"} & set(arguments):
+    if command == "train" and helped:
         print("On your own images: pffnet train --from pretrained FOLDER (--from pretrained --help). Otherwise:\n")
     if command == "thresholds":
         return cli_evaluation.choose_thresholds(arguments)
@@ -380,7 +399,7 @@ def _engine(command: str, arguments: list[str]) -> int:
         return kfold.main(arguments)
     from pffnet_d2 import engine
 
-    return engine.run(["--eval-only", *arguments] if command == "evaluate" else arguments)
+    return engine.run(arguments, command=command)
 
 
 def _demo(out: Path) -> int:

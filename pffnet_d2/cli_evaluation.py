@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pffnet_d2.errors import InputError
+from pffnet_d2.files import check_folder
 
 
 def is_of_folders(arguments: Sequence[str]) -> bool:
@@ -35,6 +36,8 @@ def evaluate_folders(arguments: Sequence[str]) -> int:
     from pffnet_d2.evaluation.folders import score_folders
     from pffnet_d2.evaluation.scores import table_of, write_scores
 
+    if args.out:
+        check_folder(args.out)
     rows = list(score_folders(args.truth, args.prediction))
     _group(rows, args.groups)
     if args.out:
@@ -55,8 +58,7 @@ def choose_thresholds(arguments: Sequence[str]) -> int:
     from pffnet_d2.config import label_map_rule
     from pffnet_d2.evaluation import thresholds
 
-    parser = engine.argument_parser()
-    parser.prog = "pffnet thresholds"
+    parser = engine.argument_parser("thresholds")
     parser.add_argument("--metric", default="AJI", help="what is to be best, on average over images (default: AJI)")
     parser.add_argument("--stored", action="store_true", help="take the predictions that the last call stored")
     args = parser.parse_args(arguments)
@@ -127,6 +129,7 @@ def make_report(args: argparse.Namespace) -> int:
     from pffnet_d2.evaluation.report import SHOWN, Report, merge_runs
     from pffnet_d2.evaluation.scores import Row, read_scores, write_scores
 
+    check_folder(args.out)
     parts: dict[str, list[list[Row]]] = {}
     for run in args.runs:
         name, found, folder = run.partition("=")

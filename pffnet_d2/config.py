@@ -1,7 +1,7 @@
 """The configuration keys this plugin adds to Detectron2's, and where its yaml files lie.
 
 One comment a key: what it does, the papers' symbol, and where it stands in the papers ([P] PFFNet, IEEE TIP 30, 2021;
-[V2] Cell R-CNN V2, IJCAI 2019; [OG] ObjectGuided, 2021) or in the code released with [P] or [OG].
+[V2] Cell R-CNN V2, IJCAI 2019; [OG] ObjectGuided, IEEE TMI 40, 2021) or in the code released with [P] or [OG].
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pffnet_d2.config_values import check_values
 from pffnet_d2.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -33,39 +34,51 @@ def config_path(name: str = "") -> Path:
     return path
 
 
-def read_config(config_file: str, opts: Sequence[str] = ()) -> Any:
-    """Detectron2's defaults and this plugin's keys, overridden by a yaml file and then by KEY VALUE pairs.
+# Folders of configs/ whose files hold only what a method or an ablation changes of a config.
+PARTS = ("methods", "ablations", "backbones")
+
+
+def read_config(config_file: str, opts: Sequence[str] = (), methods: Sequence[str] = ()) -> Any:
+    """Detectron2's defaults and this plugin's keys, overridden by a yaml file, by ``methods``, and by KEY VALUE pairs.
+
+    Args:
+        config_file: a whole config.
+        opts: KEY, VALUE, KEY, VALUE, ...
+        methods: yaml files that each hold a part of a config, as those in configs/methods and configs/ablations; they
+            are laid over the config one after the other. The name of each is appended to OUTPUT_DIR, unless the file
+            sets it, so that every combination has a folder of its own.
 
     Raises:
-        InputError: a file is missing or is not yaml of plain values, a key is unknown, or a value has the wrong type.
+        InputError: a file is missing or is not yaml of plain values, a key is unknown, a value has the wrong type or
+            is out of range (``config_values.VALUES``), a part is given as the config, or a config as a part.
     """
-    import yaml
     from detectron2.config import get_cfg
 
     cfg = get_cfg()
     add_pffnet_config(cfg)
-    if not os.path.isfile(config_file):
+    if not os.path.exists(config_file):
         what = f"{config_file}: no such config file" if config_file else "no config file given"
         raise InputError(f"{what}; name one with --config-file, such as configs/PFFNet_R101_FPN.yaml")
+    if Path(config_file).resolve().parent in [config_path(part) for part in PARTS]:
+        raise InputError(
+            f"{config_file}: is a part of a config; give it with --method, after the config that it changes: "
+            f"--config-file configs/tnbc/PFFNet_R101_FPN.yaml --method {config_file}"
+        )
+    _check_chain(config_file)
     old = _OldKeys(cfg)
     try:
         # Upstream's default runs python code that a yaml file asks for.
         cfg.merge_from_file(config_file, allow_unsafe=False)
-    except FileNotFoundError as error:
-        raise InputError(f"{config_file}: its _BASE_ {error.filename} does not exist") from error
-    except RecursionError as error:
-        raise InputError(f"{config_file}: its _BASE_ files name each other in a circle") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{mark.name}, line {mark.line + 1}" if mark else config_file
-        raise InputError(f"{place}: no yaml of plain values: {getattr(error, 'problem', error)}") from error
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{config_file}: {_said_by(error)}") from error
+    for method in methods:
+        _lay_over(cfg, method)
     try:
         cfg.merge_from_list(list(opts))
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"command line, {' '.join(opts)}: {_said_by(error)}") from error
     old.move(config_file)
+    check_values(cfg, " with ".join((config_file, *methods)), opts)
     return cfg
 
 
@@ -94,6 +107,67 @@ class _OldKeys:
             moved.append("SOLVER.CLIP_GRADIENTS.CLIP_TYPE full_model is now SOLVER.PFFNET.CLIP_NORM")
         if moved:
             logger.warning(f"{config_file}: {', '.join(moved)}; rename it")
+
+
+def _lay_over(cfg: Any, method: str) -> None:
+    """Merge a part of a config into ``cfg``, as ``methods`` of :func:`read_config`."""
+    from detectron2.config import CfgNode
+
+    if not os.path.exists(method):
+        raise InputError(
+            f"{method}: no such file; --method wants a part of a config, such as configs/ablations/Without_quality.yaml"
+        )
+    _check_chain(method)
+    part = CfgNode.load_yaml_with_base(method, allow_unsafe=False)
+    if "DATASETS" in part:
+        raise InputError(f"{method}: names DATASETS, and so is a whole config; give it with --config-file")
+    try:
+        cfg.merge_from_other_cfg(CfgNode(part))
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{method}: {_said_by(error)}") from error
+    if "OUTPUT_DIR" not in part:
+        cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}_{Path(method).stem}"
+
+
+def _check_chain(file: str, above: tuple[str, ...] = ()) -> None:
+    """Raises InputError where a config, or one of those it is based on (``_BASE_``), is no table of plain values.
+
+    Args:
+        file: the config.
+        above: those that are based on it, the first of them named by the user.
+    """
+    import yaml
+
+    try:
+        with open(file, encoding="utf-8") as text:
+            content = yaml.safe_load(text)
+    except OSError as error:
+        reason = "is a folder" if os.path.isdir(file) else f"cannot be read ({error.strerror})"
+        raise InputError(f"{file}: {reason}; give a yaml file that is a config") from error
+    except RecursionError as error:
+        raise InputError(f"{file}: nested too deeply for a config; give a yaml of keys and values") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{mark.name}, line {mark.line + 1}" if mark else file
+        reason = str(getattr(error, "problem", None) or getattr(error, "reason", "damaged"))
+        raise InputError(f"{place}: no yaml of plain values: {reason}") from error
+    if not isinstance(content, dict):
+        what = "is empty" if content is None else f"holds a {type(content).__name__}, not keys and values"
+        raise InputError(f"{file}: {what}; give a config, such as configs/PFFNet_R101_FPN.yaml")
+    bases: Any = content.get("_BASE_", [])
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str):
+            raise InputError(f"{file}: its _BASE_ {base} is no file name; name a yaml file, or a list of them")
+        if base.startswith(("http://", "https://")):
+            raise InputError(f"{file}: its _BASE_ {base} is not fetched; download it and name the file")
+        # As fvcore resolves it.
+        base = os.path.join(os.path.dirname(file), os.path.expanduser(base))
+        if not os.path.exists(base):
+            raise InputError(f"{file}: its _BASE_ {base} does not exist; correct the name")
+        if os.path.realpath(base) in map(os.path.realpath, (*above, file)):
+            named = (*above, file)[0]
+            raise InputError(f"{named}: its _BASE_ files name each other in a circle; take one of them out")
+        _check_chain(base, (*above, file))
 
 
 def differences(cfg: Any) -> dict[str, Any]:
@@ -179,7 +253,7 @@ def add_pffnet_config(cfg: Any) -> None:
     cfg.MODEL.PFFNET.OUTPUTS = ["instances"]
     # Weight of the mask loss.
     cfg.MODEL.PFFNET.MASK_LOSS_WEIGHT = 1.0
-    # alpha_2 of [P] Eq. 6, the weight of the semantic consistency loss between the two branches; 0 leaves it out.
+    # alpha_2 of [P] Eq. 5, the weight of the semantic consistency loss (Eq. 4); 0 leaves it out.
     cfg.MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT = 1.0
 
     # From scored instances to a label map.
@@ -220,13 +294,14 @@ def add_pffnet_config(cfg: Any) -> None:
     cfg.MODEL.PFFNET.FUSION.DETACH = False
     # Where P_i is pasted: "proposal" (the mask's own frame) or "predicted" (the regressed box, as released).
     cfg.MODEL.PFFNET.FUSION.BOXES = "proposal"
-    # K: "all" positive ROIs (Algorithm 1, release) or the "best" scored one of each object ([V2]'s wording).
+    # K: "all" positive ROIs ([P] Algorithm 1, release) or of each object the one with the highest class score, "best"
+    # ([V2] 3.1 pastes "the bounding box with the highest class score": configs/methods/CellRCNN_V2.yaml).
     cfg.MODEL.PFFNET.FUSION.ROIS = "all"
     # P_i: "foreground" (one map for both channels of F_0, [P]) or "per_channel" (each its own, release).
     cfg.MODEL.PFFNET.FUSION.CHANNELS = "foreground"
     # ReLU, conv 3x3, ReLU, conv 1x1 on F_K (release; not in [P]'s text).
     cfg.MODEL.PFFNET.FUSION.POST_CONVS = True
-    # alpha_1 of [P] Eq. 6 for the loss of S_ins; that of S_sem is MODEL.SEM_SEG_HEAD.LOSS_WEIGHT. Release: 1.
+    # alpha_1 of [P] Eq. 5 for the loss of S_ins; that of S_sem is MODEL.SEM_SEG_HEAD.LOSS_WEIGHT. Release: 1.
     cfg.MODEL.PFFNET.FUSION.LOSS_WEIGHT = 0.1
 
     cfg.MODEL.ROI_MASK_QUALITY_HEAD = CN()

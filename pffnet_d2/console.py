@@ -28,16 +28,17 @@ from pffnet_d2.inference.label_map import instances_to_label_map
 from pffnet_d2.pictures import side_by_side, write_png
 
 SECONDS_BETWEEN_LINES = 15
+HEARD = ("pffnet_d2.checkpoint", "pffnet_d2.resume")  # loggers: what is fetched, and how a run is resumed
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Within, stdout and Python's warnings are dropped: pages of environment, config, model and COCO tables.
 
-    Loggers that Detectron2 sets up meanwhile write to their file only, but errors still show.
+    Loggers that Detectron2 sets up meanwhile write to their file only, but errors still show, and what HEARD warn of.
     """
     errors = logging.StreamHandler(sys.stdout)
-    errors.setLevel(logging.ERROR)
+    errors.addFilter(lambda record: record.levelno >= logging.ERROR or record.name in HEARD)
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "pffnet_d2")]
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
         warnings.simplefilter("ignore")

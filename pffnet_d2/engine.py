@@ -10,10 +10,10 @@ import argparse
 import difflib
 import logging
 import os
-import sys
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +26,6 @@ from detectron2.evaluation import DatasetEvaluators, SemSegEvaluator, verify_res
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
-from torch.multiprocessing.spawn import ProcessRaisedException
 
 from pffnet_d2.checkpoint import Checkpointer
 from pffnet_d2.compat import TRAINER_KEEPS_OPTIMIZER
@@ -37,26 +36,48 @@ from pffnet_d2.data.mapper import PFFNetDatasetMapper
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.evaluator import DenseCOCOEvaluator, LabelMapEvaluator, VOCEvaluator
 from pffnet_d2.evaluation.panoptic import PanopticEvaluator
+from pffnet_d2.failure import hide_traceback
 from pffnet_d2.inference.tta import augmented
 from pffnet_d2.optimizer import WeightAverage, check_optimizer
-from pffnet_d2.train_step import PRECISIONS, NonFiniteLoss, TrainStep, pool_in_float32
+from pffnet_d2.resume import tell_changes
+from pffnet_d2.train_step import PRECISIONS, TrainStep, pool_in_float32
 
 logger = logging.getLogger(__name__)
 
-# Of what ends a command with one line on stderr: a user's mistake, and training that diverged.
-EXIT_CODES: dict[type[Exception], int] = {InputError: 2, NonFiniteLoss: 1}
+# What each command's help gives beside a config file.
+EXAMPLES = {
+    "train": "SOLVER.BASE_LR 0.01 OUTPUT_DIR output/mine",
+    "kfold": "--dataset bbbc039 --folds 5 OUTPUT_DIR output/folds",
+    "evaluate": "MODEL.WEIGHTS output/mine/model_final.pth",
+    "thresholds": "--metric PQ MODEL.WEIGHTS output/mine/model_final.pth",
+}
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """Detectron2's (--config-file, --resume, --eval-only, --num-gpus, --num-machines ... and KEY VALUE pairs), and
-    --cpu-ranks."""
-    parser: argparse.ArgumentParser = default_argument_parser()
+def argument_parser(command: str = "train") -> argparse.ArgumentParser:
+    """Detectron2's (--config-file, --resume, --eval-only, --num-gpus, --num-machines ... and KEY VALUE pairs),
+    --cpu-ranks and --method.
+
+    Args:
+        command: of ``pffnet``, that usage and help name.
+    """
+    parser: argparse.ArgumentParser = default_argument_parser(
+        f"example:\n  pffnet {command} --config-file configs/bbbc039/PFFNet_R18_FPN.yaml {EXAMPLES[command]}\n"
+    )
+    parser.prog = f"pffnet {command}"
     parser.add_argument(
         "--cpu-ranks",
         type=int,
         default=0,
         metavar="N",
         help="run in N processes on the CPU of each machine, over gloo, instead of on GPUs",
+    )
+    parser.add_argument(
+        "--method",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a part of a config, such as configs/ablations/Without_quality.yaml, that is laid over the config file; "
+        "may be repeated",
     )
     return parser
 
@@ -133,7 +154,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         InputError: see :func:`read_config` and :func:`check`.
     """
-    cfg = read_config(args.config_file, args.opts)
+    cfg = read_config(args.config_file, args.opts, args.method)
     gpus = _gpus(args)
     if not gpus:
         cfg.MODEL.DEVICE = "cpu"
@@ -145,7 +166,9 @@ def setup(args: argparse.Namespace) -> CfgNode:
     except OSError as error:
         raise InputError(f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {error.strerror}; choose a folder you can write to") from error
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="pffnet_d2", abbrev_name="pffnet_d2")
-    logging.getLogger("detectron2.engine.train_loop").addFilter(_no_traceback_of_mistakes)
+    logging.getLogger("detectron2.engine.train_loop").addFilter(hide_traceback)
+    if args.resume and not args.eval_only and comm.is_main_process():
+        tell_changes(Path(cfg.OUTPUT_DIR), cfg)  # before its config.yaml is replaced
     default_setup(cfg, args)
     if cfg.MODEL.DEVICE == "cpu":
         # Activations near zero otherwise become denormal numbers, on which CPUs are many times slower.
@@ -185,11 +208,6 @@ def _gpus(args: argparse.Namespace) -> int:
     if args.num_machines > 1 and not args.num_gpus:
         raise InputError("--num-machines without GPUs: say how many processes with --cpu-ranks N")
     return min(args.num_gpus, here)
-
-
-def _no_traceback_of_mistakes(record: logging.LogRecord) -> bool:
-    """Filter for the training loop, which logs a traceback of whatever ends it."""
-    return not (record.exc_info and record.exc_info[0] and issubclass(record.exc_info[0], tuple(EXIT_CODES)))
 
 
 @contextmanager
@@ -314,11 +332,12 @@ def trained_model(cfg: CfgNode, *, resume: bool) -> nn.Module:
     """
     model: nn.Module = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR)
-    resumed = resume and checkpointer.has_checkpoint()
-    weights = checkpointer.get_checkpoint_file() if resumed else cfg.MODEL.WEIGHTS
-    if not weights:
-        raise InputError("--eval-only has no weights; give MODEL.WEIGHTS FILE, or --resume and the run's OUTPUT_DIR")
-    checkpointer.load(weights)
+    if resume and checkpointer.has_checkpoint():
+        checkpointer.load_last()
+        return model
+    if not cfg.MODEL.WEIGHTS:
+        raise InputError("no weights to evaluate; give MODEL.WEIGHTS FILE, or --resume and the run's OUTPUT_DIR")
+    checkpointer.load(cfg.MODEL.WEIGHTS)
     return model
 
 
@@ -341,43 +360,41 @@ def train_or_evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     return results
 
 
-def run(argv: Sequence[str]) -> int:
-    """``python train_net.py --config-file FILE [--num-gpus N] [--resume] [--eval-only] [KEY VALUE ...]``.
+def run(argv: Sequence[str], command: str = "train") -> int:
+    """``pffnet train --config-file FILE [--num-gpus N] [--resume] [--eval-only] [KEY VALUE ...]``.
+
+    Args:
+        command: "train", or "evaluate", which evaluates without --eval-only too.
 
     Returns:
-        The exit code: 0; 2 after a user's mistake; 1 where a loss is not finite. Both are told in one line on stderr.
+        0.
+
+    Raises:
+        InputError, NonFiniteLoss: of this process; those of others arrive as torch hands them over
+            (:mod:`pffnet_d2.failure`).
     """
-    args = argument_parser().parse_args(argv)
-    try:
-        gpus = _gpus(args)
-        machines = {
-            "num_machines": args.num_machines,
-            "machine_rank": args.machine_rank,
-            "dist_url": args.dist_url,
-            "args": (args,),
-        }
-        if gpus * args.num_machines > 1:
-            launch(train_or_evaluate, gpus, **machines)
-        elif args.cpu_ranks * args.num_machines > 1:
-            launch_on_cpu(train_or_evaluate, args.cpu_ranks, **machines)
-        else:
-            train_or_evaluate(args)
-    except (InputError, NonFiniteLoss, ProcessRaisedException) as error:
-        for kind, code in EXIT_CODES.items():
-            line = _said(error, kind)
-            if line:
-                print(line, file=sys.stderr)
-                return code
-        raise
+    args = argument_parser(command).parse_args(argv)
+    args.eval_only |= command == "evaluate"
+    if not args.config_file:
+        other = (
+            "score label images with --truth DIR --prediction DIR"
+            if command == "evaluate"
+            else "fine-tune on your own images: pffnet train --from pretrained FOLDER"
+        )
+        raise InputError(
+            f"no config file given; name one with --config-file, such as configs/PFFNet_R101_FPN.yaml, or {other}"
+        )
+    gpus = _gpus(args)
+    machines = {
+        "num_machines": args.num_machines,
+        "machine_rank": args.machine_rank,
+        "dist_url": args.dist_url,
+        "args": (args,),
+    }
+    if gpus * args.num_machines > 1:
+        launch(train_or_evaluate, gpus, **machines)
+    elif args.cpu_ranks * args.num_machines > 1:
+        launch_on_cpu(train_or_evaluate, args.cpu_ranks, **machines)
+    else:
+        train_or_evaluate(args)
     return 0
-
-
-def _said(error: Exception, kind: type[Exception]) -> str | None:
-    """The one line of an exception of a kind; other processes (data loading, other ranks) hand it over inside a
-    traceback."""
-    lines = str(error).strip().splitlines()
-    if isinstance(error, kind) and len(lines) == 1:
-        return lines[0]
-    prefix = f"{kind.__module__}.{kind.__qualname__}: "
-    found = [line.removeprefix(prefix) for line in lines if line.startswith(prefix)]
-    return found[-1] if found else None

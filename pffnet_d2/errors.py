@@ -1,4 +1,4 @@
-"""The one exception a user's mistake raises."""
+"""The exceptions that end a command with one line instead of a traceback."""
 
 
 class InputError(ValueError):
@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     Commands print the message without a traceback and exit with code 2.
     """
+
+
+class NonFiniteLoss(FloatingPointError):
+    """A loss became infinite or NaN. One line: which, of which images, what helps. Commands exit with code 1."""

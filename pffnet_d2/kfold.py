@@ -6,9 +6,8 @@ import argparse
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -17,22 +16,19 @@ from tabulate import tabulate
 from pffnet_d2 import engine
 from pffnet_d2.config import read_config
 from pffnet_d2.data.catalog import register_all, root
-from pffnet_d2.data.prepare import OWN, prepare, read_info
+from pffnet_d2.data.prepare import OWN, check_folds, prepare, read_info
 from pffnet_d2.data.readers import READERS
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.report import SHOWN, Report, merge_runs
 from pffnet_d2.evaluation.scores import CSV, Row, read_scores
 from pffnet_d2.evaluation.statistics import Summary, summarise
 from pffnet_d2.files import write_text
-
-# Keys in which a run may differ from its continuation.
-NOT_THE_RUN = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
+from pffnet_d2.resume import changes
 
 
 def argument_parser() -> argparse.ArgumentParser:
     """The flags of train_net.py, and what concerns the folds."""
-    parser = engine.argument_parser()
-    parser.prog = "pffnet kfold"
+    parser = engine.argument_parser("kfold")
     parser.description = (
         "Prepares the K folds of a data set where they are not there, trains and evaluates each in OUTPUT_DIR/fold<i>, "
         "and writes OUTPUT_DIR/{folds.md,report.md,report.csv,boxes.png}. Called again it goes on where it stopped."
@@ -56,7 +52,8 @@ def main(argv: Sequence[str]) -> int:
     args = argument_parser().parse_args(argv)
     if args.num_machines > 1 or args.eval_only:
         raise InputError("kfold: trains and evaluates on one machine; leave out --num-machines and --eval-only")
-    out = Path(read_config(args.config_file, args.opts).OUTPUT_DIR)
+    check_folds(args.folds, args.seed)
+    out = Path(read_config(args.config_file, args.opts, args.method).OUTPUT_DIR)
     splits = prepared_folds(args.dataset, args.folds, args.source, args.seed)
     folders = [out / f"fold{i}" for i in range(args.folds)]
     runs = [
@@ -64,12 +61,13 @@ def main(argv: Sequence[str]) -> int:
         for (train, val), folder in zip(splits, folders, strict=True)
     ]
     for folder, opts in zip(folders, runs, strict=True):
-        check_unchanged(folder, args.config_file, opts)
+        check_unchanged(folder, args.config_file, opts, args.method)
     for (_, val), folder, opts in zip(splits, folders, runs, strict=True):
         if (folder / CSV).is_file():
             print(f"{folder}: done")
             continue
         flags = ["--config-file", args.config_file, "--resume", "--dist-url", args.dist_url]
+        flags += [word for method in args.method for word in ("--method", method)]
         code = train_fold([*flags, "--num-gpus", str(args.num_gpus), "--cpu-ranks", str(args.cpu_ranks), *opts])
         if code:
             print(f"{folder}: ended with exit code {code}; the same command goes on from there", file=sys.stderr)
@@ -77,7 +75,7 @@ def main(argv: Sequence[str]) -> int:
         # Evaluations during training have left a file of this name in inference/ before; here it says that all is done.
         write_text(folder / CSV, (folder / "inference" / val / CSV).read_text(encoding="utf-8"))
 
-    name = Path(args.config_file).stem
+    name = "_".join(Path(file).stem for file in (args.config_file, *args.method))
     parts = {folder.name: read_scores(folder) for folder in folders}
     report = Report({name: merge_runs(name, list(parts.values()))}, name)
     report.write(out)
@@ -125,7 +123,7 @@ def prepared_folds(dataset: str, folds: int, source: Path | None, seed: int | No
     return [(train, val) for train, val in names]
 
 
-def check_unchanged(folder: Path, config_file: str, opts: Sequence[str]) -> None:
+def check_unchanged(folder: Path, config_file: str, opts: Sequence[str], methods: Sequence[str] = ()) -> None:
     """
     Raises:
         InputError: the run in ``folder`` was begun with another config.
@@ -133,23 +131,11 @@ def check_unchanged(folder: Path, config_file: str, opts: Sequence[str]) -> None
     begun = folder / "config.yaml"
     if not begun.is_file():
         return
-    # By way of yaml, where tuples and lists are the same.
-    cfgs = read_config(str(begun)), read_config(config_file, opts)
-    before, now = (dict(_flat(yaml.safe_load(cfg.dump()))) for cfg in cfgs)
-    for key in now:
-        if key not in NOT_THE_RUN and before.get(key) != now[key]:
-            raise InputError(
-                f"{folder}: was begun with {key} {before.get(key)}, not {now[key]}; delete it or choose another "
-                "OUTPUT_DIR"
-            )
-
-
-def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
+    now = read_config(config_file, opts, methods)
+    for key, before, value in changes(yaml.safe_load(read_config(str(begun)).dump()), now):
+        raise InputError(
+            f"{folder}: was begun with {key} {before}, not {value}; delete it or choose another OUTPUT_DIR"
+        )
 
 
 def fold_table(parts: Mapping[str, Sequence[Row]], metrics: Sequence[str] = SHOWN) -> str:

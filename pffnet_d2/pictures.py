@@ -94,18 +94,24 @@ def read_metrics(metrics_json: Path) -> list[dict[str, float]]:
         lines = metrics_json.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise InputError(f"{metrics_json}: {error.strerror}; give the metrics.json of a training run") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{metrics_json}: is no text; give the metrics.json of a training run") from error
     by_iteration: dict[int, dict[str, float]] = defaultdict(dict)
+    left_out = []
     for number, line in enumerate(lines, start=1):
         try:
-            scalars = json.loads(line)
+            scalars = {key: float(value) for key, value in json.loads(line).items()}
             iteration = int(scalars["iteration"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             # A run killed while writing leaves half a line, which the resumed run continues.
-            logger.warning("%s, line %d: not readable, left out", metrics_json, number)
+            left_out.append(number)
             continue
         by_iteration[iteration].update(scalars)
     if not by_iteration:
         raise InputError(f"{metrics_json}: holds no iterations; give the metrics.json of a training run")
+    if left_out:
+        more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
+        logger.warning("%s, line %d%s: not readable, left out", metrics_json, left_out[0], more)
     return [by_iteration[iteration] for iteration in sorted(by_iteration)]
 
 

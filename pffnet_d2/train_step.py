@@ -13,15 +13,12 @@ from detectron2.utils import comm
 from torch import Tensor, distributed, nn
 
 from pffnet_d2.data.loader import STEP, TrainLoader, seed_by
+from pffnet_d2.errors import NonFiniteLoss
 
 logger = logging.getLogger(__name__)
 
 # SOLVER.AMP.DTYPE
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-class NonFiniteLoss(FloatingPointError):
-    """A loss became infinite or NaN. One line: which, of which images, what helps."""
 
 
 class TrainStep(SimpleTrainer):

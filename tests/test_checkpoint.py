@@ -258,9 +258,107 @@ def test_a_failing_write_leaves_the_checkpoint_before_it(tmp_path: Path, monkeyp
     assert sorted(p.name for p in tmp_path.iterdir()) == ["last_checkpoint", "model_final.pth"]
 
 
-def test_resuming_without_the_file_last_checkpoint_names(tmp_path: Path) -> None:
+def damage(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 255
+    file.write_bytes(data)
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize("spoil", [damage, truncate, Path.unlink], ids=["damaged", "truncated", "missing"])
+@pytest.mark.parametrize("last", ["model_0000009", "model_final"])
+def test_resuming_falls_back_to_the_newest_whole_checkpoint(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, last: str, spoil: Any
+) -> None:
+    whole = Model()
+    for name, model in (("model_0000001", Model()), ("model_0000005", whole), ("model_0000007", Model())):
+        Checkpointer(model, str(tmp_path)).save(name, iteration=int(name[-1]))
+    truncate(tmp_path / "model_0000007.pth")
+    Checkpointer(Model(), str(tmp_path)).save("model_0000019")  # of an earlier, longer run
+    Checkpointer(Model(), str(tmp_path)).save(last)
+    if last == "model_final":
+        (tmp_path / "model_0000019.pth").unlink()
+    spoil(tmp_path / f"{last}.pth")
+    ours = Model()
+    assert Checkpointer(ours, str(tmp_path)).resume_or_load("", resume=True)["iteration"] == 5
+    assert_equal_weights(whole, ours)
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert line.startswith(f"{tmp_path / last}.pth: ")
+    assert f"going on from {tmp_path / 'model_0000005.pth'}" in line
+
+
+def test_a_run_made_longer_falls_back_to_its_first_end(tmp_path: Path) -> None:
+    ours, whole = Model(), Model()
+    Checkpointer(whole, str(tmp_path)).save("model_final", iteration=9)
+    Checkpointer(Model(), str(tmp_path)).save("model_0000014")
+    damage(tmp_path / "model_0000014.pth")
+    Checkpointer(ours, str(tmp_path)).load_last()
+    assert_equal_weights(whole, ours)
+
+
+def test_resuming_without_any_whole_checkpoint(tmp_path: Path) -> None:
     checkpointer = Checkpointer(Model(), str(tmp_path))
-    checkpointer.save("model_final")
-    (tmp_path / "model_final.pth").unlink()
-    with pytest.raises(InputError, match=r"model_final\.pth: no such weights file"):
+    for name in ("model_0000001", "model_final"):
+        checkpointer.save(name)
+        truncate(tmp_path / f"{name}.pth")
+    with pytest.raises(InputError, match=r"model_final\.pth: truncated.*leave out --resume to begin anew") as error:
         checkpointer.resume_or_load("", resume=True)
+    assert "\n" not in str(error.value)
+
+
+def test_a_last_checkpoint_of_another_model_is_no_damage(tmp_path: Path) -> None:
+    Checkpointer(Model(), str(tmp_path)).save("model_0000001")
+    Checkpointer(Model(width=5), str(tmp_path)).save("model_0000002")
+    with pytest.raises(InputError, match=r"model_0000002\.pth: does not fit the model"):
+        Checkpointer(Model(), str(tmp_path)).resume_or_load("", resume=True)
+
+
+def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
+    torch.save({"model": {"w": torch.zeros(1000)}}, tmp_path / "w.pth")
+    damage(tmp_path / "w.pth")
+    with pytest.raises(InputError, match=r"w\.pth: truncated, damaged or no weights file"):
+        read_weights(str(tmp_path / "w.pth"))
+
+
+def test_unreadable_is_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **options: Any) -> None:
+        raise PermissionError(13, "Permission denied", "w.pth")
+
+    monkeypatch.setattr(torch, "load", refuse)
+    with pytest.raises(InputError, match=r"w\.pth: cannot be read \(Permission denied\)") as error:
+        read_weights("w.pth")
+    assert "truncated" not in str(error.value)
+
+
+def test_the_remedy_is_that_of_the_command(tmp_path: Path) -> None:
+    (tmp_path / "folder.pth").mkdir()
+    for name in ("none.pth", "folder.pth"):
+        with pytest.raises(InputError, match="or a local file"):
+            Checkpointer(Model()).load(str(tmp_path / name), checkpointables=[])
+        with pytest.raises(InputError, match="give the file that training wrote") as error:
+            Checkpointer(Model()).load(str(tmp_path / name))
+        assert "MODEL.WEIGHTS ''" not in str(error.value)
+
+
+@pytest.mark.parametrize("start", [True, False])
+def test_what_is_fetched_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, start: bool
+) -> None:
+    file = tmp_path / "whole.pth"
+    torch.save(Model().state_dict(), file)
+    checkpointer = Checkpointer(Model())
+    monkeypatch.setattr(checkpointer.path_manager, "get_local_path", lambda path: str(file))
+    checkpointer.load("https://example.org/whole.pth", checkpointables=[] if start else None)
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "fetching https://example.org/whole.pth" in line
+
+
+def test_a_classifier_is_not_fetched_as_a_trained_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpointer = Checkpointer(Model())
+    monkeypatch.setattr(checkpointer.path_manager, "get_local_path", lambda path: pytest.fail("fetched"))
+    for path in ("catalog://ImageNetPretrained/FAIR/R-101-GN", "detectron2://ImageNetPretrained/torchvision/R-50.pkl"):
+        with pytest.raises(InputError, match="an ImageNet classifier"):
+            checkpointer.load(path)

@@ -21,7 +21,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Stands in for the engine: the arguments of every run. Its exit code is 7."""
     runs: list[list[str]] = []
     stand_in = ModuleType("pffnet_d2.engine")
-    stand_in.run = lambda argv: runs.append(list(argv)) or 7  # type: ignore[attr-defined,func-returns-value]
+    stand_in.run = lambda argv, command: runs.append([command, *argv]) or 7  # type: ignore[attr-defined,func-returns-value]
     monkeypatch.setitem(sys.modules, "pffnet_d2.engine", stand_in)
     monkeypatch.setattr(pffnet_d2, "engine", stand_in, raising=False)
     monkeypatch.setattr(env, "problem", lambda: "")
@@ -41,12 +41,12 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path | None, Pa
 def test_train_hands_its_flags_on(engine: list[list[str]]) -> None:
     flags = ["--config-file", "a.yaml", "--num-gpus", "2", "--resume", "SOLVER.MAX_ITER", "5", "--help"]
     assert cli.main(["train", *flags]) == 7
-    assert engine == [flags]
+    assert engine == [["train", *flags]]
 
 
 def test_evaluate_only_evaluates(engine: list[list[str]]) -> None:
     assert cli.main(["evaluate", "--config-file", "a.yaml"]) == 7
-    assert engine == [["--eval-only", "--config-file", "a.yaml"]]
+    assert engine == [["evaluate", "--config-file", "a.yaml"]]
 
 
 def test_prepare(prepared: list[tuple[str, Path | None, Path]], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 
 from pffnet_d2 import add_pffnet_config, config_path
+from pffnet_d2.config import PARTS, read_config
 from pffnet_d2.data.augmentation import build_augmentations
 from pffnet_d2.errors import InputError
 
-# What lies in methods/ is laid over others and is no config of its own.
-OVERLAYS = ("methods", "backbones")
-CONFIGS = sorted(
-    str(p.relative_to(config_path())) for p in config_path().rglob("*.yaml") if p.parent.name not in OVERLAYS
-)
+# What lies in methods/ and ablations/ is laid over others and is no config of its own.
+CONFIGS = sorted(str(p.relative_to(config_path())) for p in config_path().rglob("*.yaml") if p.parent.name not in PARTS)
+ABLATIONS = sorted(path.stem for path in config_path("ablations").iterdir())
 METHODS = ("MaskRCNN_GN", "PanopticFPN", "CellRCNN", "CellRCNN_V2", "PFFNet")
 
 
@@ -142,8 +143,69 @@ def test_table_ii_of_object_guided() -> None:
     base = read("dsb2018/ObjectGuided_R50.yaml").MODEL.OBJECT_GUIDED.REFINE
     assert (base.K, base.BETA) == (3, 0.75)
     for name, strategy in strategies.items():
-        refine = read(f"ablations/ObjectGuided_{name}.yaml").MODEL.OBJECT_GUIDED.REFINE
-        assert list(strategy) == [refine.K, refine.BETA]
+        part = str(config_path(f"ablations/ObjectGuided_{name}.yaml"))
+        for folder in ("dsb2018", "cvppp"):
+            refine = read_config(
+                str(config_path(f"{folder}/ObjectGuided_R50.yaml")), [], [part]
+            ).MODEL.OBJECT_GUIDED.REFINE
+            assert list(strategy) == [refine.K, refine.BETA]
+
+
+@pytest.mark.parametrize("folder", ["kumar", "tnbc", "bbbc039", "cvppp"])
+@pytest.mark.parametrize("name", [name for name in ABLATIONS if not name.startswith("ObjectGuided")])
+def test_an_ablation_lies_over_any_data_set(folder: str, name: str) -> None:
+    """It changes the network alone, and the run gets a folder of its own."""
+    config = f"{folder}/PFFNet_R101_FPN.yaml"
+    whole, cut = read(config), read_config(str(config_path(config)), [], [str(config_path(f"ablations/{name}.yaml"))])
+    assert f"output/{folder}/PFFNet_R101_FPN_{name}" == cut.OUTPUT_DIR
+    for part in ("INPUT", "DATASETS", "SOLVER", "TEST"):
+        assert cut[part] == whole[part]
+    for part in ("WEIGHTS", "RPN", "ROI_BOX_HEAD", "BACKBONE"):
+        assert cut.MODEL[part] == whole.MODEL[part]
+    assert cut.MODEL != whole.MODEL
+
+
+def test_tables_ix_to_xi_of_pffnet() -> None:
+    """Each row is PFFNet with one thing changed."""
+
+    def row(name: str) -> CfgNode:
+        files = [str(config_path(f"ablations/{name}.yaml"))] if name else []
+        return read_config(str(config_path("bbbc039/PFFNet_R101_FPN.yaml")), [], files).MODEL
+
+    pffnet = row("")
+    modes = [("", "residual_attention"), ("Fusion_a_replacement", "replacement"), ("Fusion_b_summation", "summation")]
+    for name, mode in [*modes, ("Fusion_c_attention", "attention")]:
+        assert mode == row(name).PFFNET.FUSION.MODE
+        assert row(name).PFFNET.CONSISTENCY_LOSS_WEIGHT == pffnet.PFFNET.CONSISTENCY_LOSS_WEIGHT == 1
+    x, xi = row("Without_quality"), row("Without_consistency")
+    assert (x.ROI_MASK_QUALITY_HEAD.NAME, x.PFFNET) == ("", pffnet.PFFNET)
+    assert (xi.PFFNET.CONSISTENCY_LOSS_WEIGHT, xi.ROI_MASK_QUALITY_HEAD) == (0, pffnet.ROI_MASK_QUALITY_HEAD)
+
+
+def test_parts_are_laid_one_over_the_other_and_keys_over_all(tmp_path: Path) -> None:
+    config = str(config_path("bbbc039/PFFNet_R18_FPN.yaml"))
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("MODEL: {PFFNET: {CONSISTENCY_LOSS_WEIGHT: 0.5, MASK_LOSS_WEIGHT: 2.0}}\nTEST: {EVAL_PERIOD: 7}")
+    second.write_text("MODEL: {PFFNET: {CONSISTENCY_LOSS_WEIGHT: 0.25}}")
+    cfg = read_config(config, ["TEST.EVAL_PERIOD", "9"], [str(first), str(second)])
+    assert (cfg.MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT, cfg.MODEL.PFFNET.MASK_LOSS_WEIGHT) == (0.25, 2)
+    assert cfg.TEST.EVAL_PERIOD == 9
+    assert cfg.OUTPUT_DIR == "output/bbbc039/PFFNet_R18_FPN_first_second"
+    assert read_config(config, ["OUTPUT_DIR", "here"], [str(first)]).OUTPUT_DIR == "here"
+
+
+def test_cell_rcnn_v2_as_published() -> None:
+    """[V2] 4.2, and no layer that normalises."""
+    cfg = read("kumar/CellRCNN_V2_published_R101_FPN.yaml")
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == (0.0025, (8640, 12960), 17280)
+    assert (cfg.SOLVER.GAMMA, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.IMS_PER_BATCH) == (0.1, 500, 1)
+    assert (cfg.SOLVER.MOMENTUM, cfg.SOLVER.WEIGHT_DECAY, cfg.INPUT.CROP.SIZE) == (0.9, 0.0001, [512, 512])
+    assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("kumar_train",), ("kumar_val",))
+    assert build_augmentations(cfg, is_train=True)
+    norms = {
+        type(m).__name__ for m in build_model(cfg).modules() if "Norm" in type(m).__name__ and not list(m.children())
+    }
+    assert norms == {"FrozenBatchNorm2d"}
 
 
 def test_augmentations_are_the_papers() -> None:

@@ -71,7 +71,8 @@ def test_the_command_parses(page: Path, command: str, capsys: pytest.CaptureFixt
             parser = kfold.argument_parser() if kind == "kfold" else engine.argument_parser()
             args = parser.parse_args(rest)
             if args.config_file.startswith("configs/"):
-                read_config(str(config_path(args.config_file.removeprefix("configs/"))), args.opts)
+                config, *parts = (str(ROOT / file) for file in (args.config_file, *args.method))
+                read_config(config, args.opts, parts)
         else:
             args = cli.argument_parser().parse_args(arguments)
             config = str(getattr(args, "config", None) or "")
@@ -89,3 +90,20 @@ def test_links_lead_to_files(page: Path) -> None:
         r"`(configs/[\w/]+\.yaml|docs/\w+\.md|benchmarks/\w+\.py)`", page.read_text(encoding="utf-8")
     ):
         assert (ROOT / name).exists(), name
+
+
+# What a text says, and what must follow it at once: equation numbers of [P], and where ObjectGuided appeared.
+CITATIONS = [
+    (r"Yi et al\.", r"IEEE TMI 40"),
+    (r"alpha_[12] of", r"\[P\] Eq\. 5"),
+    (r"semantic\s+consistency loss \(", r"Eq\. 4"),
+    (r"s_conf = s_cls \* s_qua", r"\[P\] Eq\. 6"),
+]
+
+
+@pytest.mark.parametrize(("said", "cited"), CITATIONS)
+def test_one_thing_is_cited_in_one_way(said: str, cited: str) -> None:
+    texts = [path.read_text(encoding="utf-8") for path in [*PAGES, *sorted((ROOT / "pffnet_d2").rglob("*.py"))]]
+    found = [text[match.end() : match.end() + 180] for text in texts for match in re.finditer(said, text)]
+    assert found
+    assert [after for after in found if not re.search(cited, after)] == []

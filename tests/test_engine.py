@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from pffnet_d2 import engine
+from pffnet_d2.cli import main
 from pffnet_d2.config import config_path
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.engine import Trainer, argument_parser, check, read_config, roi_masks, run
@@ -117,20 +117,22 @@ def test_mistakes_on_the_command_line(opts: list[str], message: str) -> None:
 
 
 def test_missing_config_file(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--config-file", "nowhere.yaml"]) == 2
-    assert capsys.readouterr().err.startswith("nowhere.yaml: no such config file; ")
-    assert run([]) == 2
-    assert capsys.readouterr().err.startswith("no config file given; ")
+    assert main(["train", "--config-file", "nowhere.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("pffnet: error: nowhere.yaml: no such config file; ")
+    for command, other in (("train", "--from pretrained FOLDER"), ("evaluate", "--truth DIR --prediction DIR")):
+        for folder in ((), ("images",)):
+            assert main([command, *folder]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith("pffnet: error: no config file given; ")
+            assert other in line
 
 
-def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     for here, asked in ((0, 2), (1, 2), (2, 3)):
         monkeypatch.setattr(torch.cuda, "is_available", lambda here=here: here > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda here=here: here)
-        assert run(["--config-file", COMPACT, "--num-gpus", str(asked)]) == 2
-        error = capsys.readouterr().err
-        assert error.startswith(f"--num-gpus {asked}: this machine has {here} CUDA device")
-        assert error.count("\n") == 1
+        with pytest.raises(InputError, match=f"^--num-gpus {asked}: this machine has {here} CUDA device"):
+            run(["--config-file", COMPACT, "--num-gpus", str(asked)])
 
 
 def test_launches_one_process_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,24 +163,15 @@ def test_mistakes_in_other_processes_are_one_line(
             raise error
 
         monkeypatch.setattr(engine, "train_or_evaluate", fail)
-        assert run(["--config-file", COMPACT]) == 2
-        assert capsys.readouterr().err == "a.png: truncated\n"
+        assert main(["train", "--config-file", COMPACT]) == 2
+        assert capsys.readouterr().err == "pffnet: error: a.png: truncated\n"
 
     def break_down(args: Any) -> None:
-        raise ProcessRaisedException("-- Process 1 terminated ...\nRuntimeError: out of memory", 1, 42)
+        raise ProcessRaisedException("-- Process 1 terminated ...\nRuntimeError: a bug", 1, 42)
 
     monkeypatch.setattr(engine, "train_or_evaluate", break_down)
     with pytest.raises(ProcessRaisedException):
-        run(["--config-file", COMPACT])
-
-
-def test_training_loop_logs_no_traceback_of_mistakes() -> None:
-    def record(error: Exception) -> logging.LogRecord:
-        return logging.LogRecord("x", logging.ERROR, "", 0, "Exception", None, (type(error), error, None))
-
-    assert not engine._no_traceback_of_mistakes(record(InputError("a.png: truncated")))
-    assert engine._no_traceback_of_mistakes(record(RuntimeError("ours to mend")))
-    assert engine._no_traceback_of_mistakes(logging.LogRecord("x", logging.INFO, "", 0, "iteration 1", None, None))
+        main(["train", "--config-file", COMPACT])
 
 
 @pytest.mark.parametrize(
@@ -303,8 +296,9 @@ def test_output_folder_that_cannot_be_written(datasets: Path, tmp_path: Path) ->
 
 
 def test_evaluation_without_weights(datasets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["--eval-only", "--config-file", COMPACT, *options(STOCK), "OUTPUT_DIR", str(tmp_path)]) == 2
-    assert "--eval-only has no weights; give MODEL.WEIGHTS FILE" in capsys.readouterr().err
+    for command in (["train", "--eval-only"], ["evaluate"]):
+        assert main([*command, "--config-file", COMPACT, *options(STOCK), "OUTPUT_DIR", str(tmp_path)]) == 2
+        assert "no weights to evaluate; give MODEL.WEIGHTS FILE" in capsys.readouterr().err
 
 
 def test_roi_masks_switches_our_models_only_within() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     trained: list[str] = []
 
     def train_fold(arguments: list[str]) -> int:
-        cfg = read_config(CONFIG, arguments[arguments.index("0", arguments.index("--cpu-ranks")) + 1 :])
+        parts = [after for word, after in pairwise(arguments) if word == "--method"]
+        cfg = read_config(CONFIG, arguments[arguments.index("0", arguments.index("--cpu-ranks")) + 1 :], parts)
         (val,), out = cfg.DATASETS.TEST, Path(cfg.OUTPUT_DIR)
         assert (val.replace("_val", "_train"),) == cfg.DATASETS.TRAIN
         assert "--resume" in arguments
@@ -100,6 +102,23 @@ def test_a_fold_begun_with_another_config_is_not_mixed_in(datasets: Path, runs: 
     with pytest.raises(InputError, match=r"fold0: was begun with SOLVER\.MAX_ITER 700, not 9; delete it"):
         kfold.main([*FOLDS, "SOLVER.MAX_ITER", "9", *out])
     assert kfold.main([*FOLDS, "DATALOADER.NUM_WORKERS", "2", *out]) == 0
+
+
+def test_a_method_is_laid_over_every_fold(
+    datasets: Path, runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = [*FOLDS, "--method", str(config_path("ablations/Without_quality.yaml"))]
+    kfold.main(command)
+    assert kfold.main(command) == 0
+    out = Path("output/demo_Without_quality")
+    for fold in ("fold0", "fold1"):
+        assert read_config(str(out / fold / "config.yaml")).MODEL.ROI_MASK_QUALITY_HEAD.NAME == ""
+    assert "PFFNet_R18_FPN_Without_quality" in (out / "report.md").read_text()
+    with pytest.raises(
+        InputError, match=r"fold0: was begun with MODEL.ROI_MASK_QUALITY_HEAD.NAME , not MaskQualityHead"
+    ):
+        kfold.main([*FOLDS, "OUTPUT_DIR", str(out)])
 
 
 def test_mistakes(datasets: Path, runs: list[str], tmp_path: Path) -> None:

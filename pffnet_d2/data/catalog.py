@@ -95,7 +95,7 @@ def load(name: str) -> list[dict[str, Any]]:
         )
     try:
         dicts: list[dict[str, Any]] = load_coco_json(meta.json_file, meta.image_root, name)
-    except (ValueError, KeyError, TypeError, AssertionError) as error:
+    except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
         raise InputError(
             f"{meta.json_file}: not the json of a prepared data set; delete its folder and prepare it again"
         ) from error

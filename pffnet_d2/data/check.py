@@ -30,6 +30,7 @@ from pffnet_d2.data.coco import CATEGORY_ID, annotations_to_regions, paint
 from pffnet_d2.data.images import decode_image, read_bytes, read_image
 from pffnet_d2.data.readers.dsb2018 import bbbc039_fields
 from pffnet_d2.errors import InputError
+from pffnet_d2.files import check_folder
 from pffnet_d2.pictures import colours, overlay, write_png
 
 SHOWN_ERRORS = 20  # a split; the rest is counted
@@ -91,6 +92,8 @@ def check(root: Path, *, detections: int = 100, sheets: Path | None = None, work
     folders = [p.parent for depth in ("", "*/", "*/*/") for p in sorted(root.glob(f"{depth}instances.json"))]
     if not folders:
         raise InputError(f"{root}: holds no prepared data set (NAME/SPLIT/instances.json); run `pffnet prepare` first")
+    if sheets is not None:
+        check_folder(sheets)
     splits = [_check_split(folder.resolve(), detections, workers) for folder in folders]
     _compare(splits)
     _name_bbbc039_fields(splits)
@@ -169,7 +172,7 @@ def _read_split(split: _Split) -> None:
             raise ValueError(categories)
     except InputError:  # is a ValueError too
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: is not the json of a prepared data set; prepare it again") from error
     split.info, split.entries, split.annotations = info, entries, by_image
     if not entries:

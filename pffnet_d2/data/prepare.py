@@ -116,6 +116,7 @@ def prepare(
     dataset = _dataset_name(name, dataset)
     if count is not None and count < 1:
         raise InputError(f"count {count}: give at least one image")
+    check_folds(folds, seed)
     made_by: dict[str, Any] = {}
     lists: dict[str, Any] = {}
     if name == "phantoms":
@@ -158,6 +159,14 @@ def prepare(
     if folds is not None:
         _write_json(out / dataset / f"folds{folds}_seed{seed}.json", {"folds": folds, "seed": seed, **lists})
     return list(reads)
+
+
+def check_folds(folds: int | None, seed: int | None) -> None:
+    """Raises InputError for numbers that divide nothing."""
+    if folds is not None and folds < 2:
+        raise InputError(f"--folds {folds}: give at least 2")
+    if seed is not None and seed < 0:
+        raise InputError(f"--seed {seed}: give 0 or a larger whole number")
 
 
 def read_options(texts: Sequence[str]) -> dict[str, str]:
@@ -417,7 +426,7 @@ def _check_ids(records: list[Record], title: str) -> None:
 def _read_json(folder: Path) -> dict[str, Any]:
     try:
         data = json.loads((folder / "instances.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 
@@ -440,7 +449,7 @@ def read_info(instances_json: Path) -> dict[str, Any]:
             head = file.read(1 << 16)
         start = '{"info": '
         info, _ = json.JSONDecoder().raw_decode(head, len(start)) if head.startswith(start) else ({}, 0)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return info if isinstance(info, dict) and "dataset" in info and "reader" in info else {}
 

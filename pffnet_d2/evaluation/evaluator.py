@@ -194,7 +194,7 @@ class _Detections(NamedTuple):
 
 
 class VOCEvaluator(DatasetEvaluator):
-    """Average precision as object-guided instance segmentation reports it (Yi et al., 2021), 0..100.
+    """Average precision as object-guided instance segmentation reports it (Yi et al., IEEE TMI 40, 2021), 0..100.
 
     Results are ``{"voc": {"mask_AP", "mask_AP50", "mask_AP75", "box_AP", "box_AP50", "box_AP75"}}``: Pascal VOC 2010's
     all-point AP (:func:`~pffnet_d2.evaluation.metrics.area_under_precision`) at IoU 0.5, at 0.75, and the mean of those

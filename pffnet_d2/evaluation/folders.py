@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,6 +18,7 @@ from pffnet_d2.data.coco import annotations_to_label_map
 from pffnet_d2.data.images import DAMAGE, TIFF_MAGIC, decode_image, read_bytes
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.scores import Row, score
+from pffnet_d2.files import read_json
 
 SUFFIXES = (".png", ".tif", ".tiff")
 
@@ -81,7 +81,7 @@ def prepared(folder: Path) -> Iterator[tuple[str, PreparedImage]]:
     """
     file = folder / "instances.json"
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
+        data = read_json(file)
         annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
         for annotation in data["annotations"]:
             annotations[annotation["image_id"]].append(annotation)
@@ -132,7 +132,7 @@ def read_label_image(path: Path) -> NDArray[Any]:
                 labels = np.array(image)
     except InputError:
         raise
-    except DAMAGE as error:
+    except (*DAMAGE, Image.DecompressionBombError) as error:
         raise InputError(
             f"{path}: cannot be read as an image; it is truncated, damaged or of another kind: make it again"
         ) from error

@@ -491,8 +491,8 @@ def voc_average_precision(
 
     In each image :func:`voc_hits` tells TP from FP. All images together, by descending score, give precision and
     recall. The value is the area under precision made monotonous (VOC 2010, "all-point"; the AP of object-guided
-    instance segmentation, Yi et al., 2021), or with ``eleven_point`` the mean of the highest precision at recall >= 0,
-    0.1 ... 1 (VOC 2007). It is neither COCO's AP (101 points, cap on detections) nor the DSB score.
+    instance segmentation, Yi et al., IEEE TMI 40, 2021), or with ``eleven_point`` the mean of the highest precision at
+    recall >= 0, 0.1 ... 1 (VOC 2007). It is neither COCO's AP (101 points, cap on detections) nor the DSB score.
 
     Args:
         images: for each image the truth, a label map (H, W), the masks as windows (y0, x0, mask) inside it, which may

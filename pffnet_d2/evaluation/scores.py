@@ -16,7 +16,7 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import metrics
 from pffnet_d2.evaluation.contingency import ContingencyTable
 from pffnet_d2.evaluation.statistics import Summary, summarise
-from pffnet_d2.files import write_text
+from pffnet_d2.files import read_json, write_text
 
 Row = dict[str, Any]
 
@@ -134,7 +134,7 @@ def read_groups(path: Path) -> dict[str, str]:
     """
     try:
         if path.suffix == ".json":
-            images = json.loads(path.read_text(encoding="utf-8"))["images"]
+            images = read_json(path)["images"]
             return {Path(image["file_name"]).stem: image.get("group") or "" for image in images}
         with path.open(newline="", encoding="utf-8") as lines:
             return {row["image"]: row["group"] or "" for row in csv.DictReader(lines)}

@@ -26,6 +26,7 @@ from skimage.measure import regionprops_table
 from pffnet_d2.data.coco import CATEGORY_ID, label_map_to_annotations
 from pffnet_d2.errors import InputError
 from pffnet_d2.files import whole_file
+from pffnet_d2.inference import cvppp
 from pffnet_d2.inference.outlines import Part, outlines
 from pffnet_d2.pictures import overlay, write_png
 
@@ -412,9 +413,14 @@ FORMATS: dict[str, tuple[str, Callable[[Path, Export], None]]] = {
 
 
 def check_formats(names: list[str]) -> None:
-    """Raises InputError for a format that is unknown or lacks its library, before anything is predicted."""
+    """Raises InputError for a format that is unknown or lacks its library, before anything is predicted.
+
+    The challenge's format is one file of all images, made of their label images: inference/cvppp.py.
+    """
     for name in names:
-        if name not in FORMATS:
-            raise InputError(f"format {name!r} is unknown; choose from {','.join(FORMATS)}")
+        if name == cvppp.FORMAT:
+            cvppp.need_h5py()
+        elif name not in FORMATS:
+            raise InputError(f"format {name!r} is unknown; choose from {','.join([*FORMATS, cvppp.FORMAT])}")
         if name == "roi":
             need_roifile()

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from pffnet_d2.data.images import Normalisation, normalisation_of
 from pffnet_d2.data.micrographs import Micrograph, describe, read_micrograph
 from pffnet_d2.errors import InputError
+from pffnet_d2.inference import cvppp
 from pffnet_d2.inference.export import FORMATS, Export, check_formats
 from pffnet_d2.inference.large import check_streamed
 from pffnet_d2.inference.predictor import Prediction, Predictor, check_device
@@ -64,6 +65,7 @@ class Job:
     overlap: int | str = "auto"  # of tiles
     model: str | None = None  # None, and no config: the one that comes with the package
     diameter: float | None = None
+    challenge: bool = False  # also write answer.h5 of the label images, for the CVPPP challenge
 
 
 @dataclass(frozen=True)
@@ -184,6 +186,7 @@ def predict_files(job: Job) -> Summary:
             that fails.
     """
     check_formats(job.formats)
+    plants = cvppp.plants_of(source.path for source in job.sources) if job.challenge else []
     if job.tile is not None:
         check_streamed(job.formats)
     if job.processes < 1 or job.batch < 1:
@@ -206,6 +209,17 @@ def predict_files(job: Job) -> Summary:
     except OSError as error:
         raise InputError(f"{job.out}: cannot be written to ({error.strerror}); choose another --out") from error
 
+    summary = _predict_all(job)
+    if plants:
+        labels = [job.out / (source.name + FORMATS["label-tiff"][0]) for source in job.sources]
+        done = {plants[o.index]: labels[o.index] for o in summary.outcomes if not o.error}
+        if done:
+            cvppp.write_answer(job.out / cvppp.ANSWER, done)
+    return summary
+
+
+def _predict_all(job: Job) -> Summary:
+    """In this process, or in several."""
     if job.processes == 1:
         return _work(job)
     with tempfile.TemporaryDirectory() as folder:

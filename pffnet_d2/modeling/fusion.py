@@ -100,7 +100,7 @@ def fuse(
     ``residual_attention``  F_0 * prod (1 + P_i), the product at most exp(MAX_LOG_GAIN); [P] Algorithm 1
     ``attention``           F_0 * prod P_i, each P_i at least MIN_PROBABILITY
     ``summation``           F_0 + sum M'_i
-    ``replacement``         M'_i of the last such ROI, else F_0; [V2]
+    ``replacement``         M'_i of the last such ROI in the order given, else F_0; [V2]
     ======================  =============================
 
     Args:

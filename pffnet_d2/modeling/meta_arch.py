@@ -1,4 +1,4 @@
-"""PFFNet: one backbone pass, an instance branch, a semantic branch, and what ties them ([P] Fig. 2, Eq. 6)."""
+"""PFFNet: one backbone pass, an instance branch, a semantic branch, and what ties them ([P] Fig. 2, Eq. 5)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OUTPUTS = ("instances", "semantic", "semantic_fused", "panoptic")
 
 
 def consistency_loss(s_sem: Tensor, s_ins: Tensor, valid: Tensor) -> Tensor:
-    """Mean squared difference of the two branches' class probabilities over the valid pixels ([P] Eq. 5).
+    """Mean squared difference of the two branches' class probabilities over the valid pixels ([P] Eq. 4).
 
     Args:
         s_sem, s_ins: logits (N, C, H, W); the gradient flows into both.
@@ -95,7 +95,7 @@ class PFFNet(GeneralizedRCNN):
         Args:
             sem_seg_head: S_sem; called with (features, targets or None), returns (logits at input size, losses).
             fusion_head: S_ins; called with (features, instances, targets or None), returns likewise.
-            consistency_loss_weight: alpha_2 of [P] Eq. 6; above 0 it needs both maps.
+            consistency_loss_weight: alpha_2 of [P] Eq. 5; above 0 it needs both maps.
             ignore_value: the value of pixels without truth in semantic targets, the same as the heads'.
             outputs: what inference returns, of ``OUTPUTS``.
             label_map: keyword arguments of ``instances_to_label_map`` for the panoptic output.

@@ -8,6 +8,7 @@ import torch
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.modeling.roi_heads import StandardROIHeads, select_foreground_proposals
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
@@ -29,9 +30,10 @@ ROIS_PER_CHUNK = 256
 class PFFNetROIHeads(StandardROIHeads):
     """Box head on all sampled ROIs; mask head, quality head and fusion on the positive ones.
 
-    Training returns the positive ROIs an image with ``mask_logits`` (k, C, m, m) and ``fusion_boxes`` (k, 4), for the
-    fusion head, and the losses. Inference returns instances with ``class_scores`` s_cls, ``mask_quality`` s_qua,
-    ``scores`` = s_cls * s_qua (NMS has seen s_cls alone) and ``pred_masks`` (k, 1, m, m) probabilities.
+    Training returns the losses and each image's positive ROIs, with ``mask_logits`` (k, C, m, m) and ``fusion_boxes``
+    (k, 4), in the order in which the fusion head writes them (:func:`set_fusion_order`). Inference returns instances
+    with ``class_scores`` s_cls, ``mask_quality`` s_qua, ``scores`` = s_conf = s_cls * s_qua ([P] Eq. 6; NMS has seen
+    s_cls alone) and ``pred_masks`` (k, 1, m, m) probabilities.
     """
 
     @configurable
@@ -99,11 +101,14 @@ class PFFNetROIHeads(StandardROIHeads):
         assert targets is not None
         for target in targets:
             target.gt_index = torch.arange(len(target), device=target.gt_boxes.device)
+        set_fusion_order(proposals, targets, self.mask_pooler)
         sampled = self.label_and_sample_proposals(proposals, targets)
         losses = self._box_losses(features, sampled)
         positive, _ = select_foreground_proposals(sampled, self.num_classes)
         losses.update(self._mask_losses(features, positive))
-        return [best_of_each_object(x) for x in positive] if self.fusion_rois == "best" else positive, losses
+        # Sampling has shuffled them.
+        written = [x[x.fusion_order.argsort()] for x in positive]
+        return [best_of_each_object(x) for x in written] if self.fusion_rois == "best" else written, losses
 
     def _box_losses(self, features: dict[str, Tensor], sampled: list[Instances]) -> dict[str, Tensor]:
         """Box losses; leaves ``fusion_boxes`` and ``foreground_score`` on the ROIs."""
@@ -181,8 +186,35 @@ class PFFNetROIHeads(StandardROIHeads):
         return instances
 
 
+def set_fusion_order(proposals: list[Instances], targets: list[Instances], pooler: ROIPooler) -> None:
+    """Number the ROIs of each image in the order in which they are written into F_0, as ``fusion_order`` (k,) int64.
+
+    It is the release's: FPN levels from the finest to the coarsest, in each the highest objectness first, and then the
+    ground truth in its own order. In replacement fusion, where the last ROI wins, the truth therefore wins. The level
+    is the one the ROI is pooled from, because an RPN does not hand on the level of the anchor.
+
+    Args:
+        proposals: with ``proposal_boxes`` and ``objectness_logits``; numbered from 0.
+        targets: with ``gt_boxes``; numbered after the proposals.
+        pooler: says which level a box belongs to.
+    """
+    for proposal, target in zip(proposals, targets, strict=True):
+        device = target.gt_boxes.device
+        level = assign_boxes_to_levels(
+            [proposal.proposal_boxes],
+            pooler.min_level,
+            pooler.max_level,
+            pooler.canonical_box_size,
+            pooler.canonical_level,
+        )
+        order = proposal.objectness_logits.argsort(descending=True, stable=True)
+        order = order[level[order].argsort(stable=True)]
+        proposal.fusion_order = order.argsort()
+        target.fusion_order = len(proposal) + torch.arange(len(target), device=device)
+
+
 def best_of_each_object(rois: Instances) -> Instances:
-    """Of the positive ROIs of each object, the one with the highest foreground score."""
+    """Of the positive ROIs of each object, the one with the highest foreground score, in the order they have."""
     if len(rois) == 0:
         return rois
     order = rois.foreground_score.argsort(descending=True, stable=True)

@@ -87,7 +87,7 @@ class GCNHead(nn.Module):
             input_shape: the maps to read, any order; the finest must have stride ``common_stride``.
             num_classes: channels of S_sem (background and the objects' class: 2).
             relu: MODEL.SEM_SEG_HEAD.GCN_RELU.
-            loss_weight: alpha_1 of [P] Eq. 6.
+            loss_weight: alpha_1 of [P] Eq. 5.
             ignore_value: target value of pixels without truth (padding).
         """
         super().__init__()

@@ -77,7 +77,7 @@ def _card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
         _ = {name: str(card["sha256"][name]) for name in (CONFIG, WEIGHTS)}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: damaged, or no card of a model; fetch it again") from error
     return dict(card)
 

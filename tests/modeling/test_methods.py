@@ -61,18 +61,24 @@ TINY = {
 
 
 def tiny(name: str, **more: Any) -> CfgNode:
-    """A shipped config at a tiny size; ``more`` are keys below MODEL with _ _ for each dot."""
+    """A shipped config, or CONFIG+PART, at a tiny size; ``more`` are keys below MODEL with _ _ for each dot."""
     keys = TINY | {key.replace("__", "."): value for key, value in more.items()}
-    return read_config(str(config_path(name)), [w for k, v in keys.items() for w in (f"MODEL.{k}", v)])
+    config, *parts = (str(config_path(file)) for file in name.split("+"))
+    return read_config(config, [w for k, v in keys.items() for w in (f"MODEL.{k}", v)], parts)
+
+
+BASE = "tnbc/PFFNet_R101_FPN.yaml"
+ABLATIONS = [p.stem for p in sorted(config_path("ablations").iterdir()) if not p.name.startswith("ObjectGuided")]
 
 
 def structures() -> dict[str, CfgNode]:
     """Of all configs one for each structure, by name, the compact ones first."""
     found: dict[str, tuple[str, CfgNode]] = {}
     folder = config_path()
-    parts = ("methods/", "finetune.yaml")  # of configs, no models of their own
+    parts = ("methods/", "ablations/", "finetune.yaml")  # of configs, no models of their own
     names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.yaml"))]
     names = [name for name in names if not name.startswith(parts)]
+    names += [f"{BASE}+ablations/{name}.yaml" for name in ABLATIONS]
     for name in sorted(names, key=lambda name: "R101" in name):
         cfg = tiny(name)
         if cfg.MODEL.META_ARCHITECTURE in ("PFFNet", "GeneralizedRCNN", "PanopticFPN"):
@@ -95,9 +101,8 @@ def test_there_is_a_structure_for_every_method_and_ablation() -> None:
     """Each ablation changes something; compact and full-depth configs differ for what is Detectron2's own head."""
     covered = set(STRUCTURES)
     assert {f"bbbc039/{method}_R18_FPN.yaml" for method in LOSSES if method != "PFFNet"} <= covered
-    assert sum(name.startswith("ablations/") for name in covered) == len(
-        [path for path in config_path("ablations").iterdir() if not path.name.startswith("ObjectGuided")]
-    )
+    changed = {f"{BASE}+ablations/{name}.yaml" for name in ABLATIONS if name != "V2_Ab3"}  # which is Cell R-CNN
+    assert changed <= covered
     assert "release/PFFNet_R101_FPN.yaml" in covered
 
 
@@ -155,6 +160,7 @@ ALL_ROIS = {
     "RPN__PRE_NMS_TOPK_TRAIN": 100_000,
     "RPN__POST_NMS_TOPK_TRAIN": 100_000,
     "ROI_HEADS__BATCH_SIZE_PER_IMAGE": 200_000,
+    "PFFNET__FUSION__ROIS": "all",  # the scores of an untrained box head are so equal that rounding chooses the best
 }
 GOLDEN: dict[str, dict[str, float]] = {
     "MaskRCNN_GN": {
@@ -227,8 +233,12 @@ def losses_and_gradients(method: str, make_batch: Callable) -> dict[str, float]:
 @pytest.mark.parametrize("method", LOSSES)
 def test_losses_are_what_they_were(make_batch: Callable, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Written down when the modules had been checked one by one; a change here is a change of the method."""
-    monkeypatch.setattr(torch, "randperm", torch.arange)  # the order of the ROIs, of which replacement heeds the last
-    assert losses_and_gradients(method, make_batch) == pytest.approx(GOLDEN[method], rel=1e-4)
+    monkeypatch.setattr(torch, "randperm", torch.arange)  # the order of sums, on which the last digits depend
+    found = losses_and_gradients(method, make_batch)
+    assert found.keys() == GOLDEN[method].keys()
+    for name, value in found.items():
+        # Gradients pass a hundred layers, and processors round them differently: up to 7e-4 between two of them.
+        assert value == pytest.approx(GOLDEN[method][name], rel=2e-3 if "gradient" in name else 1e-4), name
 
 
 class Waits(TorchDispatchMode):
@@ -262,10 +272,10 @@ class Waits(TorchDispatchMode):
     ("name", "waits"),
     [
         ("bbbc039/CellRCNN_R18_FPN.yaml", {"_pairs"}),
-        ("bbbc039/CellRCNN_V2_R18_FPN.yaml", {"_pairs", "box_pixels"}),
+        ("bbbc039/CellRCNN_V2_R18_FPN.yaml", {"_pairs", "box_pixels", "best_of_each_object"}),
         ("bbbc039/PFFNet_R18_FPN.yaml", {"_pairs", "box_pixels"}),
-        ("ablations/Fusion_predicted_boxes.yaml", {"_pairs", "box_pixels"}),
-        ("ablations/Fusion_best_rois.yaml", {"_pairs", "box_pixels", "best_of_each_object"}),
+        (f"{BASE}+ablations/Fusion_predicted_boxes.yaml", {"_pairs", "box_pixels"}),
+        (f"{BASE}+ablations/Fusion_best_rois.yaml", {"_pairs", "box_pixels", "best_of_each_object"}),
     ],
 )
 def test_a_step_waits_for_the_device_where_docs_say(make_batch: Callable, name: str, waits: set[str]) -> None:

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.modeling.poolers import ROIPooler
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from pffnet_d2.modeling import roi_heads as roi_heads_module
-from pffnet_d2.modeling.roi_heads import PFFNetROIHeads, best_of_each_object
+from pffnet_d2.modeling.fusion import fuse
+from pffnet_d2.modeling.roi_heads import PFFNetROIHeads, best_of_each_object, set_fusion_order
 
 
 def heads_and_features(compact_cfg: Callable, *options: Any) -> tuple[PFFNetROIHeads, dict[str, torch.Tensor]]:
@@ -117,6 +119,67 @@ def test_best_roi_of_each_object(compact_cfg: Callable, make_batch: Callable) ->
 
     (trained,) = train_rois(compact_cfg, make_batch((96, 96, 5)), "MODEL.PFFNET.FUSION.ROIS", "best")
     assert sorted(trained.gt_index.tolist()) == [0, 1, 2, 3, 4]
+
+
+def proposals_and_targets() -> tuple[Instances, Instances]:
+    """Six proposals of three levels, among them two of one score, and two objects."""
+    sides = torch.tensor([500.0, 20.0, 30.0, 120.0, 25.0, 40.0])
+    proposals = Instances(
+        (1000, 1000),
+        proposal_boxes=Boxes(torch.stack([0 * sides, 0 * sides, sides, sides], dim=1)),
+        objectness_logits=torch.tensor([5.0, 1.0, 4.0, 9.0, 3.0, 1.0]),
+    )
+    targets = Instances((1000, 1000), gt_boxes=Boxes(torch.tensor([[0.0, 0.0, 20.0, 20.0], [0.0, 0.0, 300.0, 300.0]])))
+    return proposals, targets
+
+
+def test_fusion_order_is_level_then_score_then_the_truth() -> None:
+    proposals, targets = proposals_and_targets()
+    pooler = ROIPooler(14, (1 / 4, 1 / 8, 1 / 16, 1 / 32), 2, "ROIAlignV2")
+    set_fusion_order([proposals], [targets], pooler)
+    assert proposals.fusion_order.argsort().tolist() == [2, 4, 1, 5, 3, 0]
+    assert targets.fusion_order.tolist() == [6, 7]
+    set_fusion_order([proposals[:0]], [targets[:0]], pooler)
+
+
+@pytest.mark.parametrize("which", ["all", "best"])
+def test_training_hands_on_the_rois_in_the_fusion_order(
+    compact_cfg: Callable, make_batch: Callable, which: str
+) -> None:
+    """Whatever the order in which sampling drew them."""
+    images = train_rois(compact_cfg, make_batch((96, 96, 5), (96, 96, 0)), "MODEL.PFFNET.FUSION.ROIS", which)
+    order = images[0].fusion_order
+    assert len(order) >= 5
+    assert torch.equal(order, order.sort().values)
+
+
+def test_true_boxes_win_in_replacement_fusion(compact_cfg: Callable, make_batch: Callable) -> None:
+    """In every order that sampling draws, each pixel of an object's true box shows the mask of a true box."""
+    every = ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 100_000, "MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.1])
+    fusion = ("MODE", "replacement", "CHANNELS", "per_channel", "POST_CONVS", False)
+    keys = (f"MODEL.PFFNET.FUSION.{x}" if i % 2 == 0 else x for i, x in enumerate(fusion))
+    torch.manual_seed(0)
+    model = build_model(compact_cfg(*every, *keys)).train()
+    batch = make_batch((96, 96, 5))
+    seen: list[Instances] = []
+    model.fusion_head.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs[1]))
+    losses = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        with EventStorage():
+            losses.append(model(batch)["loss_sem_seg_fusion"].item())
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-5)
+
+    truth = batch[0]["instances"].gt_boxes.tensor
+    for rois in seen:
+        assert len(rois) > len(truth)
+        numbers = torch.arange(1.0, len(rois) + 1)[:, None, None, None].expand(-1, 2, 28, 28)
+        fused = fuse(
+            torch.zeros(1, 2, 96, 96), numbers, rois.fusion_boxes, torch.zeros(len(rois)).long(), "replacement"
+        )
+        for x1, y1, x2, y2 in truth.round().int().tolist():
+            assert (fused[0, :, y1:y2, x1:x2] > len(rois) - len(truth)).all()
+        assert torch.equal(rois.fusion_boxes[-len(truth) :], truth)
 
 
 @pytest.mark.parametrize(("key", "value"), [("BOXES", "anchors"), ("ROIS", "some")])

@@ -60,7 +60,8 @@ def run_case(case: Case, folder: Path, run: Path, capfd: pytest.CaptureFixture[s
     except SystemExit as error:  # argparse
         code = int(error.code or 0)
     said = capfd.readouterr().err
-    lines = [line for line in said.splitlines() if line.strip() and not line.startswith("usage:")]
+    # Usage may take several lines; those after the first are indented.
+    lines = [line for line in said.splitlines() if line.strip() and not line.startswith(("usage:", " "))]
     assert code == case.code, said
     assert len(lines) == 1, said
     assert lines[0].startswith("pffnet"), said

@@ -15,9 +15,14 @@ Layout, in folders or zips of any depth: <A1 to A4>/<plant>_rgb.png and, where l
 (needs h5py): CVPPP2017_{training,testing}_images.h5 with /<A1 to A4>/<plant>/rgb and CVPPP2017_training_truth.h5 with
 .../label. With both, the PNG are read.
 
-Split schemes: ``a1`` (the default) to ``a4`` and ``all``, each with train (labelled) and test (not labelled). Ids carry
-their subset, A1_plant003, because plants of different subsets share names. A1 is checked against the official lists; of
-the others the files tell. Images of the test splits have no truth: predict on them and hand in ``write_submission``.
+Split schemes: ``a1`` (the default) to ``a4`` and ``all``, each with train (labelled) and test (not labelled), and
+``challenge``: A1 with 28 of its labelled plants as val, and 100 as train, as for PFFNet's entry to the challenge. Its
+paper gives the numbers and not the plants. Of the 128 in the order of their names, plant i (from 0) is for validation
+where 28 (i + 1) / 128, rounded down, is more than 28 i / 128, rounded down: every fourth or fifth.
+
+Ids carry their subset, A1_plant003, because plants of different subsets share names. A1 is checked against the official
+lists; of the others the files tell. Images of the test splits have no truth: ``pffnet predict --format cvppp`` writes
+what the challenge scores, and ``write_submission`` fills the challenge's own example.
 
 Traps. A label image has a palette whose index is the id; OpenCV, imageio and ``convert`` expand it to colours, which
 are no ids. A leaf that another one crosses has several components: it stays one object. Leaves touch.
@@ -48,10 +53,15 @@ from pffnet_d2.errors import InputError
 
 SUBSETS = ("A1", "A2", "A3", "A4")
 SPLITS: tuple[str, ...] = ("train", "test")
-SCHEMES: dict[str, tuple[str, ...]] = dict.fromkeys(("a1", "a2", "a3", "a4", "all"), SPLITS)
+CHALLENGE = "challenge"
+SCHEMES: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("a1", "a2", "a3", "a4", "all"), SPLITS),
+    CHALLENGE: ("train", "val", "test"),
+}
 CATEGORY = "leaf"
 NORMALISATION = AS_IS
-PUBLISHED: dict[str, dict[str, list[str]]] = shipped("cvppp")  # subset -> split -> plants; only A1
+LISTS: dict[str, dict[str, list[str]]] = shipped("cvppp")
+PUBLISHED = {"A1": LISTS["A1"]}  # subset -> split -> plants; only A1
 
 
 @dataclass(frozen=True)
@@ -86,7 +96,9 @@ class Plant:
 def splits(root: Path, *, scheme: str = "a1") -> tuple[str, ...]:
     """The splits of which there is an image under ``root``."""
     plants = _plants(root, scheme)
-    found = tuple(split for split in SPLITS if any(_in_split(name, plant, split) for name, plant in plants.items()))
+    found = tuple(
+        s for s in SCHEMES[scheme] if any(_in_split(name, plant, s, scheme) for name, plant in plants.items())
+    )
     if not found:
         wanted = ", ".join(_subsets(scheme))
         raise InputError(
@@ -103,25 +115,25 @@ def records(root: Path, split: str, *, scheme: str = "a1") -> Iterator[Record]:
         InputError: an unknown split; an image without its label image or a label image without image; a plant of A1
         that is missing. Reading a record: a damaged file; a label image in colours.
     """
-    if split not in SPLITS:
-        raise InputError(f"unknown split {split!r} of cvppp; choose one of {', '.join(SPLITS)}")
     plants = _plants(root, scheme)
+    if split not in SCHEMES[scheme]:
+        raise InputError(f"unknown split {split!r} of cvppp; choose one of {', '.join(SCHEMES[scheme])}")
     for (subset, name), plant in plants.items():
         if plant.rgb is None:
             raise InputError(f"{plant.label}: its image {subset}/{name}_rgb is missing; extract the download again")
-    chosen = {key: plant for key, plant in plants.items() if _in_split(key, plant, split)}
+    chosen = {key: plant for key, plant in plants.items() if _in_split(key, plant, split, scheme)}
     for subset in _subsets(scheme):
-        for name in PUBLISHED.get(subset, {}).get(split, ()):
+        for name in _published(scheme).get(subset, {}).get(split, ()):
             if (subset, name) not in chosen:
                 raise InputError(f"{root}: {subset}/{name}_rgb of split {split} is missing; extract the download again")
     for (subset, name), plant in chosen.items():
-        if split == "train" and plant.label is None:
+        if split != "test" and plant.label is None:
             raise InputError(f"{plant.rgb}: {subset}/{name}_label is missing; extract the download again")
         assert plant.rgb is not None  # refused above
         yield Record(
             image_id=f"{subset}_{name}",
             read_image=partial(_read_image, plant.rgb),
-            read_label_map=partial(_read_label_map, plant.label) if plant.label and split == "train" else None,
+            read_label_map=partial(_read_label_map, plant.label) if plant.label and split != "test" else None,
             group=f"{subset}_{name}",
             image_type="plant",
         )
@@ -195,13 +207,23 @@ def _size(shape: tuple[int, ...]) -> str:
 def _subsets(scheme: str) -> tuple[str, ...]:
     if scheme not in SCHEMES:
         raise InputError(f"unknown split scheme {scheme!r} of cvppp; choose one of {', '.join(SCHEMES)}")
-    return SUBSETS if scheme == "all" else (scheme.upper(),)
+    return SUBSETS if scheme == "all" else ("A1",) if scheme == CHALLENGE else (scheme.upper(),)
 
 
-def _in_split(key: tuple[str, str], plant: Plant, split: str) -> bool:
+def _published(scheme: str) -> dict[str, dict[str, list[str]]]:
+    """Of the subsets with official lists the plants of each split of a scheme."""
+    if scheme != CHALLENGE:
+        return PUBLISHED
+    labelled, val = PUBLISHED["A1"]["train"], LISTS["A1 challenge"]["val"]
+    train = [name for name in labelled if name not in val]
+    return {"A1": {"train": train, "val": val, "test": PUBLISHED["A1"]["test"]}}
+
+
+def _in_split(key: tuple[str, str], plant: Plant, split: str, scheme: str) -> bool:
     subset, name = key
-    if subset in PUBLISHED:
-        return name in PUBLISHED[subset][split]
+    published = _published(scheme)
+    if subset in published:
+        return name in published[subset][split]
     return (plant.label is not None) == (split == "train")
 
 

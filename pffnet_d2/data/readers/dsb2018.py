@@ -44,7 +44,7 @@ from pffnet_d2.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# "objectguided": Yi et al., Medical Image Analysis 2019, 402 / 134 / 134 images of the original stage1_train.
+# "objectguided": Yi et al., IEEE TMI 40, 2021, 402 / 134 / 134 images of the original stage1_train.
 SCHEMES: dict[str, tuple[str, ...]] = {"stage1": ("train", "test"), "objectguided": ("train", "val", "test")}
 SPLITS = SCHEMES["stage1"]
 OPTIONS: dict[str, tuple[Any, str]] = {

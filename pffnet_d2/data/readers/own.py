@@ -356,8 +356,8 @@ def _coco_items(files: dict[Key, SourceFile], path: Key, image_folder: Key) -> l
             _Item(
                 key=(*below.parent.parts, below.stem),
                 read_image=partial(_read_sized, files[place], height, width, str(file)),
-                read_label_map=partial(_coco_labels, own, height, width, str(file)),
-                read_regions=partial(_coco_regions, own, height, width, str(file)),
+                read_label_map=partial(_coco_labels, own, height, width, f"{file}, {file_name}"),
+                read_regions=partial(_coco_regions, own, height, width, f"{file}, {file_name}"),
             )
         )
     return items
@@ -383,8 +383,7 @@ def _coco_regions(annotations: list[dict[str, Any]], height: int, width: int, na
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
     if len(regions) < len(annotations):
-        image = annotations[0]["image_id"]
-        logger.warning("%s: %d annotations of image %s without a pixel", name, len(annotations) - len(regions), image)
+        logger.warning("%s: %d annotations without a pixel are left out", name, len(annotations) - len(regions))
     return regions
 
 

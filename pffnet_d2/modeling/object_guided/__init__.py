@@ -1,4 +1,5 @@
-"""ObjectGuided (Yi et al., "Object-guided instance segmentation with auxiliary feature refinement", 2021; here [OG]).
+"""ObjectGuided, [OG]: Yi et al., "Object-guided instance segmentation with auxiliary feature refinement for biological
+images", IEEE TMI 40, 2021.
 
 Where its paper and its released code (yijingru/ObjGuided-Instance-Segmentation, 7d6ec9d) differ, the code is followed,
 and a key of MODEL.OBJECT_GUIDED gives the paper's form; docs/object_guided.md lists them.

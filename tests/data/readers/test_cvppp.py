@@ -61,6 +61,23 @@ def test_lists() -> None:
     assert sorted(lists["train"] + lists["test"]) == [f"plant{i:03d}" for i in range(1, 162)]
 
 
+def test_the_challenges_100_and_28(tmp_path: Path, layouts: ModuleType, plants: Plants) -> None:
+    """The list follows the documented rule, and train, val and test are A1 without remainder."""
+    root = layouts.write(tmp_path, layouts.cvppp_files(plants))
+    assert cvppp.splits(root, scheme="challenge") == ("train", "val", "test")
+    found = {s: list(cvppp.records(root, s, scheme="challenge")) for s in ("train", "val", "test")}
+    ids = {split: [r.image_id for r in records] for split, records in found.items()}
+    assert [len(names) for names in ids.values()] == [100, 28, 33]
+    labelled = [f"A1_{name}" for name in cvppp.PUBLISHED["A1"]["train"]]
+    assert ids["val"] == [name for i, name in enumerate(labelled) if 28 * (i + 1) // 128 > 28 * i // 128]
+    assert sorted(ids["train"] + ids["val"]) == labelled
+    assert ids["test"] == [r.image_id for r in cvppp.records(root, "test")]
+    assert all(r.read_label_map is not None for r in found["train"] + found["val"])
+    assert all(r.read_label_map is None for r in found["test"])
+    with pytest.raises(InputError, match="unknown split 'val' of cvppp; choose one of train, test"):
+        list(cvppp.records(root, "val"))
+
+
 @pytest.mark.parametrize("form", ["folder", "zip"])
 def test_png(tmp_path: Path, layouts: ModuleType, plants: Plants, form: str) -> None:
     check(layouts.write(tmp_path, layouts.cvppp_files(plants), form), plants)
