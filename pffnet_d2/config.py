@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pffnet_d2.config_values import check_values
 from pffnet_d2.errors import InputError
 
 
@@ -34,7 +35,8 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> Any:
     """Detectron2's defaults and this plugin's keys, overridden by a yaml file and then by KEY VALUE pairs.
 
     Raises:
-        InputError: a file is missing or is not yaml of plain values, a key is unknown, or a value has the wrong type.
+        InputError: a file is missing or is not yaml of plain values, a key is unknown, or a value has the wrong type
+            or is out of range (``config_values.VALUES``).
     """
     import yaml
     from detectron2.config import get_cfg
@@ -61,6 +63,7 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> Any:
         cfg.merge_from_list(list(opts))
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"command line, {' '.join(opts)}: {_said_by(error)}") from error
+    check_values(cfg, config_file, opts)
     return cfg
 
 

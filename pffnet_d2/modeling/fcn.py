@@ -171,10 +171,6 @@ class FCN8s(nn.Module):
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
         keys = cfg.MODEL.FCN8S
-        if len(keys.WIDTHS) != len(CONVS):
-            raise InputError(f"MODEL.FCN8S.WIDTHS {keys.WIDTHS}: give {len(CONVS)} widths, one a stage of VGG-16")
-        if keys.EROSION_RADIUS < 0:
-            raise InputError(f"MODEL.FCN8S.EROSION_RADIUS {keys.EROSION_RADIUS}: give pixels, 0 or more")
         if "panoptic" in cfg.MODEL.PFFNET.OUTPUTS:
             raise InputError("MODEL.PFFNET.OUTPUTS: FCN8s has no panoptic output; leave it at instances and semantic")
         return {

@@ -351,7 +351,7 @@ def test_predictor(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["MODEL.FCN8S.WIDTHS", "[8, 8]"], r"MODEL\.FCN8S\.WIDTHS \[8, 8\]: give 5"),
+        (["MODEL.FCN8S.WIDTHS", "[8, 8]"], r"MODEL\.FCN8S\.WIDTHS \[8, 8\]: give a list of 5"),
         (["MODEL.FCN8S.EROSION_RADIUS", "-1"], r"MODEL\.FCN8S\.EROSION_RADIUS -1"),
         (["MODEL.PFFNET.OUTPUTS", "['instances', 'panoptic']"], r"MODEL\.PFFNET\.OUTPUTS: FCN8s has no panoptic"),
     ],
