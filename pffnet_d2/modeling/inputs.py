@@ -50,10 +50,8 @@ class AsTrained:
 
     def _normalise(self, image: Tensor) -> Tensor:
         """An image of whole numbers, 8 or 16 bit; what holds others was changed before and stays as it is."""
-        if image.dtype == torch.uint8 and self.normalisation == AUTO:
-            return image
         values = _values(image)
-        if values.dtype.kind != "u":
+        if values.dtype.kind != "u" or (values.dtype == np.uint8 and self.normalisation == AUTO):
             return image
         if (values == values[:1]).all():  # grey, whose percentiles are those of one channel
             values = values[:1]

@@ -118,8 +118,6 @@ class ObjectGuided(nn.Module):
         ):
             if value not in known:
                 raise InputError(f"MODEL.OBJECT_GUIDED.{key} {value!r} is unknown; use {' or '.join(known)}")
-        if len(own.LOSS_WEIGHTS) != 5:
-            raise InputError("MODEL.OBJECT_GUIDED.LOSS_WEIGHTS: five numbers: heatmap, size, offset, mask, refinement")
         refine = own.REFINE
         return {
             "backbone": backbone,
