@@ -191,6 +191,11 @@ def _add_predict(commands: Any) -> None:
         "percentile:LOW,HIGH,RANGE (default: %(default)s)",
     )
     predict.add_argument(
+        "--invert",
+        action="store_true",
+        help="dark objects on a bright ground: the network sees inverted grey values; measurements do not",
+    )
+    predict.add_argument(
         "--pixel-size",
         type=float,
         metavar="UM",
@@ -279,6 +284,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     _need_everything("predict")
+    from pffnet_d2.config_values import check_value
     from pffnet_d2.data.micrographs import parse_normalisation
     from pffnet_d2.inference import cvppp
     from pffnet_d2.inference.export import check_formats
@@ -293,10 +299,12 @@ def _predict(args: argparse.Namespace) -> int:
     overlap = args.overlap or "auto"
     if args.overlap and args.tile is None:
         raise InputError("--overlap is that of tiles; give --tile too, such as --tile 1024")
-    if overlap != "auto" and not overlap.isdigit():
+    if overlap != "auto" and not _is_whole(overlap):
         raise InputError(f"--overlap {overlap}: give pixels, or auto")
     if args.threshold is not None and args.thresholds:
         raise InputError("--threshold and --thresholds: give one of them")
+    if args.threshold is not None:
+        check_value("MODEL.PFFNET.LABEL_MAP.SCORE_THRESH", args.threshold, "--threshold")
     if args.pixel_size is not None and not 0 <= args.pixel_size < float("inf"):
         raise InputError(f"--pixel-size {args.pixel_size}: give micrometres a pixel, or 0 to measure in pixels")
     if args.config and not os.path.isfile(args.config):
@@ -314,6 +322,7 @@ def _predict(args: argparse.Namespace) -> int:
         thresholds=args.thresholds or (None if args.threshold is None else {"SCORE_THRESH": args.threshold}),
         opts=args.opts,
         normalisation=parse_normalisation(args.normalisation),
+        invert=args.invert,
         plane=_plane(args.plane),
         channels=_integers("--channels", args.channels),
         pixel_size=args.pixel_size,
@@ -343,18 +352,23 @@ def _pack(args: argparse.Namespace) -> int:
 
 def _plane(text: str | None) -> dict[str, int] | int | None:
     """``3`` or ``Z=3,T=0``."""
-    if text is None or text.isdigit():
+    if text is None or _is_whole(text):
         return None if text is None else int(text)
     pairs = [part.partition("=") for part in text.split(",")]
-    if not all(axis.isalpha() and index.isdigit() for axis, _, index in pairs):
+    if not all(axis.isalpha() and _is_whole(index) for axis, _, index in pairs):
         raise InputError(f"--plane {text}: give a number, or axes as in Z=3,T=0")
     return {axis.upper(): int(index) for axis, _, index in pairs}
+
+
+def _is_whole(text: str) -> bool:
+    """Whether a text is a whole number from 0 on; "²" is a digit too, but none that int() reads."""
+    return text.isascii() and text.isdigit()
 
 
 def _integers(flag: str, text: str | None) -> list[int] | None:
     if text is None:
         return None
-    if not all(part.isdigit() for part in text.split(",")):
+    if not all(map(_is_whole, text.split(","))):
         raise InputError(f"{flag} {text}: give numbers from 0, with commas between them")
     return [int(part) for part in text.split(",")]
 

@@ -73,13 +73,25 @@ def read_config(config_file: str, opts: Sequence[str] = (), methods: Sequence[st
         raise InputError(f"{config_file}: {_said_by(error)}") from error
     for method in methods:
         _lay_over(cfg, method)
-    try:
-        cfg.merge_from_list(list(opts))
-    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InputError(f"command line, {' '.join(opts)}: {_said_by(error)}") from error
+    override(cfg, opts)
     old.move(config_file)
     check_values(cfg, " with ".join((config_file, *methods)), opts)
     return cfg
+
+
+def override(cfg: Any, opts: Sequence[Any]) -> None:
+    """Lay KEY VALUE pairs over a config, in place.
+
+    Raises:
+        InputError: they are no pairs, a key is unknown, or a value has the wrong type.
+    """
+    if not isinstance(opts, (list, tuple)) or len(opts) % 2:
+        given = " ".join(map(str, opts)) if isinstance(opts, (list, tuple)) else repr(opts)
+        raise InputError(f"command line, {given}: give keys and values in pairs, such as TEST.DETECTIONS_PER_IMAGE 500")
+    try:
+        cfg.merge_from_list(list(opts))
+    except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"command line, {' '.join(map(str, opts))}: {_said_by(error)}") from error
 
 
 class _OldKeys:

@@ -18,7 +18,6 @@ from detectron2.modeling import build_model
 from pffnet_d2.checkpoint import Checkpointer
 from pffnet_d2.config import differences, read_config
 from pffnet_d2.data.images import BY_DEPTH
-from pffnet_d2.data.kind import check_kind
 from pffnet_d2.errors import InputError
 from pffnet_d2.files import whole_file, write_text
 from pffnet_d2.pretrained import CARD, CONFIG, WEIGHTS, sha256
@@ -55,7 +54,6 @@ def pack(
     """
     opts = [*opts, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
     cfg = read_config(config, [*opts, *(word for pair in STRIPPED.items() for word in pair)])
-    check_kind(cfg.MODEL.PFFNET.IMAGES)
     trained = build_model(read_config(config, opts))
     Checkpointer(trained).load(weights)
     model = build_model(cfg)

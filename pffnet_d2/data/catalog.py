@@ -81,8 +81,8 @@ def _register(dataset: str, split: str, thing: str, arguments: str) -> None:
 
 
 def load(name: str) -> list[dict[str, Any]]:
-    """Detectron2's dicts of a prepared data set, empty images with ``annotations`` [] and all with
-    ``sem_seg_file_name``; without published truth, with neither.
+    """Detectron2's dicts of a prepared data set, all with ``normalised`` True and ``sem_seg_file_name``, empty
+    images with ``annotations`` []; without published truth, with neither of the last two.
 
     Raises:
         InputError: the data set is not prepared, or its json is damaged.
@@ -101,6 +101,7 @@ def load(name: str) -> list[dict[str, Any]]:
         ) from error
     labelled = read_info(Path(meta.json_file)).get("labelled", True)
     for entry in dicts:
+        entry["normalised"] = True  # when it was prepared: a model that stretches raw images leaves these (AsTrained)
         if not labelled:
             entry.pop("annotations", None)
             continue

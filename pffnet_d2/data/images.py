@@ -10,7 +10,7 @@ import io
 import logging
 import struct
 import zlib
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,16 +53,22 @@ class Normalisation:
     - "auto": "as_is" for 8-bit images, "percentile" for deeper ones, without a minimum range for those of floats, whose
       unit is unknown.
     - "stretch": as "auto", but 8-bit images from their percentiles too, at least 24 grey values apart.
+
+    With ``invert`` dark becomes bright: 0 and 255, and so the two percentiles, change places.
     """
 
     name: str
     low: float = 0.0
     high: float = 100.0
     minimum_range: float = 0.0
+    invert: bool = False
 
     def info(self) -> dict[str, Any]:
         """The json form kept in a prepared data set; ``Normalisation(**info)`` reads it back."""
-        return asdict(self)
+        info = asdict(self)
+        if not self.invert:  # which data sets prepared before did not say
+            del info["invert"]
+        return info
 
 
 AS_IS = Normalisation("as_is")
@@ -72,8 +78,8 @@ AS_IS = Normalisation("as_is")
 PERCENTILE_16_BIT = Normalisation("percentile", 0.1, 99.9, 512.0)
 # The range of DSB2018's 318 fluorescence images at hand: 26 to 252 grey values, median 67.
 PERCENTILE_8_BIT = Normalisation("percentile", 0.1, 99.9, 24.0)
-AUTO = Normalisation("auto", *astuple(PERCENTILE_16_BIT)[1:])
-STRETCH = Normalisation("stretch", *astuple(PERCENTILE_16_BIT)[1:])
+AUTO = replace(PERCENTILE_16_BIT, name="auto")
+STRETCH = replace(PERCENTILE_16_BIT, name="stretch")
 BY_DEPTH = {each.name: each for each in (AUTO, STRETCH)}  # what depends on the image's depth
 
 
@@ -82,10 +88,10 @@ def normalisation_of(image: npt.NDArray[Any], given: Normalisation = AUTO) -> No
     if given.name not in BY_DEPTH:
         return given
     if image.dtype == np.uint8 and given.name == STRETCH.name:
-        return PERCENTILE_8_BIT
+        return replace(PERCENTILE_8_BIT, invert=given.invert)
     if image.dtype in (np.uint8, np.bool_):
-        return AS_IS
-    return Normalisation("percentile", given.low, given.high, given.minimum_range if image.dtype.kind in "ui" else 0.0)
+        return replace(AS_IS, invert=given.invert)
+    return replace(given, name="percentile", minimum_range=given.minimum_range if image.dtype.kind in "ui" else 0.0)
 
 
 def to_rgb8(
@@ -114,13 +120,19 @@ def to_rgb8(
         scale = 255 / max(high - low, normalisation.minimum_range, np.finfo(np.float32).tiny)
         # 32-bit floating values cannot tell large 32-bit integers apart.
         real: Any = np.float64 if image.dtype.kind in "ui" and image.dtype.itemsize > 2 else np.float32
-        image = np.clip(np.rint((image.astype(real) - real(low)) * real(scale)), 0, 255).astype(np.uint8)
-    elif normalisation.name != "as_is":
+        above = real(high) - image.astype(real) if normalisation.invert else image.astype(real) - real(low)
+        return _as_rgb(np.clip(np.rint(above * real(scale)), 0, 255).astype(np.uint8))
+    if normalisation.name != "as_is":
         raise InputError(f"unknown normalisation {normalisation.name!r}; use as_is, percentile, auto or stretch")
-    elif image.dtype == np.bool_:
+    if image.dtype == np.bool_:
         image = image.astype(np.uint8) * 255
     elif image.dtype != np.uint8:
         raise InputError(f"a {image.dtype} image is not 8 bit; use the percentile normalisation")
+    return _as_rgb(~image if normalisation.invert else image)
+
+
+def _as_rgb(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """A copy (H, W, 3) of (H, W, 1) or (H, W, 3)."""
     return np.array(np.broadcast_to(image, (*image.shape[:2], 3)))
 
 

@@ -10,16 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pffnet_d2.errors import InputError
-
 BRIGHT = 64.0  # median of the mean of the channels, of 255
 COLOURFUL = 4.0  # mean over the pixels of their largest channel minus their smallest, of 255
-
-
-def check_kind(kind: str) -> None:
-    """Raises InputError where MODEL.PFFNET.IMAGES is no kind that can be told from others."""
-    if kind not in ("", "fluorescence"):
-        raise InputError(f"MODEL.PFFNET.IMAGES {kind!r}: use fluorescence, or '' for images of any kind")
 
 
 def statistics(rgb: NDArray[np.uint8]) -> tuple[float, float]:
@@ -28,13 +20,19 @@ def statistics(rgb: NDArray[np.uint8]) -> tuple[float, float]:
     return float(np.median(rgb.mean(axis=2, dtype=np.float32))), colourfulness
 
 
-def unlike_fluorescence(rgb: NDArray[np.uint8]) -> str:
+def unlike_fluorescence(rgb: NDArray[np.uint8], inverted: bool = False) -> str:
     """Why an image is none of fluorescence and what to do, in one line; "" where it may be one.
 
     Args:
         rgb: (H, W, 3), normalised.
+        inverted: whether dark and bright changed places in it (``Normalisation.invert``).
     """
     brightness, colourfulness = statistics(rgb)
+    if brightness > BRIGHT and inverted:
+        return (
+            "bright background once inverted; the model was made for fluorescence, bright objects on a dark one, and "
+            "its result means little: leave out --invert (in Python invert=True)"
+        )
     if colourfulness > COLOURFUL and brightness > BRIGHT:
         return (
             "coloured on a bright background, as stained tissue is; the model was made for fluorescence and its result "
@@ -43,7 +41,8 @@ def unlike_fluorescence(rgb: NDArray[np.uint8]) -> str:
     if brightness > BRIGHT:
         return (
             "bright background, as in brightfield or inverted contrast; the model was made for fluorescence and its "
-            "result means little: invert the image if its objects are plain dark ones, or use a model of such images"
+            "result means little: add --invert (in Python invert=True) if the objects are plain dark ones, or use a "
+            "model of such images"
         )
     if colourfulness > COLOURFUL:
         return "coloured; the model was made for grey fluorescence: take the channel of the nuclei, as --channels 2"

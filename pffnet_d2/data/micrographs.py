@@ -83,9 +83,10 @@ def read_micrograph(
 def describe(normalisation: Normalisation) -> str:
     """A normalisation in words, for logs."""
     if normalisation.name == "as_is":
-        return "8-bit values as they are"
+        return "8-bit values, inverted" if normalisation.invert else "8-bit values as they are"
     at_least = f", at least {normalisation.minimum_range:g} grey values apart" if normalisation.minimum_range else ""
-    return f"percentiles {normalisation.low:g} to {normalisation.high:g}{at_least}, to 0..255"
+    to = "255..0 (inverted)" if normalisation.invert else "0..255"
+    return f"percentiles {normalisation.low:g} to {normalisation.high:g}{at_least}, to {to}"
 
 
 def parse_normalisation(text: str) -> Normalisation | None:
@@ -99,13 +100,13 @@ def parse_normalisation(text: str) -> Normalisation | None:
     try:
         values = [float(number) for number in numbers.split(",")] if numbers else [0.1, 99.9]
         low, high = values[:2]
-        if name != "percentile" or len(values) > 3 or not 0 <= low < high <= 100 or not min(values) >= 0:
+        if name != "percentile" or len(values) > 3 or not 0 <= low < high <= 100 or not 0 <= values[-1] < math.inf:
             raise ValueError
     except ValueError:
         raise InputError(
             f"normalisation {text}: use auto, as-is or percentile:LOW,HIGH,RANGE such as percentile:0.1,99.9,512"
         ) from None
-    return Normalisation("percentile", *values)
+    return Normalisation("percentile", low, high, values[2] if len(values) == 3 else 0.0)
 
 
 def _read_tiff(path: Path, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None) -> Micrograph:

@@ -66,6 +66,7 @@ class Job:
     model: str | None = None  # None, and no config: the one that comes with the package
     diameter: float | None = None
     challenge: bool = False  # also write answer.h5 of the label images, for the CVPPP challenge
+    invert: bool = False  # the grey values that the network sees
 
 
 @dataclass(frozen=True)
@@ -261,6 +262,7 @@ def _work(job: Job) -> Summary:
         device=job.device,
         thresholds=job.thresholds,
         normalisation=job.normalisation,
+        invert=job.invert,
         opts=job.opts,
     )
     if job.tile is not None:
@@ -291,9 +293,6 @@ def _work(job: Job) -> Summary:
                     raise InputError(f"{outcome.error} (stopped; {good} of {len(job.sources)} images predicted)")
                 if outcome.error:
                     tqdm.write(f"pffnet: skipped: {outcome.error}", file=sys.stderr)
-                if outcome.doubt:
-                    path = job.sources[outcome.index].path
-                    tqdm.write(f"pffnet: warning: {path}: {outcome.doubt}", file=sys.stderr)
                 if outcome.capped:
                     tqdm.write(
                         f"pffnet: warning: {job.sources[outcome.index].path}: as many detections as "
@@ -305,7 +304,19 @@ def _work(job: Job) -> Summary:
     gathered = comm.gather((outcomes, stages))
     everything = sorted((outcome for part, _ in gathered for outcome in part), key=lambda outcome: outcome.index)
     seconds = time.perf_counter() - start
+    for line in _doubts(job, everything):
+        print(f"pffnet: warning: {line}", file=sys.stderr)
     return Summary(everything, seconds, {key: sum(part[key] for _, part in gathered) for key in stages})
+
+
+def _doubts(job: Job, outcomes: Sequence[Outcome]) -> list[str]:
+    """A line for each reason why the model was not made for some images: how many, the first of them, what to do."""
+    lines = []
+    for doubt, count in Counter(outcome.doubt for outcome in outcomes if outcome.doubt).items():
+        first = next(job.sources[outcome.index].path for outcome in outcomes if outcome.doubt == doubt)
+        some = f"{count} of {len(outcomes)} images, the first {first}" if count > 1 else str(first)
+        lines.append(f"{some}: {doubt}")
+    return lines
 
 
 def _batch(job: Job, predictor: Predictor, indices: list[int], stages: dict[str, float]) -> list[Outcome]:
@@ -401,11 +412,11 @@ def _large(job: Job, predictor: Predictor, index: int, stages: dict[str, float])
         return []
     kept = f", {done.tiles - done.predicted} of them from an earlier run" if done.predicted < done.tiles else ""
     tqdm.write(f"{source.path}: {done.tiles} tiles of {done.tile}, overlap {done.overlap}{kept}", file=sys.stderr)
-    for line in done.warnings():
+    for line in done.warnings()[bool(done.doubt) :]:  # the first is the doubt, said once for all images
         tqdm.write(f"pffnet: warning: {source.path}: {line}", file=sys.stderr)
     normalisation = f"{done.dtype}: {describe(done.normalisation)}"
     height, width = done.shape
-    return [Outcome(index, objects=done.objects, pixels=height * width, normalisation=normalisation)]
+    return [Outcome(index, doubt=done.doubt, objects=done.objects, pixels=height * width, normalisation=normalisation)]
 
 
 def _named(path: Path, predictor: Predictor, micrograph: Micrograph) -> Any:

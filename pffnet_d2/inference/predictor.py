@@ -6,8 +6,8 @@ import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -15,21 +15,22 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 from detectron2.structures import Instances
 from numpy.typing import NDArray
 
 from pffnet_d2.checkpoint import Checkpointer
-from pffnet_d2.config import label_map_rule, read_config
+from pffnet_d2.config import label_map_rule, override, read_config
+from pffnet_d2.config_values import check_value, check_values
 from pffnet_d2.data.augmentation import build_augmentations
 from pffnet_d2.data.images import BY_DEPTH, Normalisation, to_rgb8
-from pffnet_d2.data.kind import check_kind, unlike_fluorescence
-from pffnet_d2.data.micrographs import read_micrograph
+from pffnet_d2.data.kind import unlike_fluorescence
+from pffnet_d2.data.micrographs import parse_normalisation, read_micrograph
 from pffnet_d2.data.regions import Sliceable
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.label_map import label_map_and_indices
 from pffnet_d2.inference.large import LargePrediction, Model, Plan, check_tiles, predict_large
 from pffnet_d2.inference.tta import augmented
+from pffnet_d2.modeling.build import build_network
 from pffnet_d2.pretrained import DEFAULT, find_model
 
 # Scores an Instances may hold, in the order of the columns of exports.
@@ -63,7 +64,8 @@ class Predictor:
         label_map = predictor("plate_A01.tif").label_map
 
     Images pass through the normalisation of training (MODEL.PFFNET.NORMALISATION) unless
-    another is given. On a CPU, making one turns denormal numbers off for the process (``torch.set_flush_denormal``).
+    another is given; ``invert`` shows the network dark objects on a bright ground as bright ones. On a CPU, making one
+    turns denormal numbers off for the process (``torch.set_flush_denormal``).
     """
 
     def __init__(
@@ -75,7 +77,8 @@ class Predictor:
         diameter: float | None = None,
         device: str | None = None,
         thresholds: Mapping[str, Any] | str | os.PathLike[str] | None = None,
-        normalisation: Normalisation | None = None,
+        normalisation: Normalisation | str | None = None,
+        invert: bool = False,
         opts: Sequence[str] = (),
     ) -> None:
         """
@@ -90,30 +93,32 @@ class Predictor:
             device: "cpu", "cuda", "cuda:1"; None takes MODEL.DEVICE, which is CUDA where there is one.
             thresholds: keys of MODEL.PFFNET.LABEL_MAP to override, such as {"SCORE_THRESH": 0.4, "MASK_THRESH": 0.5},
                 or a yaml file of them, as it is or as `pffnet thresholds` writes it.
-            normalisation: for all images, instead of what each one's depth gets.
+            normalisation: for all images, instead of what each one's depth gets; a string as ``--normalisation`` takes
+                it, such as "as-is" or "percentile:1,99".
+            invert: show the network inverted grey values: for dark objects on a bright ground.
             opts: KEY VALUE pairs that override a config file.
 
         Raises:
-            InputError: a file cannot be read, a key is unknown, the weights do not belong to the config, there is no
-                such device; the model's files are missing or damaged, or its diameter is unknown.
+            InputError: a file cannot be read, a key is unknown or its value out of range, the weights do not belong to
+                the config, there is no such device; the model's files are missing or damaged, or its diameter is
+                unknown; an argument is of another type.
         """
+        for name, given in {"weights": weights, "model": model}.items():
+            if not isinstance(given, (str, os.PathLike, type(None))):
+                raise InputError(f"{name} {_kind(given)}: give the path of a file or folder")
+        packed = config is None
         if config is None:
             if weights is not None:
                 raise InputError(f"{os.fspath(weights)}: weights without a config; give the one of their training too")
             found = find_model(DEFAULT if model is None else model)
             config, weights = found.config, found.weights
-            # Where it was trained there may have been another device.
-            opts = ["MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu", *opts]
         elif model is not None:
             raise InputError(f"model {os.fspath(model)} and a config: give one of them")
-        if isinstance(config, CfgNode):
-            cfg = config.clone()
-            cfg.defrost()
-            cfg.merge_from_list(list(opts))
-        else:
-            cfg = read_config(os.fspath(config), opts)
-        if device:
-            cfg.MODEL.DEVICE = device
+        cfg = _config(config, opts)
+        if device is not None:
+            cfg.MODEL.DEVICE = str(device)
+        elif packed and "MODEL.DEVICE" not in opts:  # where it was trained there may have been another device
+            cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
         check_device(cfg.MODEL.DEVICE)
         if thresholds is not None:
             _override(cfg.MODEL.PFFNET.LABEL_MAP, thresholds)
@@ -121,22 +126,16 @@ class Predictor:
             cfg.MODEL.WEIGHTS = os.fspath(weights)
         if not cfg.MODEL.WEIGHTS:
             raise InputError("no weights; give those that were trained with this config (--weights FILE)")
-        if cfg.INPUT.FORMAT not in ("BGR", "RGB"):
-            raise InputError(f"INPUT.FORMAT {cfg.INPUT.FORMAT!r} is not supported; use BGR or RGB")
-        check_kind(cfg.MODEL.PFFNET.IMAGES)
         cfg.freeze()
         self.cfg = cfg
         self.scale = _scale(cfg, diameter)
-        if cfg.MODEL.PFFNET.NORMALISATION not in BY_DEPTH:
-            raise InputError(
-                f"MODEL.PFFNET.NORMALISATION {cfg.MODEL.PFFNET.NORMALISATION!r} is not one of {', '.join(BY_DEPTH)}"
-            )
-        self.normalisation = normalisation or BY_DEPTH[cfg.MODEL.PFFNET.NORMALISATION]
+        rule = _normalisation(normalisation) or BY_DEPTH[cfg.MODEL.PFFNET.NORMALISATION]
+        self.normalisation = replace(rule, invert=True) if invert else rule
         self.rule = label_map_rule(cfg)
         if cfg.MODEL.DEVICE == "cpu":
             # Activations near zero otherwise become denormal numbers, on which CPUs are many times slower.
             torch.set_flush_denormal(True)
-        network: Any = build_model(cfg)
+        network: Any = build_network(cfg)
         Checkpointer(network).load(cfg.MODEL.WEIGHTS)
         network.eval()
         if hasattr(network, "paste_masks"):
@@ -152,9 +151,10 @@ class Predictor:
             image: (H, W) grey or (H, W, 3) RGB (an alpha channel is dropped) of any depth, or a file.
 
         Raises:
-            InputError: the file cannot be read; the array is no image; values that are not finite; see
+            InputError: the file cannot be read; the array is no image, or is no array; values that are not finite; see
                 ``network_size``.
         """
+        _check_image(image)
         pixels = image if isinstance(image, np.ndarray) else read_micrograph(Path(image)).pixels
         rgb = self.normalise(pixels)
         if doubt := self.doubt(rgb):
@@ -164,7 +164,7 @@ class Predictor:
 
     def doubt(self, rgb: NDArray[np.uint8]) -> str:
         """Why the model was not made for a normalised image, and what to do, in one line; "" where it may be."""
-        return unlike_fluorescence(rgb) if self.cfg.MODEL.PFFNET.IMAGES else ""
+        return unlike_fluorescence(rgb, self.normalisation.invert) if self.cfg.MODEL.PFFNET.IMAGES else ""
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width at which an image passes through the network, for the diameter that was given.
@@ -174,16 +174,16 @@ class Predictor:
         """
         if self.scale == 1:
             return height, width
-        size = max(round(height * self.scale), 1), max(round(width * self.scale), 1)
         diameter = self.cfg.MODEL.PFFNET.DIAMETER / self.scale
         if diameter > max(height, width):
             raise InputError(f"no object of diameter {diameter:g} fits into {height} x {width} pixels; give a smaller")
-        if self.scale > 1 and size[0] * size[1] > MAX_ENLARGED:
+        enlarged = height * self.scale, width * self.scale
+        if self.scale > 1 and enlarged[0] * enlarged[1] > MAX_ENLARGED:
             raise InputError(
-                f"at diameter {diameter:g} the network would see its {height} x {width} pixels as {size[0]} x {size[1]}"
-                f", more than {MAX_ENLARGED:,}; give a larger diameter or cut the image"
+                f"at diameter {diameter:g} the network would see its {height} x {width} pixels as {enlarged[0]:.0f} x "
+                f"{enlarged[1]:.0f}, more than {MAX_ENLARGED:,}; give a larger diameter or cut the image"
             )
-        return size
+        return max(round(enlarged[0]), 1), max(round(enlarged[1]), 1)
 
     def normalise(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB as the network sees it. Raises InputError as ``to_rgb8``."""
@@ -191,7 +191,14 @@ class Predictor:
 
     @torch.no_grad()
     def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
-        """Predict normalised images, (H, W, 3) uint8 RGB; those of the same size run as one batch."""
+        """Predict normalised images, (H, W, 3) uint8 RGB; those of the same size run as one batch.
+
+        Raises:
+            InputError: an image is none of those; see ``network_size``.
+        """
+        for image in images:
+            if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
+                raise InputError(f"{_kind(image)}: predict takes (H, W, 3) uint8 arrays, as normalise() makes them")
         found: dict[int, Prediction] = {}
         for group in _of_equal_size(images):
             inputs = [self._input(images[i]) for i in group]
@@ -226,7 +233,7 @@ class Predictor:
             image: a file (TIFF is read in parts), or anything (H, W) or (H, W, C) that slices like an array: memory
                 maps, zarr, dask.
             out: folder of the results.
-            name: of the results; None takes that of the file, or "image".
+            name: of the results, a path below ``out`` without ending; None takes that of the file, or "image".
             tile: side of the tiles in pixels, a multiple of the network's stride.
             overlap: of tiles in pixels, more than the largest object; "auto" measures objects in up to four tiles with
                 much contrast (:func:`~pffnet_d2.inference.tiling.overlap_for`).
@@ -240,9 +247,21 @@ class Predictor:
             InputError: as :func:`pffnet_d2.inference.large.predict_large`; images are resized before prediction; the
                 device has too little memory for a tile.
         """
+        _check_image(image)
+        for key, value in {"tile": tile, "batch": batch, **({} if overlap == "auto" else {"overlap": overlap})}.items():
+            if type(value) is not int:
+                raise InputError(f"{key} {value!r}: give a whole number{' or auto' if key == 'overlap' else ''}")
         self.check_tiles(tile, overlap)
+        if isinstance(formats, str):
+            raise InputError(f"formats {formats!r}: give a list, such as ['label-tiff', 'csv']")
+        if pixel_size is not None and not (_is_number(pixel_size) and 0 <= pixel_size < float("inf")):
+            raise InputError(f"pixel_size {pixel_size!r}: give micrometres a pixel, or 0 to measure in pixels")
         if name is None:
             name = Path(image).stem if isinstance(image, (str, os.PathLike)) else "image"
+        if not isinstance(name, str) or not PurePath(name).name or ".." in PurePath(name).parts or "\0" in name:
+            raise InputError(f"name {name!r}: give a path below {os.fspath(out)}, without ..")
+        if PurePath(name).is_absolute():
+            raise InputError(f"name {name!r}: give a path below {os.fspath(out)}, not an absolute one")
         plan = Plan(Path(out), name, tile, overlap, tuple(formats), plane, channels, pixel_size, batch)
         model = Model(self._predict_tiles, self._identity(), self._stride, self.normalisation, self.doubt)
         return predict_large(model, image, plan)
@@ -287,7 +306,7 @@ class Predictor:
         else:  # bilinear; a reduced image is averaged over the pixels that become one
             given.transform(T.ResizeTransform(height, width, *self.network_size(height, width)))
         tensor = torch.from_numpy(np.ascontiguousarray(given.image.transpose(2, 0, 1)))
-        return {"image": tensor, "height": height, "width": width}
+        return {"image": tensor, "height": height, "width": width, "normalised": True}
 
 
 def _of_equal_size(images: Sequence[NDArray[Any]]) -> Iterator[list[int]]:
@@ -301,37 +320,92 @@ def _scale(cfg: CfgNode, diameter: float | None) -> float:
     """By which images are enlarged so that objects get the diameter the model knows."""
     if diameter is None:
         return 1.0
-    if not 0 < diameter < float("inf"):
-        raise InputError(f"diameter {diameter:g}: give the mean diameter of the objects in pixels")
+    if not _is_number(diameter) or not 0 < diameter < float("inf"):
+        raise InputError(f"diameter {diameter}: give the mean diameter of the objects in pixels")
     if cfg.MODEL.PFFNET.DIAMETER <= 0:
         raise InputError(
             f"diameter {diameter:g}: the config does not say that of the objects in training; add "
             "--opts MODEL.PFFNET.DIAMETER 24.0, or what their mean diameter was"
         )
-    if cfg.INPUT.MIN_SIZE_TEST:
-        raise InputError(f"diameter {diameter:g}: INPUT.MIN_SIZE_TEST resizes images already; set it to 0")
+    for key, side in {"MIN_SIZE_TEST": cfg.INPUT.MIN_SIZE_TEST, "SQUARE.TEST": cfg.INPUT.SQUARE.TEST}.items():
+        if side:
+            raise InputError(f"diameter {diameter:g}: INPUT.{key} resizes images already; set it to 0")
     return float(cfg.MODEL.PFFNET.DIAMETER) / diameter
 
 
 def check_device(device: str) -> None:
     """Raises InputError where torch has no such device."""
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=device).cpu()  # a device that only makes believe, such as meta, has nothing to return
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
-        raise InputError(f"device {device}: cannot be used here; there is {here}") from error
+        raise InputError(f"device {device or repr(device)}: cannot be used here; there is {here}") from error
+
+
+def _config(config: Any, opts: Sequence[str]) -> CfgNode:
+    """A config of its own, checked."""
+    if not isinstance(config, CfgNode):
+        if not isinstance(config, (str, os.PathLike)):
+            raise InputError(
+                f"config {_kind(config)}: give the path of a yaml file, or a config of Detectron2's get_cfg()"
+            )
+        return read_config(os.fspath(config), opts)
+    if "PFFNET" not in config.MODEL:
+        raise InputError("the config has no MODEL.PFFNET; call pffnet_d2.add_pffnet_config(cfg) before merging files")
+    cfg = config.clone()
+    cfg.defrost()
+    override(cfg, opts)
+    check_values(cfg, opts=opts)
+    return cfg
+
+
+def _normalisation(given: Normalisation | str | None) -> Normalisation | None:
+    """None where each image's depth decides."""
+    if isinstance(given, str):
+        return parse_normalisation(given)
+    if given is not None and not isinstance(given, Normalisation):
+        raise InputError(
+            f"normalisation {_kind(given)}: give auto, as-is, percentile:LOW,HIGH,RANGE or a Normalisation"
+        )
+    return given
+
+
+def _check_image(image: Any) -> None:
+    """Raises InputError for what is neither a path nor an array of real numbers, in memory or read as it is sliced."""
+    if isinstance(image, (str, os.PathLike)):
+        return
+    try:
+        kind = np.dtype(image.dtype).kind
+        _ = image.shape, image.__getitem__
+    except (AttributeError, TypeError):
+        raise InputError(
+            f"the image is {_kind(image)}: give a numpy array, (H, W) or (H, W, 3), or the path of a file"
+        ) from None
+    if kind not in "buif":
+        raise InputError(f"an image of {image.dtype} values: give whole or floating numbers")
+
+
+def _kind(value: Any) -> str:
+    """What a value is, for messages."""
+    return f"of type {type(value).__module__}.{type(value).__qualname__}".replace("builtins.", "")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
 
 
 def _override(node: CfgNode, thresholds: Mapping[str, Any] | str | os.PathLike[str]) -> None:
     """Set keys of MODEL.PFFNET.LABEL_MAP, each of the type it has."""
     name = "thresholds"
     if not isinstance(thresholds, Mapping):
+        if not isinstance(thresholds, (str, os.PathLike)):
+            raise InputError(f"thresholds {_kind(thresholds)}: give a table such as {{'SCORE_THRESH': 0.4}}, or a file")
         name = os.fspath(thresholds)
         try:
             thresholds = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
         except OSError as error:
             raise InputError(f"{name}: cannot be read ({error.strerror}); check the path") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise InputError(f"{name}: is no yaml; give lines such as SCORE_THRESH: 0.4") from error
         if not isinstance(thresholds, dict):
             raise InputError(f"{name}: holds no keys; give lines such as SCORE_THRESH: 0.4")
@@ -345,8 +419,12 @@ def _override(node: CfgNode, thresholds: Mapping[str, Any] | str | os.PathLike[s
     for key, value in thresholds.items():
         if key not in node:
             raise InputError(f"{name}: unknown key {key}; use {', '.join(sorted(node))}")
-        kind = type(node[key])
-        number = isinstance(value, (int, float)) and not isinstance(value, bool)
-        if not (isinstance(value, bool) if kind is bool else number and value >= 0 and kind(value) == value):
-            raise InputError(f"{name}: {key} {value!r} is not a {'truth value' if kind is bool else 'number >= 0'}")
-        node[key] = kind(value)
+        if isinstance(node[key], bool):
+            if not isinstance(value, bool):
+                raise InputError(f"{name}: {key} {value!r}: give true or false")
+            node[key] = value
+            continue
+        if isinstance(node[key], int) and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        check_value(f"MODEL.PFFNET.LABEL_MAP.{key}", value, f"{name}: {key}")
+        node[key] = type(node[key])(value)

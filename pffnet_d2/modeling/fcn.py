@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.label_map import WindowMasks
 
+from .inputs import AsTrained
+
 CONVS = (2, 2, 3, 3, 3)  # of VGG-16, by stage
 CLASSES = 2  # background and nucleus
 DROPOUT = 0.5  # after fc6 and fc7 [C]
@@ -139,6 +141,7 @@ class FCN8s(nn.Module):
         ignore_value: int = 255,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        as_trained: AsTrained | None = None,
     ) -> None:
         """
         Args:
@@ -147,8 +150,10 @@ class FCN8s(nn.Module):
             max_instances: the best scored that an image returns.
             ignore_value: the value of pixels without truth in semantic targets.
             pixel_mean, pixel_std: one a channel.
+            as_trained: what inference does to its inputs first; None: nothing.
         """
         super().__init__()
+        self.as_trained = as_trained
         self.backbone = VGG16(widths, fc_dim, norm)
         # [T]: on the raw maps of the pools, almost silent at first.
         self.score_fc7 = nn.Conv2d(fc_dim, CLASSES, kernel_size=1)
@@ -182,6 +187,7 @@ class FCN8s(nn.Module):
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "as_trained": AsTrained(cfg),
         }
 
     @property
@@ -214,6 +220,8 @@ class FCN8s(nn.Module):
             In training ``{"loss_sem_seg": ...}``, the cross-entropy, mean over the pixels that have a truth. Else one
             dict an image at its original size: ``instances`` and ``sem_seg`` (2, H, W) logits.
         """
+        if self.as_trained is not None and not self.training:
+            batched_inputs = [self.as_trained(x) for x in batched_inputs]
         images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
         padded = ImageList.from_tensors(images)
         logits = self.logits(padded.tensor).float()

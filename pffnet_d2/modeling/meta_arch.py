@@ -17,6 +17,7 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.inference.label_map import instances_to_label_map
 
 from .fusion_head import build_feature_fusion_head
+from .inputs import AsTrained
 from .roi_heads import PFFNetROIHeads
 
 OUTPUTS = ("instances", "semantic", "semantic_fused", "panoptic")
@@ -89,6 +90,7 @@ class PFFNet(GeneralizedRCNN):
         ignore_value: int = 255,
         outputs: tuple[str, ...] = ("instances",),
         label_map: dict[str, Any] | None = None,
+        as_trained: AsTrained | None = None,
         **kwargs: Any,
     ) -> None:
         """
@@ -99,6 +101,7 @@ class PFFNet(GeneralizedRCNN):
             ignore_value: the value of pixels without truth in semantic targets, the same as the heads'.
             outputs: what inference returns, of ``OUTPUTS``.
             label_map: keyword arguments of ``instances_to_label_map`` for the panoptic output.
+            as_trained: what inference does to its inputs first; None: nothing.
             kwargs: those of ``GeneralizedRCNN``.
         """
         super().__init__(**kwargs)
@@ -126,6 +129,7 @@ class PFFNet(GeneralizedRCNN):
         self.ignore_value = ignore_value
         self.outputs = tuple(outputs)
         self.label_map = label_map or {}
+        self.as_trained = as_trained
         self.paste_masks = True
 
     @classmethod
@@ -142,6 +146,7 @@ class PFFNet(GeneralizedRCNN):
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "outputs": tuple(pffnet.OUTPUTS),
             "label_map": label_map_rule(cfg),
+            "as_trained": AsTrained(cfg),
         }
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
@@ -196,6 +201,8 @@ class PFFNet(GeneralizedRCNN):
         Segments are instances only: the one class is a thing.
         """
         assert not self.training
+        if self.as_trained is not None:
+            batched_inputs = [self.as_trained(x) for x in batched_inputs]
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         if detected_instances is None:

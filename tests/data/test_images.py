@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,31 @@ def test_eight_bit_stays() -> None:
     assert to_rgb8(rgba, AS_IS).flags.writeable
 
 
+@pytest.mark.parametrize("given", [AUTO, STRETCH, Normalisation("percentile", 1, 98, 30)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.uint32, np.float32, np.bool_])
+def test_an_inverted_image_becomes_what_its_inverse_does(given: Normalisation, dtype: type) -> None:
+    """Dark objects are then bright ones, and an image of nothing but noise on bright ground stays dark."""
+    if dtype == np.bool_ and given.name == "percentile":
+        return
+    dark = np.random.default_rng(0).integers(0, 2 if dtype == np.bool_ else 200, (40, 50)).astype(dtype)
+    bright = -dark if dtype == np.float32 else ~dark
+    swapped = replace(given, low=100 - given.high, high=100 - given.low, invert=True)
+    np.testing.assert_array_equal(to_rgb8(bright, swapped), to_rgb8(dark, given))
+    noise = np.random.default_rng(0).integers(60000, 60020, (40, 50)).astype(np.uint16)
+    assert to_rgb8(noise, replace(AUTO, invert=True)).max() <= 10
+
+
+def test_how_an_inverted_normalisation_is_kept() -> None:
+    inverted = replace(STRETCH, invert=True)
+    assert Normalisation(**inverted.info()) == inverted
+    assert "invert" not in STRETCH.info()
+
+
 def test_normalisation_of_a_depth() -> None:
-    assert normalisation_of(np.zeros((2, 2), np.uint8)) is AS_IS
+    assert normalisation_of(np.zeros((2, 2), np.uint8)) == AS_IS
     assert normalisation_of(np.zeros((2, 2), np.uint16)) == PERCENTILE_16_BIT
     assert normalisation_of(np.zeros((2, 2), np.uint16), STRETCH) == PERCENTILE_16_BIT
-    assert normalisation_of(np.zeros((2, 2), np.uint8), AS_IS) is AS_IS
+    assert normalisation_of(np.zeros((2, 2), np.uint8), AS_IS) == AS_IS
     dark = np.full((2, 2), 10, np.uint8)
     dark[0, 0] = 22  # half of the least range above the rest
     assert to_rgb8(dark, STRETCH)[:, :, 0].tolist() == [[128, 0], [0, 0]]

@@ -12,8 +12,7 @@ import pytest
 
 from pffnet_d2.data import readers
 from pffnet_d2.data.images import STRETCH, to_rgb8
-from pffnet_d2.data.kind import check_kind, statistics, unlike_fluorescence
-from pffnet_d2.errors import InputError
+from pffnet_d2.data.kind import statistics, unlike_fluorescence
 
 
 def field(background: tuple[int, int, int], objects: tuple[int, int, int], part: float = 0.3) -> np.ndarray:
@@ -50,14 +49,9 @@ def test_what_is_said(background: tuple[int, int, int], objects: tuple[int, int,
 def test_an_inverted_image_is_told_from_itself() -> None:
     image = field((12, 12, 12), (200, 200, 200))
     assert not unlike_fluorescence(image)
-    assert "invert" in unlike_fluorescence(255 - image)
-
-
-def test_kinds() -> None:
-    check_kind("")
-    check_kind("fluorescence")
-    with pytest.raises(InputError, match=r"MODEL\.PFFNET\.IMAGES 'x-ray': use fluorescence"):
-        check_kind("x-ray")
+    assert "add --invert" in unlike_fluorescence(255 - image)
+    assert "leave out --invert" in unlike_fluorescence(255 - image, inverted=True)
+    assert not unlike_fluorescence(image, inverted=True)
 
 
 @pytest.mark.slow

@@ -277,7 +277,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["--channels", "red"], "--channels red: give numbers"),
     (["--channels", "0,1"], "give one (grey) or three"),
     (["--pixel-size", "-1"], "--pixel-size -1.0: give micrometres"),
-    (["--threshold", "-1"], "SCORE_THRESH -1.0 is not a number >= 0"),
+    (["--threshold", "-1"], "--threshold -1.0: give a number from 0 to below 1"),
     (["--threshold", "0.5", "--thresholds", "x.yaml"], "give one of them"),
     (["--batch", "0"], "must be at least 1"),
     (["--out", "images/notes.txt/out"], "cannot be written to"),
@@ -336,6 +336,37 @@ def test_pixels_that_are_not_square_are_told_of_the_image(
 # --- What the model was made for ------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tile", [[], ["--tile", "64"]])
+def test_dark_objects_on_a_bright_ground(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tile: list[str]
+) -> None:
+    """Without --invert one warning for all; with it the objects of the inverse, measured in the file's values."""
+    ends = []
+    for name, turn in (("dark", 0), ("bright", 65535)):
+        (tmp_path / name).mkdir()
+        for seed in range(3):
+            tifffile.imwrite(tmp_path / name / f"{seed}.tif", np.uint16(abs(turn - picture(seed).astype(np.int64))))
+        arguments = ["predict", str(tmp_path / name), "--model", str(tiny_run), "--format", "label-tiff,csv", *tile]
+        assert main([*arguments, "--out", str(tmp_path / f"{name}_out"), *(["--invert"] if turn else [])]) == 0
+        said = capsys.readouterr()
+        assert "background" not in said.err
+        ends.append(said.out)
+    assert ("(inverted)" in ends[0], "(inverted)" in ends[1]) == (False, True)
+    for seed in range(3):
+        labels = [tifffile.imread(tmp_path / f"{name}_out" / f"{seed}_labels.tif") for name in ("dark", "bright")]
+        assert labels[0].max() > 3
+        assert (labels[0] == labels[1]).all()
+        with open(tmp_path / "bright_out" / f"{seed}.csv", newline="") as file:
+            for row in csv.DictReader(file):
+                inside = labels[1] == int(row["label"])
+                assert float(row["intensity_mean"]) == pytest.approx((65535 - picture(seed))[inside].mean(), abs=0.1)
+
+    assert main([*arguments, "--out", str(tmp_path / "again")]) == 0
+    (warning,) = (line for line in capsys.readouterr().err.splitlines() if "background" in line)
+    assert warning.startswith(f"pffnet: warning: 3 of 3 images, the first {tmp_path / 'bright' / '0.tif'}: bright")
+    assert "add --invert" in warning
+
+
 def test_images_of_another_kind_and_size_are_named(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -351,5 +382,6 @@ def test_images_of_another_kind_and_size_are_named(
     skipped, warning = (line for line in sorted(capsys.readouterr().err.splitlines()) if "as many" not in line)
     assert f"skipped: {folder / 'small.png'}: no object of diameter 25 fits into 20 x 20 pixels" in skipped
     assert f"warning: {folder / 'inverted.png'}: bright background" in warning
+    assert "add --invert" in warning
     assert tree(out) == ["dark_labels.tif", "inverted_labels.tif"]
     assert tifffile.imread(out / "dark_labels.tif").shape == (64, 96)

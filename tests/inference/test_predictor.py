@@ -160,6 +160,12 @@ def test_an_image_the_model_was_not_made_for(tiny_run: Path, tmp_path: Path) -> 
         predictor(grey)
     with pytest.warns(UserWarning, match="the image: bright background.*invert"):
         predictor(255 - grey)
+    inverted = Predictor(tiny_run / "config.yaml", tiny_run / "model_final.pth", invert=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (inverted(255 - grey).label_map == predictor(grey).label_map).all()
+    with pytest.warns(UserWarning, match="leave out --invert"):
+        inverted(grey)
     Image.fromarray(255 - image).save(tmp_path / "pink.png")
     with pytest.warns(UserWarning, match=r"pink\.png: coloured on a bright background"):
         predictor(tmp_path / "pink.png")
@@ -182,18 +188,18 @@ def test_a_config_in_hand_is_not_changed(small_model: Any) -> None:
 
 def test_thresholds_of_a_file(small_model: Any, tmp_path: Path) -> None:
     file = tmp_path / "best.yaml"
-    file.write_text("SCORE_THRESH: 0.35\nMASK_THRESH: 1\n")
+    file.write_text("SCORE_THRESH: 0.35\nMASK_THRESH: 0\n")
     rule = Predictor(small_model.config, small_model.weights, thresholds=file).rule
-    assert (rule["score_threshold"], rule["mask_threshold"], rule["max_covered"]) == (0.35, 1.0, 0.7)
+    assert (rule["score_threshold"], rule["mask_threshold"], rule["max_covered"]) == (0.35, 0.0, 0.7)
     found = Choice(0.25, 0.45, 0.9, 0.8, 3, np.zeros((len(SCORE_THRESHOLDS), len(MASK_THRESHOLDS))))
     write_choice(file, found, metric="AJI", dataset_name="mine_val", base=tmp_path / "config.yaml")
     rule = Predictor(small_model.config, small_model.weights, thresholds=file).rule
     assert (rule["score_threshold"], rule["mask_threshold"]) == (0.25, 0.45)
     for text, words in (
         ("SCORE: 0.3", r"best\.yaml: unknown key SCORE; use .*SCORE_THRESH"),
-        ("SCORE_THRESH: high", "'high' is not a number"),
-        ("MIN_SIZE: 2.5", "2.5 is not a number"),
-        ("FILL_HOLES: 1", "is not a truth value"),
+        ("SCORE_THRESH: high", r"SCORE_THRESH 'high': give a number from 0 to below 1"),
+        ("MIN_SIZE: 2.5", r"MIN_SIZE 2\.5: give a whole number"),
+        ("FILL_HOLES: 1", "FILL_HOLES 1: give true or false"),
         ("- 1", "holds no keys"),
         ("MODEL: {PFFNET: 3}", "has no MODEL.PFFNET.LABEL_MAP"),
         ("a: [", "is no yaml"),

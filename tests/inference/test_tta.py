@@ -105,7 +105,9 @@ def test_a_stock_model(small_model: Any) -> None:
 
 
 def test_nothing_found(small_model: Any) -> None:
-    none = outputs(small_model, ["identity", "rotate90"], picture()[:, :64], "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "1.0")
+    none = outputs(
+        small_model, ["identity", "rotate90"], picture()[:, :64], "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.9999"
+    )
     assert len(none) == 0
     assert none.pred_masks.shape == (0, 1, 28, 28)
     assert none.image_size == (64, 96)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.label_map import Window, render_windows
+from pffnet_d2.modeling.inputs import AsTrained
 
 from .backbone import LEVELS
 from .centre_head import CentreHead, CentreLosses, Gaussian, decode, to_centres, to_corners
@@ -64,6 +65,7 @@ class ObjectGuided(nn.Module):
         mask_size: int = 56,
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
+        as_trained: AsTrained | None = None,
     ) -> None:
         """
         Args:
@@ -83,8 +85,10 @@ class ObjectGuided(nn.Module):
             mask_nms: IoU of masks above which the worse one is dropped.
             mask_size: m of the returned masks.
             pixel_mean, pixel_std: per channel.
+            as_trained: what inference does to its inputs first; None: nothing.
         """
         super().__init__()
+        self.as_trained = as_trained
         self.backbone = backbone
         self.centre_head = centre_head
         self.segmentation = segmentation
@@ -114,8 +118,6 @@ class ObjectGuided(nn.Module):
         ):
             if value not in known:
                 raise InputError(f"MODEL.OBJECT_GUIDED.{key} {value!r} is unknown; use {' or '.join(known)}")
-        if len(own.LOSS_WEIGHTS) != 5:
-            raise InputError("MODEL.OBJECT_GUIDED.LOSS_WEIGHTS: five numbers: heatmap, size, offset, mask, refinement")
         refine = own.REFINE
         return {
             "backbone": backbone,
@@ -152,6 +154,7 @@ class ObjectGuided(nn.Module):
             "mask_size": own.MASK_SIZE,
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
+            "as_trained": AsTrained(cfg),
         }
 
     @property
@@ -176,6 +179,8 @@ class ObjectGuided(nn.Module):
             In training a dict of losses, each with its weight. Else one dict an image: ``instances`` with
             ``pred_boxes`` (the extents of the masks), ``scores`` (of the heatmap), ``pred_classes``, ``pred_masks``.
         """
+        if self.as_trained is not None and not self.training:
+            batched_inputs = [self.as_trained(x) for x in batched_inputs]
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
         maps = self.centre_head(features["c3"])

@@ -26,7 +26,7 @@ LOSSES = {"loss_heatmap", "loss_size", "loss_offset", "loss_mask", "loss_refine"
 def build(*options: Any) -> Any:
     cfg = read_config(
         str(config_path("dsb2018/ObjectGuided_R18_compact.yaml")),
-        ["MODEL.DEVICE", "cpu", "MODEL.OBJECT_GUIDED.HEAD_DIM", "8", *map(str, options)],
+        ["MODEL.DEVICE", "cpu", "INPUT.SQUARE.TEST", "0", "MODEL.OBJECT_GUIDED.HEAD_DIM", "8", *map(str, options)],
     )
     torch.manual_seed(0)
     return build_model(cfg)
@@ -312,7 +312,7 @@ def test_masks_suppress_worse_ones_of_their_class() -> None:
     ("key", "value", "message"),
     [
         ("RADIUS", "right", "RADIUS 'right' is unknown; use cornernet or exact"),
-        ("LOSS_WEIGHTS", "[1.0]", "LOSS_WEIGHTS: five numbers"),
+        ("LOSS_WEIGHTS", "[1.0]", r"LOSS_WEIGHTS \[1\.0\]: give a list of 5"),
         ("REFINE.HEADS", "both", "HEADS 'both' is unknown"),
         ("REFINE.UNCERTAINTY", "none", "UNCERTAINTY 'none' is unknown"),
         ("REFINE.BETA", "4.0", r"BETA 4\.0 must be above 0 and at most K 3\.0"),

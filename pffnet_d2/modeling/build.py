@@ -1,0 +1,30 @@
+"""Building a network, with one line where its config describes none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detectron2.modeling import build_model
+from torch import nn
+
+from pffnet_d2.errors import InputError
+
+
+def build_network(cfg: Any) -> nn.Module:
+    """Detectron2's ``build_model``.
+
+    Raises:
+        InputError: values that are good each by itself (``config_values``) describe no network together.
+    """
+    try:
+        network: nn.Module = build_model(cfg)
+    except InputError:
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        said = str(error.args[0] if error.args else "").strip().partition("\n")[0]
+        raise InputError(
+            f"the keys below MODEL describe no network ({type(error).__name__}{': ' if said else ''}{said}); compare "
+            f"them with a config that comes with the package and has MODEL.META_ARCHITECTURE "
+            f"{cfg.MODEL.META_ARCHITECTURE}"
+        ) from error
+    return network

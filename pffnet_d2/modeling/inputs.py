@@ -1,0 +1,70 @@
+"""What inference does to images that come from elsewhere, such as Detectron2's ``DefaultPredictor``: they get the grey
+values and the size of the images of training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import transforms as T
+from torch import Tensor
+
+from pffnet_d2.data.augmentation import build_augmentations
+from pffnet_d2.data.images import AUTO, BY_DEPTH, to_rgb8
+
+
+class AsTrained:
+    """Callable on one of a model's inputs, for inference.
+
+    Grey values follow MODEL.PFFNET.NORMALISATION, unless the input says ``"normalised": True``: data sets that were
+    prepared and ``pffnet_d2.Predictor`` do, and doing it twice would stretch the noise of an empty image. The size
+    follows INPUT.SQUARE; an image that has it already stays as it is.
+    """
+
+    def __init__(self, cfg: Any) -> None:
+        self.normalisation = BY_DEPTH.get(cfg.MODEL.PFFNET.NORMALISATION, AUTO)
+        self.side, self.stretch = int(cfg.INPUT.SQUARE.TEST), bool(cfg.INPUT.SQUARE.STRETCH)
+        self.resize = T.AugmentationList(build_augmentations(cfg, is_train=False)) if self.side else None
+
+    def __call__(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """
+        Args:
+            inputs: Detectron2's, with ``image`` (C, H, W), uint8 or floating.
+
+        Returns:
+            The same with the image of training; ``height`` and ``width``, where they were missing, are those it had.
+        """
+        image: Tensor = inputs["image"]
+        height, width = image.shape[-2:]
+        if not inputs.get("normalised"):
+            image = self._normalise(image)
+        if self.resize is not None and not self._has_size(height, width):
+            given = T.AugInput(np.ascontiguousarray(_values(image).transpose(1, 2, 0)))
+            self.resize(given)
+            image = torch.from_numpy(np.ascontiguousarray(given.image.transpose(2, 0, 1))).to(image)
+        return {"height": height, "width": width, **inputs, "image": image}
+
+    def _has_size(self, height: int, width: int) -> bool:
+        return max(height, width) == self.side and (min(height, width) == self.side or not self.stretch)
+
+    def _normalise(self, image: Tensor) -> Tensor:
+        """An image of whole numbers, 8 or 16 bit; what holds others was changed before and stays as it is."""
+        values = _values(image)
+        if values.dtype.kind != "u" or (values.dtype == np.uint8 and self.normalisation == AUTO):
+            return image
+        if (values == values[:1]).all():  # grey, whose percentiles are those of one channel
+            values = values[:1]
+        rgb = to_rgb8(values.transpose(1, 2, 0), self.normalisation)
+        return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1))).to(image)
+
+
+def _values(image: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
+    """(C, H, W) as numpy; whole numbers from 0 to 255 as uint8, from 0 to 65535 as uint16."""
+    values = image.cpu().numpy()
+    if values.dtype.kind != "f" or not values.size:
+        return values
+    low, high = values.min(), values.max()
+    if not 0 <= low <= high <= 65535 or (values != np.rint(values)).any():
+        return values
+    return values.astype(np.uint8 if high <= 255 else np.uint16)
