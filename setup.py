@@ -41,6 +41,7 @@ setup(
         "Pillow>=10",
         "pycocotools>=2.0.6",
         "tqdm>=4.60",
+        "portalocker>=2.8",
         "matplotlib>=3.6",
     ],
     extras_require={

@@ -43,6 +43,7 @@ REQUIRED = (
     ("PIL", "Pillow"),
     ("matplotlib", "matplotlib"),
     ("tqdm", "tqdm"),
+    ("portalocker", "portalocker"),
 )
 
 # (module, name under which it is installed, the extra of pffnet_d2 that brings it)
