@@ -455,7 +455,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def _replace_folder(new: Path, place: Path, old: Path) -> None:
-    """Move ``new`` to ``place``, where never a mixture is: what was there goes to ``old`` first and is removed after."""
+    """Move ``new`` to ``place``, where never a mixture is: what was there goes to ``old`` first, then away."""
     if place.exists():
         os.replace(place, old)
     os.replace(new, place)
