@@ -43,6 +43,7 @@ setup(
         "Pillow>=10",
         "pycocotools>=2.0.6",
         "tqdm>=4.60",
+        "portalocker>=2.8",
         "matplotlib>=3.6",
         "timm>=1.0.9",
     ],

@@ -295,6 +295,10 @@ def add_pffnet_config(cfg: Any) -> None:
     cfg.MODEL.PFFNET.DIAMETER = 0.0
     # "fluorescence" (bright objects on dark): other images are warned of (data/kind.py). "": any image is taken.
     cfg.MODEL.PFFNET.IMAGES = ""
+    # Pixels of an image for which TEST.DETECTIONS_PER_IMAGE and MODEL.RPN.{PRE,POST}_NMS_TOPK_TEST are enough (one of
+    # BBBC039's, 520 x 696). `predict` and Predictor multiply the three for larger images (inference/caps.py), training
+    # and evaluation on data sets take them as they are. 0: as they are everywhere.
+    cfg.MODEL.PFFNET.CAPS_AREA = 361920
 
     # Residual attention feature fusion (RAFF), [P] Algorithm 1.
     cfg.MODEL.PFFNET.FUSION = CN()

@@ -44,6 +44,7 @@ REQUIRED = (
     ("matplotlib", "matplotlib"),
     ("tqdm", "tqdm"),
     ("timm", "timm"),
+    ("portalocker", "portalocker"),
 )
 
 # (module, name under which it is installed, the extra of pffnet_d2 that brings it)

@@ -8,7 +8,8 @@
 ``fold<i>of<K>_train`` and ``fold<i>of<K>_val``. The data set's name in the catalogs is ``<name>_<that>``.
 
 A split is built in a folder beside its place and moved when whole, so that what is there is complete. One that is there
-already, made of the same images with the same options, is left alone.
+already, made of the same images with the same options, is left alone. One process at a time makes a split; others may
+make other splits meanwhile.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from pffnet_d2.data.images import Normalisation, to_rgb8
 from pffnet_d2.data.readers import READERS
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.errors import InputError
-from pffnet_d2.files import write_text
+from pffnet_d2.files import touched, work_folder, write_text
 
 Read = Callable[[], Iterator[Record]]
 
@@ -86,7 +87,7 @@ def prepare(
     force: bool = False,
     workers: int | None = None,
 ) -> list[str]:
-    """Prepare a data set under ``out / name`` and print what was made. One call at a time for a data set.
+    """Prepare a data set under ``out / name`` and print what was made.
 
     Args:
         name: "phantoms" or a key of ``READERS``.
@@ -109,7 +110,8 @@ def prepare(
         The splits, by the names of their folders.
 
     Raises:
-        InputError: whatever is wrong with the arguments or the source; nothing half-made is left.
+        InputError: whatever is wrong with the arguments or the source; another process makes the same split. Nothing
+            half-made is left.
     """
     if name != "phantoms" and name not in READERS:
         raise InputError(f"unknown data set {name!r}; choose one of phantoms, {', '.join(READERS)}")
@@ -324,28 +326,30 @@ def _prepare_split(
     records = list(read())
     _check_ids(records, title)
     info["labelled"] = records[0].read_label_map is not None
-    prepared = _read_json(folder)
-    if not force and _is_complete(prepared, folder, info, records):
+    old = folder.with_name(f".{folder.name}.old")
+    # Where nothing can be written, what is complete is of use nevertheless.
+    if not force and not touched(folder) and not old.exists() and _is_complete(folder, info, records):
         print(f"{title}: complete in {folder}, left alone (--force makes it again)")
         return
-    if folder.exists() and prepared.get("info", {}).get("dataset") != info["dataset"]:
-        raise InputError(f"{folder}: exists and was not made by pffnet prepare; move it away or choose another --out")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder.parent}: cannot be made ({error.strerror}); choose another --out") from error
-    partial_folder = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial_folder, ignore_errors=True)  # of a run that was killed
-    try:
-        (partial_folder / "images").mkdir(parents=True)
+    with work_folder(folder) as new:
+        _undo_replacing(old, folder)
+        if not force and _is_complete(folder, info, records):
+            print(f"{title}: complete in {folder}, left alone (--force makes it again)")
+            return
+        if folder.exists() and _read_json(folder).get("info", {}).get("dataset") != info["dataset"]:
+            raise InputError(
+                f"{folder}: exists and was not made by pffnet prepare; move it away or choose another --out"
+            )
+        (new / "images").mkdir()
         if info["labelled"]:
-            (partial_folder / "semantic").mkdir()
-        images, annotations = _convert_all(records, partial_folder, normalisation, title, workers)
-        write_coco(partial_folder / "instances.json", images, annotations, info, info["category"])
-        _replace_folder(partial_folder, folder)
-    except BaseException:
-        shutil.rmtree(partial_folder, ignore_errors=True)
-        raise
+            (new / "semantic").mkdir()
+        images, annotations = _convert_all(records, new, normalisation, title, workers)
+        write_coco(new / "instances.json", images, annotations, info, info["category"])
+        _replace_folder(new, folder, old)
     empty = len(images) - len({annotation["image_id"] for annotation in annotations})
     seconds = time.perf_counter() - started
     found = f"({empty} empty), {len(annotations)} objects" if info["labelled"] else "without published truth"
@@ -431,8 +435,9 @@ def _read_json(folder: Path) -> dict[str, Any]:
     return data if isinstance(data, dict) else {}
 
 
-def _is_complete(prepared: dict[str, Any], folder: Path, info: dict[str, Any], records: list[Record]) -> bool:
+def _is_complete(folder: Path, info: dict[str, Any], records: list[Record]) -> bool:
     """Whether the split is there, made of the same images with the same options, and no file was removed since."""
+    prepared = _read_json(folder)
     if prepared.get("info") != json.loads(json.dumps(info)):
         return False
     names = [f"{record.image_id}.png" for record in records]
@@ -458,11 +463,18 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
-def _replace_folder(new: Path, place: Path) -> None:
-    """Move ``new`` to ``place``, where never a mixture is: what was there is moved aside first and removed after."""
-    old = place.with_name(f".{place.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+def _replace_folder(new: Path, place: Path, old: Path) -> None:
+    """Move ``new`` to ``place``, where never a mixture is: what was there goes to ``old`` first, then away."""
     if place.exists():
         os.replace(place, old)
     os.replace(new, place)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _undo_replacing(old: Path, place: Path) -> None:
+    """Put in order what a process left that was killed in ``_replace_folder``: the new folder stays where it has its
+    place already, else the old one gets it back."""
+    if place.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    elif old.exists():
+        os.replace(old, place)

@@ -6,6 +6,7 @@ is not needed. The percentiles of a whole image are exact and take one pass over
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -318,3 +319,12 @@ def _value(ordered: int, dtype: np.dtype[Any]) -> float:
         return float(ordered - sign)
     bits = ordered ^ sign if ordered & sign else ~ordered & (2**width - 1)
     return float(np.array([bits], dtype=f"u{dtype.itemsize}").view(f"f{dtype.itemsize}")[0])
+
+
+def digest(pixels: Sliceable, name: str) -> str:
+    """Hexadecimal digest of all values of an image, read block by block; raises InputError as :func:`window`."""
+    found = hashlib.sha256(f"{tuple(pixels.shape)} {pixels.dtype}".encode())
+    channels = pixels.shape[2] if len(pixels.shape) == 3 else 1
+    for block in _blocks(pixels, channels, name):
+        found.update(np.ascontiguousarray(block).tobytes())
+    return found.hexdigest()

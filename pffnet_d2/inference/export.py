@@ -188,6 +188,7 @@ def geojson_file(
 ) -> Iterator[Callable[..., None]]:
     """:func:`write_geojson` in parts: gives ``add(label_map, scores, first=1, origin=(0, 0))`` for parts of an image,
     the label map's 1 being the object ``first`` and its first pixel the image's at ``origin`` (y, x)."""
+    name = path.name.encode("utf-8", "backslashreplace").decode()  # a file's name need not be UTF-8
     unit, factor = ("um^2", pixel_size[0] * pixel_size[1]) if pixel_size else ("px^2", 1)
     written = 0
 
@@ -207,7 +208,7 @@ def geojson_file(
             feature = {
                 "type": "Feature",
                 # QuPath wants a UUID; the same prediction gets the same.
-                "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{path.name} {label} {polygons[0][0]}")),
+                "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{name} {label} {polygons[0][0]}")),
                 "geometry": {
                     "type": "Polygon" if single else "MultiPolygon",
                     "coordinates": polygons[0] if single else polygons,
@@ -250,7 +251,10 @@ def write_rois(path: Path, label_map: NDArray[np.int32], scores: Scores | None =
         for i, (label, parts) in enumerate(outlines(label_map)):
             name = f"{label:0{digits}d}"
             properties = "".join(f"{key}: {value:.6g}\n" for key, value in rows(i).items())
-            archive.writestr(f"{name}.roi", _roi(parts, name, properties))
+            # A date of its own would make every file another.
+            entry = zipfile.ZipInfo(f"{name}.roi", date_time=(1980, 1, 1, 0, 0, 0))
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, _roi(parts, name, properties))
 
 
 def need_roifile() -> None:

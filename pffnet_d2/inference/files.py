@@ -25,6 +25,8 @@ from pffnet_d2.data.images import Normalisation, normalisation_of
 from pffnet_d2.data.micrographs import Micrograph, describe, read_micrograph
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference import cvppp
+from pffnet_d2.files import work_folder
+from pffnet_d2.inference import caps
 from pffnet_d2.inference.export import FORMATS, Export, check_formats
 from pffnet_d2.inference.large import check_streamed
 from pffnet_d2.inference.predictor import Prediction, Predictor, check_device
@@ -32,6 +34,8 @@ from pffnet_d2.inference.predictor import Prediction, Predictor, check_device
 # What a folder is searched for.
 ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".gif")
 WILD = "*?["
+# Seconds that results wait while another process writes those of the same name.
+_PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class Outcome:
 
     index: int  # among the sources
     error: str = ""  # one line; empty where all its results were written
-    capped: bool = False  # whether detections may be missing
+    capped: tuple[str, ...] = ()  # caps that were reached, so that objects may be missing
     doubt: str = ""  # one line where the model was not made for such images
     objects: int = 0
     pixels: int = 0
@@ -294,11 +298,8 @@ def _work(job: Job) -> Summary:
                 if outcome.error:
                     tqdm.write(f"pffnet: skipped: {outcome.error}", file=sys.stderr)
                 if outcome.capped:
-                    tqdm.write(
-                        f"pffnet: warning: {job.sources[outcome.index].path}: as many detections as "
-                        f"TEST.DETECTIONS_PER_IMAGE allows ({predictor.cfg.TEST.DETECTIONS_PER_IMAGE}); raise it",
-                        file=sys.stderr,
-                    )
+                    path = job.sources[outcome.index].path
+                    tqdm.write(f"pffnet: warning: {path}: {caps.warning(outcome.capped)}", file=sys.stderr)
                 progress.set_postfix_str(f"{pixels / 1e6 / (time.perf_counter() - start):.2f} Mpx/s", refresh=False)
                 progress.update()
     gathered = comm.gather((outcomes, stages))
@@ -432,8 +433,8 @@ def _write(job: Job, source: Source, export: Export) -> None:
     try:
         target = job.out / source.name
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".pffnet-", dir=job.out) as folder:
-            results = [(Path(folder) / (target.name + FORMATS[f][0]), FORMATS[f][1]) for f in job.formats]
+        with work_folder(target, wait=_PATIENCE) as folder:
+            results = [(folder / (target.name + FORMATS[f][0]), FORMATS[f][1]) for f in job.formats]
             for path, write in results:
                 write(path, export)
             for path, _ in results:

@@ -1,12 +1,11 @@
 """One large image: tiles predicted and kept one by one, stitched, and written as they are finished.
 
 What was found in each tile is kept in a folder beside the results until these are whole, so that a run that was killed
-goes on where it was. Every process of a run takes its share of the tiles; the first stitches them.
+resumes. Every process of a run takes its share of the tiles; the first stitches them.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,7 +13,7 @@ import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -25,22 +24,26 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 from tqdm import tqdm
 
+from pffnet_d2 import __version__
 from pffnet_d2.data.images import AUTO, Normalisation, normalisation_of, to_rgb8
 from pffnet_d2.data.micrographs import Micrograph
-from pffnet_d2.data.regions import Sliceable, limits, open_micrograph, window
+from pffnet_d2.data.regions import Sliceable, digest, limits, open_micrograph, window
 from pffnet_d2.errors import InputError
-from pffnet_d2.files import whole_file, write_text
+from pffnet_d2.files import locked, whole_file, write_text
+from pffnet_d2.inference import caps
 from pffnet_d2.inference.export import FORMATS, check_square, csv_file, geojson_file, write_label_rows
+from pffnet_d2.inference.overview import Overview
 from pffnet_d2.inference.tiling import Box, Found, Tiles, View, overlap_for, stitch
+from pffnet_d2.pictures import write_png
+from pffnet_d2.pretrained import sha256
 
 # What can be written while the image is not in memory.
-STREAMED = ("label-tiff", "geojson", "csv")
+STREAMED = ("label-tiff", "geojson", "csv", "overlay")
 # Where objects are measured for overlap "auto": in the tile with most contrast of so many, for every 32 tiles one.
 _CANDIDATES, _TILES_A_PROBE, _MOST_PROBES = 16, 32, 4
 # Of as many tiles a corner of this side tells whether the model was made for the image.
 _PART = 256
-# Windows by which an image is told from another of the same shape.
-_SAMPLES, _SAMPLE = 16, 64
+_MANIFEST = "manifest.json"
 
 T = TypeVar("T")
 
@@ -53,7 +56,7 @@ class Findings(Protocol):
     @property
     def scores(self) -> Mapping[str, NDArray[Any]]: ...
     @property
-    def capped(self) -> bool: ...
+    def capped(self) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,8 @@ class LargePrediction:
     normalisation: Normalisation
     dtype: str  # of the pixels
     larger: list[tuple[int, Box]] = field(default_factory=list)  # id and box of objects larger than the overlap
-    capped: list[Box] = field(default_factory=list)  # tiles in which the model found as many as it may return
+    capped: list[Box] = field(default_factory=list)  # tiles in which a cap on proposals or detections was reached
+    caps: tuple[str, ...] = ()  # these caps, as KEY VALUE of the config
     doubt: str = ""  # why the model was not made for such images, and what to do
 
     def warnings(self) -> list[str]:
@@ -114,10 +118,8 @@ class LargePrediction:
             )
         if self.capped:
             some = ", ".join(f"x {x0}, y {y0}" for y0, x0, _, _ in self.capped[:10])
-            lines.append(
-                f"{len(self.capped)} tiles with as many detections as TEST.DETECTIONS_PER_IMAGE allows (at {some}); "
-                "raise it or use a smaller --tile"
-            )
+            more = f", and {len(self.capped) - 10} more" if len(self.capped) > 10 else ""
+            lines.append(f"in {len(self.capped)} tiles (at {some}{more}) {caps.warning(self.caps)}")
         return lines
 
 
@@ -137,8 +139,8 @@ def predict_large(model: Model, image: Sliceable | str | os.PathLike[str], plan:
     check_tiles(plan.tile, plan.overlap, model.stride)
     if plan.batch < 1:
         raise InputError(f"batches of {plan.batch}: must be at least 1")
-    with _opened(image, plan) as (micrograph, name):
-        return _Run(model, micrograph, name, plan).go()
+    with _opened(image, plan) as (micrograph, path):
+        return _Run(model, micrograph, path, plan).go()
 
 
 def check_streamed(formats: Sequence[str]) -> None:
@@ -162,52 +164,100 @@ def check_tiles(tile: int, overlap: int | str, stride: int) -> None:
 
 
 @contextmanager
-def _opened(image: Sliceable | str | os.PathLike[str], plan: Plan) -> Iterator[tuple[Micrograph, str]]:
+def _opened(image: Sliceable | str | os.PathLike[str], plan: Plan) -> Iterator[tuple[Micrograph, Path | None]]:
+    """The image, and the file that it is read from."""
     if isinstance(image, (str, os.PathLike)):
         with open_micrograph(Path(image), plane=plan.plane, channels=plan.channels) as micrograph:
-            yield micrograph, str(image)
+            yield micrograph, Path(image)
         return
     shape = tuple(image.shape)
     if not (len(shape) == 2 or (len(shape) == 3 and 1 <= shape[2] <= 4)) or 0 in shape:
         raise InputError(f"an image of shape {shape} is neither grey nor RGB(A); give a single plane")
-    yield Micrograph(image), "the image"  # type: ignore[arg-type]
+    yield Micrograph(image), None  # type: ignore[arg-type]
+
+
+@dataclass
+class _Seen:
+    """What is counted while tiles are stitched; see ``LargePrediction``."""
+
+    objects: int = 0
+    larger: list[tuple[int, Box]] = field(default_factory=list)
+    capped: list[Box] = field(default_factory=list)
+    caps: set[str] = field(default_factory=set)
+
+    def add(self, found: Found, overlap: int, seams: NDArray[np.bool_]) -> None:
+        """Finished objects; ``seams`` says in which directions, y and x, there are any."""
+        self.objects += len(found.boxes)
+        sides = (found.boxes[:, 2:] - found.boxes[:, :2]) * seams
+        for i in np.flatnonzero((sides > overlap).any(axis=1)).tolist():
+            y0, x0, y1, x1 = found.boxes[i].tolist()
+            self.larger.append((found.first + i, (y0, x0, y1, x1)))
 
 
 class _Run:
     """An image and its plan, in one of the processes."""
 
-    def __init__(self, model: Model, micrograph: Micrograph, name: str, plan: Plan) -> None:
-        self.model, self.plan, self.name = model, plan, name
+    def __init__(self, model: Model, micrograph: Micrograph, path: Path | None, plan: Plan) -> None:
+        self.model, self.plan, self.path = model, plan, path
+        self.name = str(path) if path else "the image"
+        self.stamp = self._stamp()
         self.pixels: Sliceable = micrograph.pixels
         self.resolution = micrograph.resolution
         size = micrograph.pixel_size if plan.pixel_size is None else (plan.pixel_size, plan.pixel_size)
         self.pixel_size = size if size and size[0] else None
-        probe = window(self.pixels, slice(0, 1), slice(0, 1), name)
+        probe = window(self.pixels, slice(0, 1), slice(0, 1), self.name)
         self.dtype = probe.dtype
         self.normalisation = normalisation_of(probe, model.normalisation)
         self.shape = (int(self.pixels.shape[0]), int(self.pixels.shape[1]))
         self.target = plan.out / plan.name
         self.folder = self.target.with_name(f"{self.target.name}.tiles")
         if "csv" in plan.formats:
-            check_square(Path(name), self.pixel_size)
+            check_square(Path(self.name), self.pixel_size)
 
     def go(self) -> LargePrediction:
         first = comm.get_rank() == 0
-        # The first process decides on limits and overlap; the others read what it wrote.
-        _together(self._begin if first else lambda: None)
-        _together(self._read_manifest)
-        predicted = sum(_together(self._predict_share))
-        results = _together(lambda: self._finish(predicted) if first else None)
+        with ExitStack() as held:
+
+            def begin() -> None:
+                held.enter_context(self._alone())
+                self._begin()
+
+            # The first process decides on limits and overlap; the others read what it wrote.
+            _together(begin if first else lambda: None)
+            _together(self._read_manifest)
+            predicted = sum(_together(self._predict_share))
+            results = _together(lambda: self._finish(predicted) if first else None)
         result = results[0]
         assert result is not None
         return result
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """The lock of these results. Raises InputError where another run makes them, or nothing can be written."""
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return locked(self.target)
+
+    def _unwritable(self, error: OSError) -> InputError:
+        return InputError(f"{self.plan.out}: cannot be written to ({error.strerror or error}); choose another --out")
+
+    def _stamp(self) -> tuple[int, int] | None:
+        """Size and time of the last change of the file, in nanoseconds."""
+        if self.path is None:
+            return None
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            raise InputError(f"{self.name}: cannot be read ({error.strerror}); check the path") from error
+        return status.st_size, status.st_mtime_ns
 
     # --- What is decided once ----------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
         """Limits and overlap for all tiles, written down; those of a run that ended early, where it was the same."""
         asked = self._asked()
-        file = self.folder / "manifest.json"
+        file = self.folder / _MANIFEST
         if file.exists():
             try:
                 before = json.loads(file.read_text(encoding="utf-8"))
@@ -227,9 +277,7 @@ class _Run:
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
         except OSError as error:
-            raise InputError(
-                f"{self.plan.out}: cannot be written to ({error.strerror}); choose another --out"
-            ) from error
+            raise self._unwritable(error) from error
         try:
             self.limits = limits(self.pixels, self.normalisation, self.name)
             overlap = self._auto_overlap() if self.plan.overlap == "auto" else int(self.plan.overlap)
@@ -243,22 +291,35 @@ class _Run:
         write_text(file, json.dumps({"asked": asked, "decided": decided}, indent=1))
 
     def _asked(self) -> dict[str, Any]:
-        """By what two runs are told apart; each key a word for people."""
-        h, w = self.shape
-        sample = hashlib.sha256()
-        for i in range(_SAMPLES):
-            y, x = ((n - min(n, _SAMPLE)) * at // (_SAMPLES - 1) for n, at in ((h, i), (w, i * 7 % _SAMPLES)))
-            part = window(self.pixels, slice(y, min(y + _SAMPLE, h)), slice(x, min(x + _SAMPLE, w)), self.name)
-            sample.update(np.ascontiguousarray(part).tobytes())
-        image = [list(map(int, self.pixels.shape)), str(self.dtype), sample.hexdigest()]
+        """How two runs are told apart: all that the contents of tiles depend on. Each key is a word for people."""
+        plane = self.plan.plane
         return {
-            "image": image,
+            "image": self._identity(),
+            "plane": {axis: int(i) for axis, i in plane.items()} if isinstance(plane, Mapping) else plane,
+            "channels": None if self.plan.channels is None else [int(channel) for channel in self.plan.channels],
+            "release": __version__,
             "model": self.model.identity,
             "tile": self.plan.tile,
             "overlap": self.plan.overlap,
             "normalisation": self.normalisation.info(),
             "batch": self.plan.batch,
         }
+
+    def _identity(self) -> list[Any]:
+        """Size and digest of all bytes of a file, or shape, type and digest of all values of an array.
+
+        Nothing less tells two versions of an image apart: a change of a few pixels may lie anywhere, and the time of
+        the last change differs for a copy and can be the same after an edit. A digest reads the file once, at the speed
+        of the disk, seconds where the network takes an hour. Afterwards the time of the last change is enough to tell
+        that the file is still the same (``_finish``).
+        """
+        if self.path is None:
+            return [list(map(int, self.pixels.shape)), str(self.dtype), digest(self.pixels, self.name)]
+        assert self.stamp is not None
+        try:
+            return [self.stamp[0], sha256(self.path)]
+        except OSError as error:
+            raise InputError(f"{self.name}: cannot be read ({error.strerror}); check the path") from error
 
     def _auto_overlap(self) -> int:
         """From the objects in a few tiles with much contrast."""
@@ -283,7 +344,7 @@ class _Run:
         return self.model.doubt(np.concatenate([part.reshape(-1, 1, 3) for part in parts]))
 
     def _read_manifest(self) -> None:
-        decided = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))["decided"]
+        decided = json.loads((self.folder / _MANIFEST).read_text(encoding="utf-8"))["decided"]
         self.limits = tuple(decided["limits"]) if decided["limits"] else None
         self.tiles = Tiles(self.shape, self.plan.tile, decided["overlap"], self.model.stride)
         self.boxes = self.tiles.boxes()
@@ -335,31 +396,67 @@ class _Run:
         labels = found.label_map
         small = labels.max(initial=0) < 2**16
         arrays: dict[str, Any] = {f"score_{name}": column for name, column in found.scores.items()}
-        arrays |= {"labels": labels.astype(np.uint16) if small else labels, "capped": np.array(bool(found.capped))}
+        arrays |= {"labels": labels.astype(np.uint16) if small else labels, "capped": np.array(found.capped, dtype=str)}
         with whole_file(self._tile_file(index), "wb") as file:
             np.savez_compressed(file, **arrays)
 
-    def _kept(self, index: int) -> tuple[View, bool]:
+    def _kept(self, index: int) -> tuple[View, list[str]]:
         with np.load(self._tile_file(index), allow_pickle=False) as kept:
             scores = {key.removeprefix("score_"): kept[key] for key in kept.files if key.startswith("score_")}
-            return View(kept["labels"], scores), bool(kept["capped"])
+            return View(kept["labels"], scores), kept["capped"].tolist()
 
     # --- Results -----------------------------------------------------------------------------------------------------
 
     def _finish(self, predicted: int) -> LargePrediction:
         """All formats, or none of them; then the tiles are no longer needed."""
-        objects = 0
-        larger: list[tuple[int, Box]] = []
-        capped: list[Box] = []
+        made = {name: self.folder / (self.target.name + FORMATS[name][0]) for name in self.plan.formats}
+        seen = _Seen()
+        self._write(made, seen)
+        try:
+            if self._stamp() != self.stamp:
+                self._remove_folder()
+                raise InputError(f"{self.name}: was changed while it was predicted; predict it again")
+            results = {}
+            for name, path in made.items():
+                results[name] = self.target.with_name(path.name)
+                os.replace(path, results[name])
+            self._remove_folder()
+        except OSError as error:
+            raise self._unwritable(error) from error
+        return LargePrediction(
+            self.shape,
+            seen.objects,
+            results,
+            len(self.boxes),
+            predicted,
+            self.tiles.tile,
+            self.tiles.overlap,
+            self.normalisation,
+            str(self.dtype),
+            seen.larger,
+            seen.capped,
+            tuple(sorted(seen.caps)),
+            self.doubt,
+        )
+
+    def _remove_folder(self) -> None:
+        """The manifest last: what a kill leaves of a folder that is being removed can still be used with it."""
+        for path in self.folder.iterdir():
+            if path.name != _MANIFEST:
+                path.unlink()
+        shutil.rmtree(self.folder)
+
+    def _write(self, made: Mapping[str, Path], seen: _Seen) -> None:
+        """Stitch the tiles and write the results of all formats, counting what is for people to know."""
         # An image of one row or column of tiles is cut in one direction only, or not at all.
         seams = np.array([len(self.tiles.rows) > 1, len(self.tiles.columns) > 1])
-        made = {name: self.folder / (self.target.name + FORMATS[name][0]) for name in self.plan.formats}
 
         def view(index: int) -> View:
-            seen, full = self._kept(index)
-            if full:
-                capped.append(self.boxes[index])
-            return seen
+            found, reached = self._kept(index)
+            if reached:
+                seen.capped.append(self.boxes[index])
+                seen.caps.update(reached)
+            return found
 
         with ExitStack() as files:
             writers: list[Callable[[Found], None]] = []
@@ -373,16 +470,14 @@ class _Run:
                 )
 
             def emit(found: Found) -> None:
-                nonlocal objects
-                objects += len(found.boxes)
-                sides = (found.boxes[:, 2:] - found.boxes[:, :2]) * seams
-                for i in np.flatnonzero((sides > self.tiles.overlap).any(axis=1)).tolist():
-                    y0, x0, y1, x1 = found.boxes[i].tolist()
-                    larger.append((found.first + i, (y0, x0, y1, x1)))
+                seen.add(found, self.tiles.overlap, seams)
                 for write in writers:
                     write(found)
 
             slabs = stitch(self.tiles, view, emit)
+            overview = Overview(self.shape)
+            if "overlay" in made:
+                slabs = overview.watch(slabs)
             if "label-tiff" in made:
                 write_label_rows(
                     made["label-tiff"],
@@ -393,28 +488,8 @@ class _Run:
                 )
             for _ in slabs:
                 pass
-        results = {}
-        try:
-            for name, path in made.items():
-                results[name] = self.target.with_name(path.name)
-                os.replace(path, results[name])
-            shutil.rmtree(self.folder)
-        except OSError as error:
-            raise InputError(f"{self.plan.out}: cannot be written to ({error.strerror or error})") from error
-        return LargePrediction(
-            self.shape,
-            objects,
-            results,
-            len(self.boxes),
-            predicted,
-            self.tiles.tile,
-            self.tiles.overlap,
-            self.normalisation,
-            str(self.dtype),
-            larger,
-            capped,
-            self.doubt,
-        )
+            if "overlay" in made:
+                write_png(made["overlay"], overview.picture(self._image))
 
     def _values(self, found: Found) -> NDArray[Any]:
         """The pixels of the file under finished objects."""

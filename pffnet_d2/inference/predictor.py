@@ -27,6 +27,7 @@ from pffnet_d2.data.kind import unlike_fluorescence
 from pffnet_d2.data.micrographs import parse_normalisation, read_micrograph
 from pffnet_d2.data.regions import Sliceable
 from pffnet_d2.errors import InputError
+from pffnet_d2.inference import caps
 from pffnet_d2.inference.label_map import label_map_and_indices
 from pffnet_d2.inference.large import LargePrediction, Model, Plan, check_tiles, predict_large
 from pffnet_d2.inference.tta import augmented
@@ -45,7 +46,7 @@ class Prediction:
     """What was found in one image."""
 
     label_map: NDArray[np.int32]  # (H, W), 0 background, ids 1..n, 1 the most confident
-    capped: bool  # the model found as many as TEST.DETECTIONS_PER_IMAGE allows, so some may be missing
+    capped: tuple[str, ...]  # caps that were reached, so that objects may be missing, as KEY VALUE of the config
     instances: Instances  # n on the CPU, the i-th that of label i + 1; ``pred_masks`` as ROI masks, uncut by others
 
     @property
@@ -64,8 +65,10 @@ class Predictor:
         label_map = predictor("plate_A01.tif").label_map
 
     Images pass through the normalisation of training (MODEL.PFFNET.NORMALISATION) unless
-    another is given; ``invert`` shows the network dark objects on a bright ground as bright ones. On a CPU, making one
-    turns denormal numbers off for the process (``torch.set_flush_denormal``).
+    another is given; ``invert`` shows the network dark objects on a bright ground as bright ones. The caps of the
+    config on proposals and detections are multiplied for images larger than those of training
+    (MODEL.PFFNET.CAPS_AREA). On a CPU, making one turns denormal numbers off for the process
+    (``torch.set_flush_denormal``).
     """
 
     def __init__(
@@ -145,7 +148,8 @@ class Predictor:
         self._resize = T.AugmentationList(build_augmentations(cfg, is_train=False))
 
     def __call__(self, image: NDArray[Any] | str | os.PathLike[str]) -> Prediction:
-        """Predict one image; a Python warning says where the model was not made for such images.
+        """Predict one image; a Python warning says where the model was not made for such images, and where a cap on
+        proposals or detections was reached.
 
         Args:
             image: (H, W) grey or (H, W, 3) RGB (an alpha channel is dropped) of any depth, or a file.
@@ -157,9 +161,9 @@ class Predictor:
         _check_image(image)
         pixels = image if isinstance(image, np.ndarray) else read_micrograph(Path(image)).pixels
         rgb = self.normalise(pixels)
-        if doubt := self.doubt(rgb):
-            warnings.warn(f"{'the image' if isinstance(image, np.ndarray) else image}: {doubt}", stacklevel=2)
         (prediction,) = self.predict([rgb])
+        for line in filter(None, (self.doubt(rgb), caps.warning(prediction.capped))):
+            warnings.warn(f"{'the image' if isinstance(image, np.ndarray) else image}: {line}", stacklevel=2)
         return prediction
 
     def doubt(self, rgb: NDArray[np.uint8]) -> str:
@@ -202,11 +206,14 @@ class Predictor:
         found: dict[int, Prediction] = {}
         for group in _of_equal_size(images):
             inputs = [self._input(images[i]) for i in group]
-            for i, output in zip(group, self.model(inputs), strict=True):
-                label_map, kept = label_map_and_indices(output["instances"], **self.rule)
+            factor = caps.factor_for(self.cfg, *inputs[0]["image"].shape[-2:])
+            with caps.scaled_caps(self.model, self.cfg, factor) as reached:
+                outputs = self.model(inputs)
+            for place, (i, output) in enumerate(zip(group, outputs, strict=True)):
                 instances = output["instances"]
+                label_map, kept = label_map_and_indices(instances, **self.rule)
                 index = torch.tensor(kept, dtype=torch.int64, device=instances.scores.device)
-                capped = 0 < self.cfg.TEST.DETECTIONS_PER_IMAGE <= len(instances)
+                capped = reached.of_image(place, len(group), instances)
                 found[i] = Prediction(label_map, capped, instances[index].to("cpu"))
         return [found[i] for i in range(len(images))]
 
@@ -237,7 +244,7 @@ class Predictor:
             tile: side of the tiles in pixels, a multiple of the network's stride.
             overlap: of tiles in pixels, more than the largest object; "auto" measures objects in up to four tiles with
                 much contrast (:func:`~pffnet_d2.inference.tiling.overlap_for`).
-            formats: of label-tiff, geojson, csv.
+            formats: of label-tiff, geojson, csv, overlay (reduced to at most 2048 pixels a side).
             plane: of a file, as ``read_micrograph`` takes it.
             channels: of a file, likewise.
             pixel_size: micrometres; 0: none, whatever the file says; None: what it says.

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -18,6 +20,7 @@ from pffnet_d2.data.prepare import fold_of, prepare, read_info
 from pffnet_d2.data.readers import READERS
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.errors import InputError
+from pffnet_d2.files import locked
 
 
 @pytest.fixture
@@ -334,3 +337,44 @@ def test_read_info(tmp_path: Path) -> None:
         path.write_text(content)
         assert read_info(path) == {}
     assert read_info(tmp_path / "none") == {}
+
+
+def test_what_a_kill_left_when_one_split_replaced_another(tmp_path: Path, source: Path) -> None:
+    """Killed before the new one had its place, and before the old one was removed."""
+    place, out = tmp_path / "out" / "bbbc039", tmp_path / "out"
+    prepare("bbbc039", source, out, splits=["val"])
+    before = stamps(out)
+    (place / "val").rename(place / ".val.old")
+    (place / ".val.partial").mkdir()
+    prepare("bbbc039", source, out, splits=["val"])
+    assert stamps(out) == before
+    (place / ".val.old").mkdir()
+    (place / ".val.lock").touch()
+    prepare("bbbc039", source, out, splits=["val"])
+    assert stamps(out) == before
+    assert [p.name for p in place.iterdir()] == ["val"]
+
+
+def test_one_process_at_a_time_makes_a_split(tmp_path: Path, source: Path) -> None:
+    """The first is not disturbed; another split is made meanwhile; what is complete can be had without a lock."""
+    out = tmp_path / "out"
+    prepare("bbbc039", source, out, splits=["train"])
+    with locked(out / "bbbc039" / "val"):
+        with pytest.raises(
+            InputError, match=rf"val: process {os.getpid()} on \S+, since .*, is writing it; wait until"
+        ):
+            prepare("bbbc039", source, out, splits=["val"])
+        prepare("bbbc039", source, out, splits=["train"], force=True)
+    prepare("bbbc039", source, out, splits=["val"])
+
+
+def test_the_same_files_make_the_same_splits(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the time and the number of threads."""
+    for name, seconds, workers in (("a", 0.0, 1), ("b", 1e9, 3)):
+        monkeypatch.setattr(time, "time", lambda seconds=seconds: seconds)
+        prepare("bbbc039", source, tmp_path / name, workers=workers)
+        monkeypatch.undo()
+    files = [p.relative_to(tmp_path / "a") for p in sorted((tmp_path / "a").rglob("*")) if p.is_file()]
+    assert len(files) > 5
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes(), file

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,11 +17,15 @@ import tifffile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 
 from pffnet_d2.errors import InputError
+from pffnet_d2.files import locked
 from pffnet_d2.inference import tiling
+from pffnet_d2.inference.overview import Overview
 from pffnet_d2.inference.tiling import Found, Tiles, View, overlap_for, stitch
+from pffnet_d2.pictures import overlay
 
 Labels = NDArray[np.int32]
 
@@ -253,7 +258,7 @@ def test_ids_end() -> None:
 class Seen:
     label_map: Labels
     scores: dict[str, NDArray[Any]]
-    capped: bool = False
+    capped: tuple[str, ...] = ()
 
 
 @dataclass
@@ -310,7 +315,8 @@ def test_an_array_and_a_file_in_all_formats(large: Any, spots: NDArray[np.uint16
     done = large.predict_large(model, tmp_path / "a.ome.tif", plan)
     assert (done.shape, done.objects, done.tiles, done.predicted) == (spots.shape, n, 12, 12)
     assert (done.larger, done.warnings()) == ([], [])
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.csv", "a.geojson", "a_labels.tif"]
+    written = ["a.csv", "a.geojson", "a_labels.tif", "a_overlay.png"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == written
     with tifffile.TiffFile(done.files["label-tiff"]) as tiff:
         page = tiff.pages.first
         assert (tiff.is_bigtiff, page.is_tiled, page.dtype) == (True, True, np.uint32)
@@ -337,6 +343,9 @@ def test_an_array_and_a_file_in_all_formats(large: Any, spots: NDArray[np.uint16
 
         def __getitem__(self, key: tuple[slice, slice]) -> list[list[int]]:
             return spots[key]
+
+    shown = large.to_rgb8(spots, large.AUTO)
+    assert (np.asarray(Image.open(done.files["overlay"])) == overlay(shown, labels)).all()
 
     plan = large.Plan(tmp_path / "lazy", "a", 128, 24, ("label-tiff",))
     lazy = large.predict_large(model, Lazy(), plan)
@@ -417,6 +426,141 @@ def test_a_killed_run_goes_on(large: Any, spots: NDArray[np.uint16], tmp_path: P
         assert path.read_bytes() == resumed.files[name].read_bytes(), name
 
 
+def one_pixel(path: Path, image: NDArray[np.uint16], y: int, x: int) -> None:
+    """Changes a pixel of a file, and nothing of what the folder says about it."""
+    status = path.stat()
+    changed = image.copy()
+    changed[y, x] ^= 1
+    tifffile.imwrite(path, changed)
+    assert path.stat().st_size == status.st_size
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_tiles_belong_to_every_byte_of_a_file(large: Any, spots: NDArray[np.uint16], tmp_path: Path) -> None:
+    """A pixel anywhere, also where size and times stay; a copy of the same bytes elsewhere is the same image."""
+    path, plan = tmp_path / "a.tif", large.Plan(tmp_path / "out", "a", 128, 24)
+    tifffile.imwrite(path, spots)
+    with pytest.raises(KeyboardInterrupt):
+        large.predict_large(large.Model(Threshold(5), "m"), path, plan)
+    for y, x in ((150, 200), (0, 0), (299, 409), (7, 311)):
+        one_pixel(path, spots, y, x)
+        with pytest.raises(InputError, match=r"a\.tiles: holds tiles of another run \(image differ\)"):
+            large.predict_large(large.Model(Threshold(), "m"), path, plan)
+    tifffile.imwrite(tmp_path / "copy.tif", spots)
+    assert large.predict_large(large.Model(Threshold(), "m"), tmp_path / "copy.tif", plan).predicted == 12 - 5
+
+
+def test_tiles_belong_to_every_value_of_an_array(large: Any, spots: NDArray[np.uint16], tmp_path: Path) -> None:
+    """A memory map as well as an array; the order of its bytes in memory does not matter."""
+    plan = large.Plan(tmp_path / "out", "a", 128, 24)
+    with pytest.raises(KeyboardInterrupt):
+        large.predict_large(large.Model(Threshold(5), "m"), spots, plan)
+    mapped = np.memmap(tmp_path / "a.raw", np.uint16, "w+", shape=spots.shape)
+    mapped[:] = spots
+    for y, x in ((150, 200), (0, 0), (299, 409)):
+        mapped[y, x] ^= 1
+        with pytest.raises(InputError, match=r"another run \(image differ\)"):
+            large.predict_large(large.Model(Threshold(), "m"), mapped, plan)
+        mapped[y, x] ^= 1
+    assert large.predict_large(large.Model(Threshold(), "m"), np.asfortranarray(mapped), plan).predicted == 12 - 5
+
+
+def test_another_plane_or_channel_is_another_run(large: Any, spots: NDArray[np.uint16], tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([spots, spots]), metadata={"axes": "ZYX"}, photometric="minisblack")
+    tifffile.imwrite(tmp_path / "b.tif", np.stack([spots, spots]), metadata={"axes": "CYX"}, ome=True)
+
+    def predict(name: str, dies_at: int = -1, **other: Any) -> Any:
+        plan = large.Plan(tmp_path / "out", name, 128, 24, **other)
+        return large.predict_large(large.Model(Threshold(dies_at), "m"), tmp_path / f"{name}.tif", plan)
+
+    with pytest.raises(KeyboardInterrupt):
+        predict("a", 3, plane={"Z": 0})
+    with pytest.raises(InputError, match=r"another run \(plane differ\)"):
+        predict("a", plane={"Z": 1})
+    assert predict("a", plane={"Z": 0}).predicted == 12 - 3
+    with pytest.raises(KeyboardInterrupt):
+        predict("b", 3, channels=[0])
+    with pytest.raises(InputError, match=r"another run \(channels differ\)"):
+        predict("b", channels=[1])
+    assert predict("b", channels=(0,)).predicted == 12 - 3
+
+
+def test_a_file_that_changes_while_it_is_predicted(large: Any, spots: NDArray[np.uint16], tmp_path: Path) -> None:
+    """Nothing is written of a mixture."""
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, spots)
+    predict = Threshold()
+
+    def acquire(images: list[NDArray[np.uint8]]) -> list[Seen]:
+        if predict.asked == 6:
+            tifffile.imwrite(path, spots + np.uint16(1))
+        return predict(images)
+
+    with pytest.raises(InputError, match=r"a\.tif: was changed while it was predicted; predict it again"):
+        large.predict_large(large.Model(acquire, "m"), path, large.Plan(tmp_path / "out", "a", 128, 24))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_one_run_at_a_time_makes_a_result(large: Any, spots: NDArray[np.uint16], tmp_path: Path) -> None:
+    """The other says which; images beside it are predicted meanwhile."""
+
+    def predict(name: str) -> Any:
+        return large.predict_large(large.Model(Threshold(), "m"), spots, large.Plan(tmp_path, name, 128, 24))
+
+    with locked(tmp_path / "a"):
+        with pytest.raises(InputError, match=rf"a: process {os.getpid()} on \S+, since .*, is writing it; wait until"):
+            predict("a")
+        predict("b")
+    predict("a")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a_labels.tif", "b_labels.tif"]
+
+
+def test_killed_while_the_tiles_are_removed(
+    large: Any, spots: NDArray[np.uint16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = large.Plan(tmp_path, "a", 128, 24)
+
+    def kill(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(large.shutil, "rmtree", kill)
+    with pytest.raises(KeyboardInterrupt):
+        large.predict_large(large.Model(Threshold(), "m"), spots, plan)
+    monkeypatch.undo()
+    before = (tmp_path / "a_labels.tif").read_bytes()
+    large.predict_large(large.Model(Threshold(), "m"), spots, plan)
+    assert (tmp_path / "a_labels.tif").read_bytes() == before
+    assert [p.name for p in tmp_path.iterdir()] == ["a_labels.tif"]
+
+
+# --- The overview ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4097, 100), (2048, 2048), (300, 6000), (1, 9000), (5000, 5001)])
+def test_an_overview_is_small_and_shows_every_place(shape: tuple[int, int]) -> None:
+    """Slabs of any height; the last blocks of rows and columns may be smaller than the others."""
+    overview = Overview(shape)
+    assert -(-max(shape) // overview.step) <= 2048
+    labels = np.zeros(shape, np.int32)
+    labels[-20:, -20:] = 2
+    rows = [labels[:7], labels[7:8], *np.array_split(labels[8:], 3)]
+    assert (np.concatenate(list(overview.watch(iter(rows)))) == labels).all()
+
+    def image(box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
+        y0, x0, y1, x1 = box
+        grey = np.full((y1 - y0, x1 - x0), 40, np.uint8)
+        grey[(np.arange(y0, y1) > shape[0] // 2)[:, None] | np.zeros(x1 - x0, bool)] = 200
+        return np.repeat(grey[..., None], 3, axis=2)
+
+    picture = overview.picture(image)
+    assert picture.shape == (-(-shape[0] // overview.step), -(-shape[1] // overview.step), 3)
+    assert (picture[0, 0] == (40 if shape[0] > 1 else picture[0, 0])).all()
+    assert (picture[-1, 0] == (200 if shape[0] > 1 else picture[-1, 0])).all()
+    coloured = np.argwhere(np.ptp(picture, axis=2))
+    assert len(coloured)
+    assert (coloured >= np.array(picture.shape[:2]) - 20).all()
+
+
 def test_what_cannot_be(large: Any, spots: NDArray[np.uint16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = large.Model(Threshold(), "m", stride=32)
 
@@ -430,7 +574,9 @@ def test_what_cannot_be(large: Any, spots: NDArray[np.uint16], tmp_path: Path, m
     fails("tiles of 100 pixels: .* such as 256", tile=100)
     fails("tiles of 128 pixels cannot overlap by 128", overlap=128)
     fails("overlap wide: give pixels, or auto", overlap="wide")
-    fails("format overlay is not written in tiles", formats=["overlay"])
+    fails(
+        "format coco is not written in tiles; with --tile choose from label-tiff,geojson,csv,overlay", formats=["coco"]
+    )
     fails("batches of 0", batch=0)
     fails(r"shape \(3, 300, 410, 7\)", image=np.zeros((3, 300, 410, 7), np.uint8))
     fails("1 values are NaN", image=np.where(np.eye(300, 410), np.nan, 0.0)[:1])
@@ -472,7 +618,9 @@ def test_the_command(small_model: Any, tmp_path: Path, leave_no_trace: None, cap
         assert sorted(p.name for p in out.iterdir()) == ["a.csv", "a.geojson", "a_labels.tif"]
         said = capfd.readouterr()
         assert "a.tif: 6 tiles of 96, overlap 32" in said.err
-        assert "as many detections as TEST.DETECTIONS_PER_IMAGE allows" in said.err
+        assert "warning: " in said.err
+        assert "in 6 tiles (at x 0, y 0, " in said.err
+        assert "objects may be missing: " in said.err
         assert "1 of 1 images predicted" in said.out
     for name in ("a.csv", "a.geojson", "a_labels.tif"):
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
@@ -483,7 +631,7 @@ def test_the_command(small_model: Any, tmp_path: Path, leave_no_trace: None, cap
         (("--tile", 96, "--overlap", 96), "tiles of 96 pixels cannot overlap by 96"),
         (("--tile", 96, "--overlap", "much"), "--overlap much: give pixels, or auto"),
         (("--overlap", 32), "--overlap is that of tiles; give --tile too"),
-        (("--tile", 96, "--format", "overlay"), "format overlay is not written in tiles"),
+        (("--tile", 96, "--format", "roi"), "format roi is not written in tiles"),
         (("--tile", 96, "--opts", "INPUT.MIN_SIZE_TEST", 300), "would resize every tile"),
     ):
         assert predict("--out", tmp_path / "none", *arguments) == 2

@@ -1,0 +1,142 @@
+"""Caps on proposals and detections grow with the image, in prediction alone; one that hides objects is named."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+from detectron2.modeling import build_model
+
+from pffnet_d2 import Predictor, config_path
+from pffnet_d2.config import read_config
+from pffnet_d2.inference import caps
+from tests.inference.conftest import SmallModel
+
+
+def noise(height: int, width: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 255, (height, width, 3)).astype(np.uint8)
+
+
+def predictor(small_model: SmallModel, *opts: object) -> Predictor:
+    """Images of training have 64 x 96 pixels; at most 20 objects in each, and random weights find as many."""
+    keys = ["MODEL.PFFNET.CAPS_AREA", 64 * 96, *opts]
+    return Predictor(small_model.config, small_model.weights, device="cpu", opts=[str(key) for key in keys])
+
+
+@pytest.mark.parametrize(("height", "width", "most"), [(64, 96, 20), (32, 32, 20), (128, 192, 80), (128, 144, 60)])
+def test_detections_grow_with_the_area(small_model: SmallModel, height: int, width: int, most: int) -> None:
+    """And by that alone: other predictions are those of the caps as they are."""
+    model = predictor(small_model, "MODEL.RPN.POST_NMS_TOPK_TEST", 400)
+    found: list[int] = []
+    model.model.register_forward_hook(lambda _, __, outputs: found.append(len(outputs[0]["instances"])))
+    (prediction,) = model.predict([noise(height, width)])
+    assert found == [most]
+    assert "TEST.DETECTIONS_PER_IMAGE 20" in prediction.capped
+    plain = predictor(small_model, "MODEL.RPN.POST_NMS_TOPK_TEST", 400, "MODEL.PFFNET.CAPS_AREA", 0)
+    (other,) = plain.predict([noise(height, width)])
+    assert (other.label_map == prediction.label_map).all() == (most == 20)
+
+
+def test_the_config_of_a_model_is_left_as_it_is(small_model: SmallModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a prediction, and after one that failed; evaluation uses the model as it is."""
+    model = predictor(small_model)
+    rpn, box = model.model.proposal_generator, model.model.roi_heads.box_predictor
+    before = dict(rpn.pre_nms_topk), dict(rpn.post_nms_topk), box.test_topk_per_image
+    model.predict([noise(128, 192)])
+    assert (rpn.pre_nms_topk, rpn.post_nms_topk, box.test_topk_per_image) == before
+
+    def fail(*_: object, **__: object) -> None:
+        assert box.test_topk_per_image == 80
+        raise MemoryError
+
+    monkeypatch.setattr(model.model.roi_heads, "forward", fail)
+    with pytest.raises(MemoryError):
+        model.predict([noise(128, 192)])
+    assert (rpn.pre_nms_topk, rpn.post_nms_topk, box.test_topk_per_image) == before
+    assert not rpn._forward_hooks
+    assert not rpn.rpn_head._forward_hooks
+
+
+def test_every_network_has_its_caps_scaled() -> None:
+    """The places where they lie, of all that `predict` takes."""
+    for name, opts, places in (
+        ("demo/PFFNet_R18_FPN.yaml", [], 3),
+        ("dsb2018/coursework/MaskRCNN_R101_FPN.yaml", ["MODEL.RESNETS.DEPTH", "50"], 3),
+        ("dsb2018/ObjectGuided_R18_compact.yaml", [], 1),
+        ("dsb2018/FCN8s_compact.yaml", [], 1),
+    ):
+        cfg = read_config(str(config_path(name)), ["MODEL.DEVICE", "cpu", *opts])
+        model = build_model(cfg)
+        before = [(place, key, place[key]) for module in model.modules() for place, key in caps._caps_of(module)]
+        assert len(before) == places, name
+        assert cfg.TEST.DETECTIONS_PER_IMAGE in [cap for _, _, cap in before]
+        with caps.scaled_caps(model, cfg, 2.5):
+            assert [place[key] for place, key, _ in before] == [int(np.ceil(cap * 2.5)) for _, _, cap in before]
+        assert [place[key] for place, key, _ in before] == [cap for _, _, cap in before]
+
+
+@pytest.mark.parametrize(
+    ("opts", "reached"),
+    [
+        ({"TEST.DETECTIONS_PER_IMAGE": 5}, {"TEST.DETECTIONS_PER_IMAGE 5"}),
+        ({"MODEL.RPN.POST_NMS_TOPK_TEST": 10}, {"MODEL.RPN.POST_NMS_TOPK_TEST 10"}),
+        ({"MODEL.RPN.PRE_NMS_TOPK_TEST": 10}, {"MODEL.RPN.PRE_NMS_TOPK_TEST 10"}),
+        ({}, set()),
+        # Detections that no label map takes for objects hide none.
+        ({"TEST.DETECTIONS_PER_IMAGE": 5, "MODEL.PFFNET.LABEL_MAP.SCORE_THRESH": 0.999}, set()),
+    ],
+)
+@pytest.mark.parametrize("views", [[], ["identity", "hflip", "vflip"]])
+def test_a_cap_that_hides_objects_is_named(
+    small_model: SmallModel, opts: dict[str, Any], reached: set[str], views: list[str]
+) -> None:
+    enough = {"MODEL.RPN.POST_NMS_TOPK_TEST": 4000, "MODEL.RPN.PRE_NMS_TOPK_TEST": 9000, "MODEL.PFFNET.TTA": views}
+    enough |= {"TEST.DETECTIONS_PER_IMAGE": 4000}
+    model = predictor(small_model, *(word for pair in (enough | opts).items() for word in pair))
+    for prediction in model.predict([noise(64, 96), noise(64, 96)]):
+        assert set(prediction.capped) == reached
+    if not reached:
+        assert caps.warning(prediction.capped) == ""
+
+
+def test_who_calls_a_predictor_is_warned(small_model: SmallModel) -> None:
+    with pytest.warns(UserWarning, match="objects may be missing") as told:
+        predictor(small_model)(noise(64, 96))
+    (line,) = [str(warning.message) for warning in told]
+    assert line.startswith("the image: objects may be missing: ")
+    assert "TEST.DETECTIONS_PER_IMAGE 20" in line
+    assert "TEST.DETECTIONS_PER_IMAGE 40" in line.partition("--opts")[2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        predictor(small_model, "MODEL.PFFNET.LABEL_MAP.SCORE_THRESH", 0.999, "MODEL.RPN.POST_NMS_TOPK_TEST", 4000)(
+            np.zeros((64, 96), np.uint8)
+        )
+
+
+@pytest.mark.slow
+def test_nothing_is_lost_beside_other_fields(pffnet_data: Callable[[str], Path]) -> None:
+    """The shipped model on nine fields of BBBC039 side by side finds what it finds in each of them."""
+    from pffnet_d2.data.readers import READERS
+    from pffnet_d2.evaluation.contingency import ContingencyTable
+    from pffnet_d2.evaluation.metrics import f1_at_iou
+
+    every = READERS["bbbc039"].records(pffnet_data("bbbc039"), "val")
+    model = Predictor(device="cpu")
+    fields = [model.normalise(record.read_image()) for record, _ in zip(every, range(9), strict=False)]
+    apart = np.zeros((3 * 520, 3 * 696), np.int32)
+    for i, field in enumerate(fields):
+        y, x = i // 3 * 520, i % 3 * 696
+        labels = model.predict([field])[0].label_map
+        apart[y : y + 520, x : x + 696] = np.where(labels, labels + apart.max(), 0)
+    whole = np.concatenate([np.concatenate(fields[i : i + 3], axis=1) for i in (0, 3, 6)])
+    together = model.predict([whole])[0].label_map
+    assert together.max() > 500
+    assert f1_at_iou(ContingencyTable.from_labels(apart, together)) > 0.96
