@@ -22,6 +22,9 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.files import write_text
 
 CATEGORY_ID = 1
+# What lies on top where objects overlap: the smaller one, or the one that the publisher's file names first.
+OVERLAPS = ("smaller", "first")
+PREPARE_AGAIN = "prepare the data set again"
 
 Region = tuple[int, int, npt.NDArray[np.bool_]]
 """One whole object: row and column of the upper left pixel of its window, and the window's mask. The window lies inside
@@ -65,12 +68,14 @@ def label_map_to_annotations(
 
 
 def regions_to_annotations(
-    regions: Sequence[Region], height: int, width: int, image_id: int = 1, first_id: int = 1
+    regions: Sequence[Region], height: int, width: int, image_id: int = 1, first_id: int = 1, overlap: str = "smaller"
 ) -> list[dict[str, Any]]:
     """Like ``label_map_to_annotations`` for objects that may overlap, each whole, in the order given.
 
     Args:
         regions: (y0, x0, mask (h, w) bool) with the window inside the image.
+        overlap: of ``OVERLAPS``. "first" is kept as ``z_order`` of each annotation, which ``paint`` and all that is
+            made of it follow: the first region has the highest. "smaller" needs none.
 
     Raises:
         InputError: a window outside the image, or an empty mask.
@@ -87,16 +92,28 @@ def regions_to_annotations(
             "area": int(np.count_nonzero(region[2])),
             "bbox": box,
             "segmentation": {"size": [height, width], "counts": rle["counts"].decode("ascii")},
+            **({"z_order": len(regions) - i} if overlap == "first" else {}),
         }
         for i, (region, box, rle) in enumerate(zip(regions, boxes, encoded, strict=True))
     ]
 
 
-def regions_to_label_map(regions: Sequence[Region], height: int, width: int) -> npt.NDArray[np.int32]:
-    """(H, W) int32 label map of objects that may overlap: the smaller on top, of equal ones the later, ids in the order
-    of the regions; those of which nothing is seen get no id."""
+def regions_to_label_map(
+    regions: Sequence[Region], height: int, width: int, overlap: str = "smaller"
+) -> npt.NDArray[np.int32]:
+    """(H, W) int32 label map of objects that may overlap, ids in the order of the regions; those of which nothing is
+    seen get no id.
+
+    Args:
+        overlap: "smaller": the smaller one is on top, of equal ones the later; "first": the first of the regions is.
+    """
     painted = np.zeros((height, width), np.int32)
-    for i in sorted(range(len(regions)), key=lambda i: -np.count_nonzero(regions[i][2])):
+    bottom_up = (
+        range(len(regions) - 1, -1, -1)
+        if overlap == "first"
+        else sorted(range(len(regions)), key=lambda i: -np.count_nonzero(regions[i][2]))
+    )
+    for i in bottom_up:
         y0, x0, mask = regions[i]
         painted[y0 : y0 + mask.shape[0], x0 : x0 + mask.shape[1]][mask] = i + 1
     return contiguous(painted)
@@ -154,8 +171,9 @@ def _run_lengths(label_map: npt.NDArray[np.int32]) -> list[npt.NDArray[np.int64]
 def annotations_to_label_map(annotations: Sequence[dict[str, Any]], height: int, width: int) -> npt.NDArray[np.int32]:
     """(H, W) int32 label map, ids in the order of the annotations.
 
-    Where masks overlap the smaller one is on top (of equal ones the later), which keeps every object seen that can be.
-    One that nevertheless has no pixel left, or never had one, gets no id, so that ids are 1..n without gaps.
+    Where masks overlap the one of higher ``z_order`` is on top (see ``paint``); without that key the smaller one (of
+    equal ones the later), which keeps every object seen that can be. One that nevertheless has no pixel left, or never
+    had one, gets no id, so that ids are 1..n without gaps.
 
     Raises:
         InputError: naming the annotation whose mask is of another size or cannot be decoded.
@@ -174,16 +192,26 @@ def paint(
     """Like ``annotations_to_label_map``, but id i + 1 is always annotation i, so ids of hidden ones are missing; and
     the areas of the whole masks.
 
-    The areas sum to the painted pixels exactly when no two masks overlap.
+    Where masks overlap the annotation of higher ``z_order`` (a whole number, 0 where it has none) is on top, of equal
+    ones the smaller, of equally large ones the later. The areas sum to the painted pixels exactly when no two masks
+    overlap.
     """
     start, length, owner = _runs(annotations, height, width)
     areas = np.bincount(owner, weights=length, minlength=len(annotations)).astype(np.int64)
-    order = np.argsort(-areas[owner], kind="stable")  # large first; runs of equal owners stay in order
+    # Low and large first; runs of equal owners stay in order.
+    order = np.lexsort((-areas[owner], _z_orders(annotations)[owner]))
     start, length, owner = start[order], length[order], owner[order]
     pixels = np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())
     flat = np.zeros(height * width, np.int32)
     flat[pixels] = np.repeat(owner + 1, length)  # of repeated pixels the last value stays
     return np.ascontiguousarray(flat.reshape(width, height).T), areas
+
+
+def _z_orders(annotations: Sequence[dict[str, Any]]) -> npt.NDArray[np.int64]:
+    for annotation in annotations:
+        if type(annotation.get("z_order", 0)) is not int or abs(annotation.get("z_order", 0)) >= 1 << 31:
+            raise InputError(f"{_name(annotation)}: its z_order is no whole number; {PREPARE_AGAIN}")
+    return np.array([annotation.get("z_order", 0) for annotation in annotations], np.int64)
 
 
 def paint_layers(annotations: Sequence[dict[str, Any]], height: int, width: int) -> list[npt.NDArray[np.int32]]:

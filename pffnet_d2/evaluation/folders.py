@@ -18,13 +18,13 @@ from PIL import Image
 from pffnet_d2.data.coco import annotations_to_label_map
 from pffnet_d2.data.images import DAMAGE, TIFF_MAGIC, decode_image, read_bytes
 from pffnet_d2.errors import InputError
-from pffnet_d2.evaluation.scores import Row, score
+from pffnet_d2.evaluation.scores import Row, report_group, score
 
 SUFFIXES = (".png", ".tif", ".tiff")
 
 
 class Truth(NamedTuple):
-    """The truth of an image: the file it is in, how to read it (H, W), and the image's group."""
+    """The truth of an image: the file it is in, how to read it (H, W), and the image's group in reports."""
 
     file: Path
     read: Callable[[], NDArray[Any]]
@@ -66,7 +66,7 @@ def score_folders(truth: Path, prediction: Path) -> Iterator[Row]:
 
 
 class PreparedImage(NamedTuple):
-    """An image of a prepared split: its file, how to read its truth (H, W), and its group."""
+    """An image of a prepared split: its file, how to read its truth (H, W), and its group in reports."""
 
     file: Path
     truth: Callable[[], NDArray[np.int32]]
@@ -86,7 +86,7 @@ def prepared(folder: Path) -> Iterator[tuple[str, PreparedImage]]:
         for annotation in data["annotations"]:
             annotations[annotation["image_id"]].append(annotation)
         images = [
-            (entry["id"], Path(entry["file_name"]), entry["height"], entry["width"], entry.get("group") or "")
+            (entry["id"], Path(entry["file_name"]), entry["height"], entry["width"], report_group(entry))
             for entry in data["images"]
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:

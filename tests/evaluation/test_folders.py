@@ -80,7 +80,7 @@ def test_the_truth_of_a_prepared_split(tmp_path: Path, write_labels: Write) -> N
         assert row["DiC"] == -3
         assert row["SQ"] == 1
     data = json.loads((split / "instances.json").read_text())
-    data["images"][1]["group"] = "unseen"
+    data["images"][1]["report_group"] = "unseen"
     (split / "instances.json").write_text(json.dumps(data))
     assert [row["group"] for row in score_folders(split, tmp_path / "prediction")][1] == "unseen"
     (tmp_path / "prediction" / f"{name}.tif").unlink()

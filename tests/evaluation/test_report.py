@@ -134,7 +134,9 @@ def test_the_command(tmp_path: Path, methods: dict[str, list[Row]], capsys: pyte
     write_scores(tmp_path / "fold_1", methods["Second"][:2], {})
     write_scores(tmp_path / "fold_2", methods["Second"][2:], {})
     groups = tmp_path / "groups.csv"
-    groups.write_text("image,group\n" + "".join(f"{image},one\n" for image in (*SEEN, *UNSEEN)))
+    groups.write_text(
+        "image,group\n" + "".join(f"{image},{'one' if image < 'e' else ''}\n" for image in (*SEEN, *UNSEEN))
+    )
     out = tmp_path / "out"
     runs = [f"Second={tmp_path}/fold_1", f"Second={tmp_path}/fold_2", f"Ours={tmp_path}/Ours"]
     assert cli.main(["report", *runs, "--proposed", "Ours", "--out", str(out), "--groups", str(groups)]) == 0

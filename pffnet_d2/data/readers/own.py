@@ -43,6 +43,7 @@ SPLITS: tuple[str, ...] = ()  # what the options make them
 OPTIONS: dict[str, tuple[Any, str]] = {
     "fractions": ("train=0.8,val=0.2", "parts of the images by split; they sum to 1"),
     "group": ("", "keep together what shares a folder (group=folder) or what a regular expression finds in the path"),
+    "report_group": ("", "column of an image in reports: folder or a regular expression, as for group"),
     "lists": ("", "folder with <split>.txt, an image a line, instead of fractions"),
     "seed": (0, "of the division by fractions (--seed)"),
     "images": ("images", "folder of the images"),
@@ -106,7 +107,9 @@ def splits(root: Path, **options: Any) -> tuple[str, ...]:
     return tuple(_divide(root, **options))
 
 
-def records(root: Path, split: str, **options: Any) -> Iterator[Record]:
+def records(
+    root: Path, split: str, *, group: str = "", report_group: str = "", image_type: str = "", **options: Any
+) -> Iterator[Record]:
     """The images of a split in the order of their paths.
 
     Raises:
@@ -114,10 +117,9 @@ def records(root: Path, split: str, **options: Any) -> Iterator[Record]:
             not COCO, options that do not fit. Reading a record: a truncated file; a picture of labels instead of
             labels; labels that are no whole numbers or negative.
     """
-    kind = options.get("image_type", "")
-    if kind and kind not in IMAGE_TYPES:
-        raise InputError(f"option image_type={kind}: choose one of {', '.join(IMAGE_TYPES)}")
-    parts = _divide(root, **options)
+    if image_type and image_type not in IMAGE_TYPES:
+        raise InputError(f"option image_type={image_type}: choose one of {', '.join(IMAGE_TYPES)}")
+    parts = _divide(root, group=group, **options)
     if split not in parts:
         raise InputError(f"unknown split {split!r}; the options make {', '.join(parts)}")
     for item in parts[split]:
@@ -125,8 +127,9 @@ def records(root: Path, split: str, **options: Any) -> Iterator[Record]:
             image_id=item.image_id,
             read_image=item.read_image,
             read_label_map=item.read_label_map,
-            group=_group(item.key, options.get("group", "")),
-            image_type=kind,
+            split_group=_group(item.key, "group", group),
+            report_group=_group(item.key, "report_group", report_group),
+            image_type=image_type,
             read_regions=item.read_regions,
         )
 
@@ -388,7 +391,7 @@ def _coco_regions(annotations: list[dict[str, Any]], height: int, width: int, na
     return regions
 
 
-def _group(key: Key, pattern: str) -> str:
+def _group(key: Key, option: str, pattern: str) -> str:
     """What the pattern finds in the image's path: its first group, or all of the match."""
     if not pattern:
         return ""
@@ -397,9 +400,9 @@ def _group(key: Key, pattern: str) -> str:
     try:
         match = re.search(pattern, "/".join(key))
     except re.error as error:
-        raise InputError(f"option group={pattern}: no regular expression ({error}); write one, or folder") from error
+        raise InputError(f"option {option}={pattern}: no regular expression ({error}); write one, or folder") from error
     if not match:
-        raise InputError(f"option group={pattern}: finds nothing in {'/'.join(key)}; widen it")
+        raise InputError(f"option {option}={pattern}: finds nothing in {'/'.join(key)}; widen it")
     return str(match[1] if match.re.groups else match[0])
 
 
@@ -425,7 +428,7 @@ def _by_fractions(items: list[_Item], fractions: dict[str, float], pattern: str,
     splits without any."""
     groups: dict[tuple[str, str], list[_Item]] = defaultdict(list)
     for item in items:
-        group = _group(item.key, pattern)
+        group = _group(item.key, "group", pattern)
         groups[(group, "") if group else ("", item.image_id)].append(item)
     keys = sorted(groups)
     parts: dict[str, list[_Item]] = {name: [] for name in fractions}
