@@ -27,11 +27,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from skimage.measure import label
 
 from pffnet_d2.data.coco import Region, annotations_to_regions, regions_to_label_map
 from pffnet_d2.data.images import AS_IS, AUTO, BY_DEPTH, Normalisation, decode_image, read_bytes
-from pffnet_d2.data.readers.labels import label_map
+from pffnet_d2.data.readers.labels import components, label_map, parts_of_one_id
 from pffnet_d2.data.readers.masks import one_mask_per_object
 from pffnet_d2.data.readers.record import IMAGE_TYPES, Record
 from pffnet_d2.data.readers.source import SourceFile, list_files
@@ -303,15 +302,15 @@ def _read_labels(file: SourceFile, form: str) -> npt.NDArray[np.int32]:
     if labels.ndim == 3 and (labels == labels[..., :1]).all():
         labels = labels[..., 0]  # one plane, saved as RGB
     ids = label_map(labels, str(file))
-    if form == "ids" or (form == "auto" and ids.max() != 1):
-        return ids
-    components, count = label(ids > 0, connectivity=2, return_num=True)
-    if form == "auto" and count > 1:
+    if form == "components":
+        return components(ids > 0)
+    count = parts_of_one_id(ids) if form == "auto" else 0
+    if count > 1:
         raise InputError(
             f"{file}: one id in {count} separate parts; say --option truth=components if it is the mask of all "
             "objects, truth=ids if it is one object"
         )
-    return np.asarray(components, np.int32)
+    return ids
 
 
 def _coco_items(files: dict[Key, SourceFile], path: Key, image_folder: Key) -> list[_Item]:
