@@ -230,13 +230,15 @@ def paint_layers(annotations: Sequence[dict[str, Any]], height: int, width: int)
             return layers
 
 
-def annotations_to_regions(annotations: Sequence[dict[str, Any]], height: int, width: int) -> list[Region]:
+def annotations_to_regions(
+    annotations: Sequence[dict[str, Any]], height: int, width: int, *, remedy: str = PREPARE_AGAIN
+) -> list[Region]:
     """Every object whole, in the order of the annotations; those without a pixel are left out.
 
     Raises:
-        InputError: naming the annotation whose mask is of another size or cannot be decoded.
+        InputError: naming the annotation whose mask is of another size or cannot be decoded, and the ``remedy``.
     """
-    start, length, owner = _runs(annotations, height, width)
+    start, length, owner = _runs(annotations, height, width, remedy)
     pixels = np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())
     regions: list[Region] = []
     for own in np.split(pixels, np.cumsum(np.bincount(owner, length, len(annotations)).astype(np.int64))[:-1]):
@@ -252,7 +254,7 @@ def annotations_to_regions(annotations: Sequence[dict[str, Any]], height: int, w
 Runs = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
-def _runs(annotations: Sequence[dict[str, Any]], height: int, width: int) -> Runs:
+def _runs(annotations: Sequence[dict[str, Any]], height: int, width: int, remedy: str = PREPARE_AGAIN) -> Runs:
     """Start (index into the column-major image), length and owner (index of the annotation) of every run of pixels of
     the masks.
 
@@ -263,7 +265,7 @@ def _runs(annotations: Sequence[dict[str, Any]], height: int, width: int) -> Run
     """
     if not annotations:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
-    strings = [_compressed(annotation, height, width) for annotation in annotations]
+    strings = [_compressed(annotation, height, width, remedy) for annotation in annotations]
     digits = np.frombuffer(b"".join(strings), np.uint8).astype(np.int64) - 48
     last = (digits & 32) == 0
     string_ends = np.cumsum([len(string) for string in strings])
@@ -285,14 +287,14 @@ def _runs(annotations: Sequence[dict[str, Any]], height: int, width: int) -> Run
     )
     if broken.any():
         name = _name(annotations[int(np.argmax(broken))])
-        raise InputError(f"{name}: its run lengths do not fill {height} x {width} pixels; prepare the data set again")
+        raise InputError(f"{name}: its run lengths do not fill {height} x {width} pixels; {remedy}")
     owner = np.repeat(np.arange(len(strings)), number_ends - number_starts)
     ones = (np.arange(len(numbers)) - number_starts[owner]) % 2 == 1
     start = np.cumsum(numbers) - numbers - owner * (height * width)
     return start[ones], numbers[ones], owner[ones]
 
 
-def _compressed(annotation: dict[str, Any], height: int, width: int) -> bytes:
+def _compressed(annotation: dict[str, Any], height: int, width: int, remedy: str) -> bytes:
     """The run-length string of an annotation given as run lengths (compressed or not) or polygons."""
     try:
         segmentation = annotation["segmentation"]
@@ -304,14 +306,15 @@ def _compressed(annotation: dict[str, Any], height: int, width: int) -> bytes:
         string: bytes = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
     except Exception as error:  # pycocotools raises bare ones
         raise InputError(
-            f"{_name(annotation)}: its segmentation is neither run lengths nor polygons; prepare the data set again"
+            f"{_name(annotation)}: its segmentation is neither run lengths nor polygons; {remedy}"
         ) from error
     if size != [height, width]:
         raise InputError(
-            f"{_name(annotation)}: its mask is for {size[0]} x {size[1]} pixels, the image has {height} x {width}"
+            f"{_name(annotation)}: its mask is for {size[0]} x {size[1]} pixels, the image has {height} x {width}; "
+            f"{remedy}"
         )
     if not string:
-        raise InputError(f"{_name(annotation)}: its run lengths are empty; prepare the data set again")
+        raise InputError(f"{_name(annotation)}: its run lengths are empty; {remedy}")
     return string
 
 

@@ -117,6 +117,8 @@ def prepare(
     dataset = _dataset_name(name, dataset)
     if count is not None and count < 1:
         raise InputError(f"count {count}: give at least one image")
+    if seed < 0:
+        raise InputError(f"--seed {seed}: give a whole number from 0 on")
     made_by: dict[str, Any] = {}
     lists: dict[str, Any] = {}
     if name == "phantoms":

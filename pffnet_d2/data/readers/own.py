@@ -15,7 +15,6 @@ called train and val or test, each with one of the layouts above.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import Counter, defaultdict
@@ -28,8 +27,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pffnet_d2.data.coco import Region, annotations_to_regions, regions_to_label_map
+from pffnet_d2.data.coco import Region, regions_to_label_map
 from pffnet_d2.data.images import AS_IS, AUTO, BY_DEPTH, Normalisation, decode_image, read_bytes
+from pffnet_d2.data.readers.coco_json import CocoImage, read_coco
 from pffnet_d2.data.readers.labels import components, label_map, parts_of_one_id
 from pffnet_d2.data.readers.masks import one_mask_per_object
 from pffnet_d2.data.readers.record import IMAGE_TYPES, Record
@@ -315,79 +315,41 @@ def _read_labels(file: SourceFile, form: str) -> npt.NDArray[np.int32]:
 
 def _coco_items(files: dict[Key, SourceFile], path: Key, image_folder: Key) -> list[_Item]:
     file = files[path]
-    try:
-        data = json.loads(file.read())
-        annotations: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in data["images"]}
-        images = [(image["id"], str(image["file_name"]), image["height"], image["width"]) for image in data["images"]]
-        crowds = sum(bool(annotation.get("iscrowd", 0)) for annotation in data["annotations"])
-        for annotation in data["annotations"]:
-            if annotation["image_id"] not in annotations:
-                raise InputError(
-                    f"{file}: annotation {annotation.get('id', '?')} is of image {annotation['image_id']}, which is "
-                    "not among its images; add the image or remove the annotation"
-                )
-            if not annotation.get("iscrowd", 0):
-                annotations[annotation["image_id"]].append(annotation)
-        categories = {annotation["category_id"] for annotation in data["annotations"]}
-    except InputError:  # is a ValueError too
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{file}: is no COCO json with images (id, file_name, height, width) and annotations "
-            f"(image_id, category_id, segmentation); give one, or name it with --option coco=PATH"
-        ) from error
-    if len(annotations) < len(images):
-        raise InputError(f"{file}: two images have the same id; number them anew")
-    if crowds:
-        logger.warning("%s: %d annotations of crowds are left out", file, crowds)
-    if len(categories) > 1:
-        logger.warning("%s: its %d categories become one", file, len(categories))
     by_name = defaultdict(list)
     for other in files:
         by_name[other[-1]].append(other)
     items = []
-    for image_id, file_name, height, width in images:
-        below = PurePosixPath(file_name.replace("\\", "/"))
+    for image in read_coco(file):
+        below = image.path
         tries = [(*base, *below.parts) for base in (path[:-1], image_folder, ())]
         tries += by_name[below.name] if len(by_name[below.name]) == 1 else []
         place = next((other for other in tries if other in files), None)
         if place is None:
-            raise InputError(f"{file}: its image {file_name} is not there; put the images into images/")
-        own = annotations[image_id]
+            raise InputError(f"{file}: its image {image.file_name} is not there; put the images into images/")
+        folders = (part for part in below.parent.parts if part not in ("/", "..") and not part.endswith(":"))
         items.append(
             _Item(
-                key=(*below.parent.parts, below.stem),
-                read_image=partial(_read_sized, files[place], height, width, str(file)),
-                read_label_map=partial(_coco_labels, own, height, width, str(file)),
-                read_regions=partial(_coco_regions, own, height, width, str(file)),
+                key=(*folders, below.stem),
+                read_image=partial(_read_sized, files[place], image),
+                read_label_map=partial(_coco_labels, image),
+                read_regions=image.regions,
             )
         )
     return items
 
 
-def _read_sized(file: SourceFile, height: int, width: int, json_name: str) -> npt.NDArray[Any]:
-    image = _read(file)
-    if image.shape[:2] != (height, width):
+def _read_sized(file: SourceFile, image: CocoImage) -> npt.NDArray[Any]:
+    pixels = _read(file)
+    if pixels.shape[:2] != (image.height, image.width):
         raise InputError(
-            f"{file}: {image.shape[0]} x {image.shape[1]} pixels (height x width) where {json_name} says "
-            f"{height} x {width}; give the image that was annotated"
+            f"{file}: {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width) where {image.json_name} says "
+            f"{image.height} x {image.width}; give the image that was annotated"
         )
-    return image
+    return pixels
 
 
-def _coco_labels(annotations: list[dict[str, Any]], height: int, width: int, name: str) -> npt.NDArray[np.int32]:
-    return regions_to_label_map(_coco_regions(annotations, height, width, name), height, width)
-
-
-def _coco_regions(annotations: list[dict[str, Any]], height: int, width: int, name: str) -> list[Region]:
-    try:
-        regions = annotations_to_regions(annotations, height, width)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
-    if len(regions) < len(annotations):
-        image = annotations[0]["image_id"]
-        logger.warning("%s: %d annotations of image %s without a pixel", name, len(annotations) - len(regions), image)
-    return regions
+def _coco_labels(image: CocoImage) -> npt.NDArray[np.int32]:
+    return regions_to_label_map(image.regions(), image.height, image.width)
 
 
 def _group(key: Key, option: str, pattern: str) -> str:
