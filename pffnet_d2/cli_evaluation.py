@@ -24,12 +24,20 @@ def evaluate_folders(arguments: Sequence[str]) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="pffnet evaluate",
-        description="Scores label images of any tool. Files of one image have the same name in both folders; "
-        "each holds integers, 0 background (png, tif; 8, 16 or 32 bit).",
+        description="Scores label images: those that `pffnet predict` wrote, or of any tool. Files of one image have "
+        "its name in both folders, with or without _labels or _mask after it; each holds integers, 0 background (png, "
+        "tif; 8, 16 or 32 bit).",
     )
     parser.add_argument("--truth", type=Path, required=True, metavar="DIR", help="or a prepared split, ROOT/NAME/SPLIT")
     parser.add_argument("--prediction", type=Path, required=True, metavar="DIR")
     parser.add_argument("--out", type=Path, metavar="DIR", help="gets label_map.csv (per image) and label_map.json")
+    parser.add_argument(
+        "--objects",
+        choices=("auto", "ids", "components"),
+        default="auto",
+        help="what a label image of a single id is, in separate parts: ids: one object; components: the mask of all "
+        "objects; auto: refused (default)",
+    )
     _add_groups(parser)
     args = parser.parse_args(arguments)
 
@@ -38,7 +46,7 @@ def evaluate_folders(arguments: Sequence[str]) -> int:
 
     if args.out:
         check_folder(args.out)
-    rows = list(score_folders(args.truth, args.prediction))
+    rows = list(score_folders(args.truth, args.prediction, args.objects))
     _group(rows, args.groups)
     if args.out:
         write_scores(args.out, rows, {"truth": str(args.truth), "prediction": str(args.prediction)})

@@ -19,7 +19,7 @@ from pffnet_d2.data.catalog import register_all, root
 from pffnet_d2.data.prepare import OWN, check_folds, prepare, read_info
 from pffnet_d2.data.readers import READERS
 from pffnet_d2.errors import InputError
-from pffnet_d2.evaluation.report import SHOWN, Report, merge_runs
+from pffnet_d2.evaluation.report import SHOWN, Report, merge_runs, shown_of
 from pffnet_d2.evaluation.scores import CSV, Row, read_scores
 from pffnet_d2.evaluation.statistics import Summary, summarise
 from pffnet_d2.files import write_text
@@ -78,8 +78,9 @@ def main(argv: Sequence[str]) -> int:
     name = "_".join(Path(file).stem for file in (args.config_file, *args.method))
     parts = {folder.name: read_scores(folder) for folder in folders}
     report = Report({name: merge_runs(name, list(parts.values()))}, name)
-    report.write(out)
-    table = fold_table(parts)
+    shown = shown_of(*MetadataCatalog.get(splits[0][1]).thing_classes)
+    report.write(out, shown)
+    table = fold_table(parts, shown)
     write_text(out / "folds.md", table)
     print(table, end="")
     return 0

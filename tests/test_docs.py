@@ -12,6 +12,9 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from pffnet_d2 import cli, cli_evaluation, engine, finetune, kfold
 from pffnet_d2.config import config_path, read_config
+from pffnet_d2.data import readers
+from pffnet_d2.data.prepare import known_splits
+from pffnet_d2.data.readers import READERS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -107,3 +110,65 @@ def test_one_thing_is_cited_in_one_way(said: str, cited: str) -> None:
     found = [text[match.end() : match.end() + 180] for text in texts for match in re.finditer(said, text)]
     assert found
     assert [after for after in found if not re.search(cited, after)] == []
+
+
+def named_data_sets(text: str) -> set[str]:
+    """Names, as in the catalogs, of the data sets that a page tells to evaluate, train or report on."""
+    folders = re.findall(r"\bdatasets/([a-z]\w*)/([a-z]\w*)(?![\w.])", text)
+    found = re.findall(r"\binference/([a-z]\w*)(?![\w.])", text) + ["_".join(parts) for parts in folders]
+    for value in re.findall(r"DATASETS\.\w+ \"\(([^)]*)\)", text):
+        found += re.findall(r"'(\w+)'", value)
+    found += re.findall(r"--(?:train|val) (\w+_\w+)", text)
+    return {name for name in found if name != "third_party"}
+
+
+def test_data_sets_exist() -> None:
+    """Each is one that ``pffnet prepare`` makes: published, a fold of one, or what a page calls a custom one."""
+    texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    splits = {name: set(folders) for name, folders in known_splits().items()}
+    custom = {"own", *(name for text in texts.values() for name in re.findall(r"--name (\w+)", text))} - set(splits)
+    named = {name: page for page, text in texts.items() for name in named_data_sets(text)}
+    assert len(named) > 10
+    for name, page in named.items():
+        own = any(name.startswith(f"{each}_") for each in custom)
+        published = any(f"{data_set}_{split}" == name for data_set, folders in splits.items() for split in folders)
+        fold = re.fullmatch(r"([a-z0-9]+)_(?:\w+_)?fold\d+of\d+_(train|val)", name)
+        assert own or published or (fold and fold[1] in splits), f"{page}: {name}"
+
+
+def test_files_of_groups_exist() -> None:
+    for page, command in COMMANDS:
+        for name in re.findall(r"--groups (\S+)", command):
+            assert (ROOT / name).exists(), f"{page}: {command}"
+
+
+def rows_of(table: str) -> dict[str, list[tuple[str, str]]]:
+    """Option and default by reader, of the table of datasets/README.md; a row without reader goes on with the last."""
+    found: dict[str, list[tuple[str, str]]] = {}
+    reader = ""
+    for line in table.splitlines():
+        cells = [cell.strip().strip("`") for cell in line.strip("| ").split("|")] if line.startswith("|") else []
+        if line.startswith("| |"):
+            cells = ["", *cells]
+        if len(cells) >= 4 and cells[1] not in ("option", "---"):
+            reader = cells[0] or reader
+            found.setdefault(reader, []).append((cells[1], cells[2]))
+    return found
+
+
+def test_every_option_of_a_reader_is_in_the_tables() -> None:
+    text = (ROOT / "datasets/README.md").read_text(encoding="utf-8")
+    table = rows_of(text[text.index("| reader | option |") :].split("\n\n")[0])
+    for name in READERS:
+        if name == "own":
+            continue
+        expected = [
+            (option, str(default).lower() if isinstance(default, bool) else str(default))
+            for option, (default, _) in readers.options(name).items()
+        ]
+        assert sorted(table.pop(name, [])) == sorted(expected), name
+    assert not table
+    own = (ROOT / "docs/data.md").read_text(encoding="utf-8")
+    own = own[own.index("## Splits") : own.index("## Checking")]
+    for option in readers.options("own"):
+        assert re.search(rf"`{option}`|--option \"?{option}=|--{option}\b", own), option

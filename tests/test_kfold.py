@@ -96,6 +96,15 @@ def test_called_again_it_trains_what_is_left_and_reports(
     assert report["Dice"] == pytest.approx(np.mean(every))
 
 
+def test_the_tables_of_leaves_hold_sbd(datasets: Path, runs: list[str], tmp_path: Path) -> None:
+    prepare("own", tmp_path / "source", datasets, folds=2, seed=4, dataset="cells", options={"category": "leaf"})
+    out = tmp_path / "run"
+    assert main(["kfold", *FOLDS, "OUTPUT_DIR", str(out)]) == 1  # the second fold is interrupted
+    assert main(["kfold", *FOLDS, "OUTPUT_DIR", str(out)]) == 0
+    for file in ("folds.md", "report.md"):
+        assert "| SBD" in (out / file).read_text()
+
+
 def test_a_fold_begun_with_another_config_is_not_mixed_in(datasets: Path, runs: list[str], tmp_path: Path) -> None:
     out = ["OUTPUT_DIR", str(tmp_path / "run")]
     kfold.main([*FOLDS, *out])

@@ -94,7 +94,9 @@ def load(name: str) -> list[dict[str, Any]]:
             f"run `pffnet prepare {meta.prepare_arguments} --out {root()}`"
         )
     try:
-        dicts: list[dict[str, Any]] = load_coco_json(meta.json_file, meta.image_root, name)
+        dicts: list[dict[str, Any]] = load_coco_json(
+            meta.json_file, meta.image_root, name, extra_annotation_keys=["z_order"]
+        )
     except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
         raise InputError(
             f"{meta.json_file}: not the json of a prepared data set; delete its folder and prepare it again"

@@ -22,6 +22,9 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.files import write_text
 
 CATEGORY_ID = 1
+# What lies on top where objects overlap: the smaller one, or the one that the publisher's file names first.
+OVERLAPS = ("smaller", "first")
+PREPARE_AGAIN = "prepare the data set again"
 
 Region = tuple[int, int, npt.NDArray[np.bool_]]
 """One whole object: row and column of the upper left pixel of its window, and the window's mask. The window lies inside
@@ -65,12 +68,14 @@ def label_map_to_annotations(
 
 
 def regions_to_annotations(
-    regions: Sequence[Region], height: int, width: int, image_id: int = 1, first_id: int = 1
+    regions: Sequence[Region], height: int, width: int, image_id: int = 1, first_id: int = 1, overlap: str = "smaller"
 ) -> list[dict[str, Any]]:
     """Like ``label_map_to_annotations`` for objects that may overlap, each whole, in the order given.
 
     Args:
         regions: (y0, x0, mask (h, w) bool) with the window inside the image.
+        overlap: of ``OVERLAPS``. "first" is kept as ``z_order`` of each annotation, which ``paint`` and all that is
+            made of it follow: the first region has the highest. "smaller" needs none.
 
     Raises:
         InputError: a window outside the image, or an empty mask.
@@ -87,16 +92,28 @@ def regions_to_annotations(
             "area": int(np.count_nonzero(region[2])),
             "bbox": box,
             "segmentation": {"size": [height, width], "counts": rle["counts"].decode("ascii")},
+            **({"z_order": len(regions) - i} if overlap == "first" else {}),
         }
         for i, (region, box, rle) in enumerate(zip(regions, boxes, encoded, strict=True))
     ]
 
 
-def regions_to_label_map(regions: Sequence[Region], height: int, width: int) -> npt.NDArray[np.int32]:
-    """(H, W) int32 label map of objects that may overlap: the smaller on top, of equal ones the later, ids in the order
-    of the regions; those of which nothing is seen get no id."""
+def regions_to_label_map(
+    regions: Sequence[Region], height: int, width: int, overlap: str = "smaller"
+) -> npt.NDArray[np.int32]:
+    """(H, W) int32 label map of objects that may overlap, ids in the order of the regions; those of which nothing is
+    seen get no id.
+
+    Args:
+        overlap: "smaller": the smaller one is on top, of equal ones the later; "first": the first of the regions is.
+    """
     painted = np.zeros((height, width), np.int32)
-    for i in sorted(range(len(regions)), key=lambda i: -np.count_nonzero(regions[i][2])):
+    bottom_up = (
+        range(len(regions) - 1, -1, -1)
+        if overlap == "first"
+        else sorted(range(len(regions)), key=lambda i: -np.count_nonzero(regions[i][2]))
+    )
+    for i in bottom_up:
         y0, x0, mask = regions[i]
         painted[y0 : y0 + mask.shape[0], x0 : x0 + mask.shape[1]][mask] = i + 1
     return contiguous(painted)
@@ -154,8 +171,9 @@ def _run_lengths(label_map: npt.NDArray[np.int32]) -> list[npt.NDArray[np.int64]
 def annotations_to_label_map(annotations: Sequence[dict[str, Any]], height: int, width: int) -> npt.NDArray[np.int32]:
     """(H, W) int32 label map, ids in the order of the annotations.
 
-    Where masks overlap the smaller one is on top (of equal ones the later), which keeps every object seen that can be.
-    One that nevertheless has no pixel left, or never had one, gets no id, so that ids are 1..n without gaps.
+    Where masks overlap the one of higher ``z_order`` is on top (see ``paint``); without that key the smaller one (of
+    equal ones the later), which keeps every object seen that can be. One that nevertheless has no pixel left, or never
+    had one, gets no id, so that ids are 1..n without gaps.
 
     Raises:
         InputError: naming the annotation whose mask is of another size or cannot be decoded.
@@ -174,16 +192,26 @@ def paint(
     """Like ``annotations_to_label_map``, but id i + 1 is always annotation i, so ids of hidden ones are missing; and
     the areas of the whole masks.
 
-    The areas sum to the painted pixels exactly when no two masks overlap.
+    Where masks overlap the annotation of higher ``z_order`` (a whole number, 0 where it has none) is on top, of equal
+    ones the smaller, of equally large ones the later. The areas sum to the painted pixels exactly when no two masks
+    overlap.
     """
     start, length, owner = _runs(annotations, height, width)
     areas = np.bincount(owner, weights=length, minlength=len(annotations)).astype(np.int64)
-    order = np.argsort(-areas[owner], kind="stable")  # large first; runs of equal owners stay in order
+    # Low and large first; runs of equal owners stay in order.
+    order = np.lexsort((-areas[owner], _z_orders(annotations)[owner]))
     start, length, owner = start[order], length[order], owner[order]
     pixels = np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())
     flat = np.zeros(height * width, np.int32)
     flat[pixels] = np.repeat(owner + 1, length)  # of repeated pixels the last value stays
     return np.ascontiguousarray(flat.reshape(width, height).T), areas
+
+
+def _z_orders(annotations: Sequence[dict[str, Any]]) -> npt.NDArray[np.int64]:
+    for annotation in annotations:
+        if type(annotation.get("z_order", 0)) is not int or abs(annotation.get("z_order", 0)) >= 1 << 31:
+            raise InputError(f"{_name(annotation)}: its z_order is no whole number; {PREPARE_AGAIN}")
+    return np.array([annotation.get("z_order", 0) for annotation in annotations], np.int64)
 
 
 def paint_layers(annotations: Sequence[dict[str, Any]], height: int, width: int) -> list[npt.NDArray[np.int32]]:
@@ -202,13 +230,15 @@ def paint_layers(annotations: Sequence[dict[str, Any]], height: int, width: int)
             return layers
 
 
-def annotations_to_regions(annotations: Sequence[dict[str, Any]], height: int, width: int) -> list[Region]:
+def annotations_to_regions(
+    annotations: Sequence[dict[str, Any]], height: int, width: int, *, remedy: str = PREPARE_AGAIN
+) -> list[Region]:
     """Every object whole, in the order of the annotations; those without a pixel are left out.
 
     Raises:
-        InputError: naming the annotation whose mask is of another size or cannot be decoded.
+        InputError: naming the annotation whose mask is of another size or cannot be decoded, and the ``remedy``.
     """
-    start, length, owner = _runs(annotations, height, width)
+    start, length, owner = _runs(annotations, height, width, remedy)
     pixels = np.repeat(start - np.cumsum(length) + length, length) + np.arange(length.sum())
     regions: list[Region] = []
     for own in np.split(pixels, np.cumsum(np.bincount(owner, length, len(annotations)).astype(np.int64))[:-1]):
@@ -224,7 +254,7 @@ def annotations_to_regions(annotations: Sequence[dict[str, Any]], height: int, w
 Runs = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
 
-def _runs(annotations: Sequence[dict[str, Any]], height: int, width: int) -> Runs:
+def _runs(annotations: Sequence[dict[str, Any]], height: int, width: int, remedy: str = PREPARE_AGAIN) -> Runs:
     """Start (index into the column-major image), length and owner (index of the annotation) of every run of pixels of
     the masks.
 
@@ -235,7 +265,7 @@ def _runs(annotations: Sequence[dict[str, Any]], height: int, width: int) -> Run
     """
     if not annotations:
         return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64)
-    strings = [_compressed(annotation, height, width) for annotation in annotations]
+    strings = [_compressed(annotation, height, width, remedy) for annotation in annotations]
     digits = np.frombuffer(b"".join(strings), np.uint8).astype(np.int64) - 48
     last = (digits & 32) == 0
     string_ends = np.cumsum([len(string) for string in strings])
@@ -257,14 +287,14 @@ def _runs(annotations: Sequence[dict[str, Any]], height: int, width: int) -> Run
     )
     if broken.any():
         name = _name(annotations[int(np.argmax(broken))])
-        raise InputError(f"{name}: its run lengths do not fill {height} x {width} pixels; prepare the data set again")
+        raise InputError(f"{name}: its run lengths do not fill {height} x {width} pixels; {remedy}")
     owner = np.repeat(np.arange(len(strings)), number_ends - number_starts)
     ones = (np.arange(len(numbers)) - number_starts[owner]) % 2 == 1
     start = np.cumsum(numbers) - numbers - owner * (height * width)
     return start[ones], numbers[ones], owner[ones]
 
 
-def _compressed(annotation: dict[str, Any], height: int, width: int) -> bytes:
+def _compressed(annotation: dict[str, Any], height: int, width: int, remedy: str) -> bytes:
     """The run-length string of an annotation given as run lengths (compressed or not) or polygons."""
     try:
         segmentation = annotation["segmentation"]
@@ -276,14 +306,15 @@ def _compressed(annotation: dict[str, Any], height: int, width: int) -> bytes:
         string: bytes = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
     except Exception as error:  # pycocotools raises bare ones
         raise InputError(
-            f"{_name(annotation)}: its segmentation is neither run lengths nor polygons; prepare the data set again"
+            f"{_name(annotation)}: its segmentation is neither run lengths nor polygons; {remedy}"
         ) from error
     if size != [height, width]:
         raise InputError(
-            f"{_name(annotation)}: its mask is for {size[0]} x {size[1]} pixels, the image has {height} x {width}"
+            f"{_name(annotation)}: its mask is for {size[0]} x {size[1]} pixels, the image has {height} x {width}; "
+            f"{remedy}"
         )
     if not string:
-        raise InputError(f"{_name(annotation)}: its run lengths are empty; prepare the data set again")
+        raise InputError(f"{_name(annotation)}: its run lengths are empty; {remedy}")
     return string
 
 

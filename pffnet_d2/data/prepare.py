@@ -22,6 +22,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -47,7 +48,7 @@ from pffnet_d2.files import touched, work_folder, write_text
 
 Read = Callable[[], Iterator[Record]]
 
-FORMAT = 2  # of the prepared files; a split of another one is made again
+FORMAT = 3  # of the prepared files; a split of another one is made again
 OWN = "own"  # the reader of a user's images, prepared under a name of their own
 
 
@@ -252,7 +253,9 @@ def _reader_splits(
 
 
 def _first_records(name: str, source: Path, split: str, given: dict[str, Any], count: int | None) -> Iterator[Record]:
-    return islice(READERS[name].records(source, split, **given), count)
+    group = getattr(READERS[name], "REPORT_GROUPS", {}).get(split)
+    records = islice(READERS[name].records(source, split, **given), count)
+    return records if group is None else (replace(record, report_group=group) for record in records)
 
 
 def _fold_splits(
@@ -300,7 +303,7 @@ def fold_of(records: Sequence[Record], folds: int, seed: int) -> dict[str, int]:
     """
     groups: dict[tuple[str, str], list[str]] = defaultdict(list)
     for record in records:
-        groups[(record.group, "") if record.group else ("", record.image_id)].append(record.image_id)
+        groups[(record.split_group, "") if record.split_group else ("", record.image_id)].append(record.image_id)
     if not 2 <= folds <= len(groups):
         raise InputError(f"--folds {folds}: give 2 to {len(groups)}, the number of images or groups of them")
     keys = sorted(groups)
@@ -392,7 +395,7 @@ def _convert(record: Record, folder: Path, normalisation: Normalisation) -> tupl
         if record.read_regions is not None:
             regions = record.read_regions()
             try:
-                annotations = regions_to_annotations(regions, height, width)
+                annotations = regions_to_annotations(regions, height, width, overlap=record.overlap)
             except InputError as error:
                 raise InputError(f"{record.image_id}: {error}; fetch it again") from error
             label_map = regions_to_label_map(regions, height, width)
@@ -406,9 +409,9 @@ def _convert(record: Record, folder: Path, normalisation: Normalisation) -> tupl
             annotations = label_map_to_annotations(label_map)
         write_semantic(folder / "semantic" / file_name, label_map)
     Image.fromarray(rgb).save(folder / "images" / file_name, compress_level=1)
-    kind = record.image_type if isinstance(record.image_type, str) else record.image_type(image)
-    entry = {"id": 0, "file_name": file_name, "height": height, "width": width}
-    return {**entry, "group": record.group, "image_type": kind}, annotations
+    entry = {"id": 0, "file_name": file_name, "height": height, "width": width, "split_group": record.split_group}
+    told = {"report_group": record.report_group, "image_type": record.image_type}
+    return {**entry, **{key: each if isinstance(each, str) else each(image) for key, each in told.items()}}, annotations
 
 
 def _size(array: np.ndarray[Any, Any]) -> str:

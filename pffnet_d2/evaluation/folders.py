@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,61 +12,151 @@ from typing import Any, NamedTuple
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
 
 from pffnet_d2.data.coco import annotations_to_label_map
 from pffnet_d2.data.images import DAMAGE, TIFF_MAGIC, decode_image, read_bytes
+from pffnet_d2.data.readers.labels import components, parts_of_one_id
 from pffnet_d2.errors import InputError
-from pffnet_d2.evaluation.scores import Row, score
+from pffnet_d2.evaluation.scores import Row, report_group, score
 from pffnet_d2.files import read_json
 
 SUFFIXES = (".png", ".tif", ".tiff")
 
 
+# What tools and people add to an image's name for its label image; ours is the first, Cellpose's the third.
+ENDINGS = ("_labels", "_label", "_cp_masks", "_masks", "_mask")
+OVERLAY = "_overlay"  # of the picture that `pffnet predict` writes beside a label image
+OBJECTS = ("auto", "ids", "components")
+
+
 class Truth(NamedTuple):
-    """The truth of an image: the file it is in, how to read it (H, W), and the image's group."""
+    """The truth of an image: the file it is in, how to read it (H, W), and the image's group in reports."""
 
     file: Path
     read: Callable[[], NDArray[Any]]
     group: str = ""
 
 
-def score_folders(truth: Path, prediction: Path) -> Iterator[Row]:
-    """A row for every image; truth and prediction of one image have the same name.
+def score_folders(truth: Path, prediction: Path, objects: str = "auto") -> Iterator[Row]:
+    """A row for every image. Truth and prediction of one image have its name, with or without one of ``ENDINGS``.
 
     Args:
         truth: a folder of label images, or a prepared split (a folder with instances.json).
-        prediction: a folder of label images: one (H, W) map of integers a file, PNG of 8 or 16 bit (of a palette, its
-            indices) or TIFF of 8, 16 or 32 bit.
+        prediction: a folder of label images, such as `pffnet predict` writes: one (H, W) map of integers a file, PNG of
+            8 or 16 bit (of a palette, its indices) or TIFF of 8, 16 or 32 bit.
+        objects: what an image of a single id is, in several separate parts: one object ("ids"), the mask of all objects
+            ("components": every 8-connected part is one), or a mistake ("auto").
 
     Raises:
-        InputError: naming the file: no label images, an image without its partner, one that cannot be read, is no label
-            map (floats, negative ids, several planes) or has another size than its partner.
+        InputError: naming the file: no label images, an image without its partner or with several, one that cannot be
+            read, is no label map (floats, negative ids, several planes), has another size than its partner, or is a
+            mask of all objects.
     """
+    if objects not in OBJECTS:
+        raise InputError(f"--objects {objects}: give one of {', '.join(OBJECTS)}")
     if (truth / "instances.json").is_file():
         truths = {name: Truth(truth / "instances.json", image.truth, image.group) for name, image in prepared(truth)}
     else:
-        truths = {name: Truth(file, partial(read_label_image, file)) for name, file in _by_name(truth).items()}
-    predictions = _by_name(prediction)
-    for name in truths:
-        if name not in predictions:
-            raise InputError(
-                f"{truths[name].file}: {prediction} has no label image {name}; every image needs its partner"
-            )
-    for name in predictions:
-        if name not in truths:
-            raise InputError(f"{predictions[name]}: {truth} has no label image {name}; every image needs its partner")
-    for name, (file, read, group) in truths.items():
-        labels = read(), read_label_image(predictions[name])
+        truths = {
+            name: Truth(file, partial(_read_objects, file, objects)) for name, file in _label_images(truth).items()
+        }
+    predictions = _label_images(prediction)
+    numbered = False  # whether a prediction has an id above 1: then ids are numbers of objects
+    doubtful: Path | None = None
+    for name, (file, read, group), predicted in _pairs(truths, truth, predictions, prediction):
+        gt, found = read(), read_label_image(predicted)
+        if objects == "auto" and found.max(initial=0) == 1:  # the one object that was found may lie in parts
+            doubtful = doubtful or (predicted if parts_of_one_id(found) > 1 else None)
+        else:
+            found = _objects(found, predicted, objects)
+            numbered = numbered or bool(found.max(initial=0) > 1)
         try:
-            row = score(name, *labels, group)
+            row = score(name, gt, found, group)
         except InputError as error:
-            raise InputError(f"{file} and {predictions[name]}: {error}") from error
+            raise InputError(f"{file} and {predicted}: {error}") from error
         yield row
+    if doubtful and not numbered:
+        _objects(read_label_image(doubtful), doubtful, objects)
+
+
+def _read_objects(path: Path, objects: str) -> NDArray[Any]:
+    return _objects(read_label_image(path), path, objects)
+
+
+def _objects(labels: NDArray[Any], path: Path, objects: str) -> NDArray[Any]:
+    """The labels of an image, of which ``objects`` says what a single id in several parts is."""
+    parts = parts_of_one_id(labels) if objects != "ids" else 0
+    if parts < 2:
+        return labels
+    if objects == "components":
+        return components(labels != 0)
+    raise InputError(
+        f"{path}: one id, {labels.max()}, in {parts} separate parts; say --objects components if it is the mask of all "
+        "objects, --objects ids if it is one object"
+    )
+
+
+def _pairs(
+    truths: Mapping[str, Truth], truth: Path, predictions: Mapping[str, Path], prediction: Path
+) -> Iterator[tuple[str, Truth, Path]]:
+    """Name of the image, truth and prediction of every pair: files of the same stem, then those whose stems agree
+    without what ``ENDINGS`` adds.
+
+    Args:
+        truths: by stem; ``truth`` is where they are from.
+        predictions: by stem; ``prediction`` is where they are from.
+
+    Raises:
+        InputError: one has no partner, or could have several.
+    """
+    named = defaultdict(list)
+    for stem in predictions:
+        for name in _names(stem) if stem not in truths else ():
+            named[name].append(stem)
+    pairs: dict[str, tuple[str, str]] = {}  # stem of the prediction to name of the image and stem of the truth
+    used: dict[str, str] = {}  # name of the image to stem of the prediction
+    for stem in truths:
+        name = next((name for name in _names(stem) if name in named), stem)
+        found = [stem] if stem in predictions else named.get(name, [])
+        name = stem if stem in predictions else name
+        if not found:
+            raise InputError(
+                f"{truths[stem].file}: {prediction} has no label image {stem}, nor {stem}{ENDINGS[0]}; every image "
+                "needs its partner"
+            )
+        if len(found) > 1:
+            raise InputError(
+                f"{predictions[found[0]]}: {predictions[found[1]].name} may be {name} too; keep one of them"
+            )
+        if found[0] in pairs:
+            raise InputError(
+                f"{predictions[found[0]]}: {pairs[found[0]][1]} and {stem} of {truth} may both be its truth; keep one"
+            )
+        if name in used:
+            raise InputError(
+                f"{predictions[found[0]]}: {predictions[used[name]].name} may be {name} too; keep one of them"
+            )
+        pairs[found[0]], used[name] = (name, stem), found[0]
+    for stem in [stem for stem in predictions if stem not in pairs]:
+        twin = next((used[name] for name in _names(stem) if name in used), None)
+        if twin:
+            raise InputError(f"{predictions[twin]}: {predictions[stem].name} may be the same image; keep one of them")
+        raise InputError(
+            f"{predictions[stem]}: {truth} has no label image {_names(stem)[-1]}; every image needs its partner"
+        )
+    for predicted, (name, stem) in pairs.items():
+        yield name, truths[stem], predictions[predicted]
+
+
+def _names(stem: str) -> tuple[str, ...]:
+    """The names of the image that a label image may be of: its own, and without .ome and without an ending."""
+    bare = stem[:-4] if stem.lower().endswith(".ome") else stem
+    cut = next((bare.removesuffix(ending) for ending in ENDINGS if bare.endswith(ending)), bare)
+    return tuple(dict.fromkeys(name for name in (stem, bare, cut) if name))
 
 
 class PreparedImage(NamedTuple):
-    """An image of a prepared split: its file, how to read its truth (H, W), and its group."""
+    """An image of a prepared split: its file, how to read its truth (H, W), and its group in reports."""
 
     file: Path
     truth: Callable[[], NDArray[np.int32]]
@@ -86,29 +176,40 @@ def prepared(folder: Path) -> Iterator[tuple[str, PreparedImage]]:
         for annotation in data["annotations"]:
             annotations[annotation["image_id"]].append(annotation)
         images = [
-            (entry["id"], Path(entry["file_name"]), entry["height"], entry["width"], entry.get("group") or "")
+            (entry["id"], Path(entry["file_name"]), entry["height"], entry["width"], report_group(entry))
             for entry in data["images"]
         ]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{file}: no prepared data set; give a folder that `pffnet prepare` made") from error
     for image_id, name, height, width, group in images:
         truth = partial(annotations_to_label_map, annotations[image_id], height, width)
         yield name.stem, PreparedImage(folder / "images" / name, truth, group)
 
 
-def _by_name(folder: Path) -> dict[str, Path]:
-    """The label images of a folder by their names without suffix, sorted."""
+def _label_images(folder: Path) -> dict[str, Path]:
+    """The label images of a folder by their stems, sorted; the overlays of `pffnet predict` are none."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; give one of label images")
     files: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
-        if file.suffix.lower() not in SUFFIXES or file.name.startswith("."):
+        if file.suffix.lower() not in SUFFIXES or file.name.startswith(".") or file.is_dir():
             continue
         if file.stem in files:
             raise InputError(f"{file}: {files[file.stem].name} has the same name; keep one of the two")
         files[file.stem] = file
+    overlays = [
+        stem
+        for stem, file in files.items()
+        if stem.endswith(OVERLAY)
+        and file.suffix == ".png"
+        and (stem.removesuffix(OVERLAY) + ENDINGS[0] in files or all(other.endswith(OVERLAY) for other in files))
+    ]
+    if overlays and len(overlays) == len(files):
+        raise InputError(f"{folder}: holds overlays, no label images; predict with --format label-tiff")
+    for stem in overlays:
+        del files[stem]
     if not files:
-        raise InputError(f"{folder}: holds no label images ({', '.join(SUFFIXES)})")
+        raise InputError(f"{folder}: holds no label images ({', '.join(SUFFIXES)}); folders below it are not searched")
     return files
 
 
@@ -126,10 +227,7 @@ def read_label_image(path: Path) -> NDArray[Any]:
                 planes = len(tiff.pages) if len(shape) == 2 else shape
             if planes != 1:
                 raise InputError(f"{path}: holds {planes} planes; a label image is 2-D (height, width)")
-            labels = decode_image(data, str(path))
-        else:
-            with Image.open(io.BytesIO(data)) as image:
-                labels = np.array(image)
+        labels = decode_image(data, str(path), palette=False)
     except InputError:
         raise
     except (*DAMAGE, Image.DecompressionBombError) as error:

@@ -39,7 +39,7 @@ class PanopticEvaluator(DatasetEvaluator):
     ) -> None:
         """
         Args:
-            dataset_name: a name in ``DatasetCatalog``; its annotations, the smaller on top, are the truth.
+            dataset_name: a name in ``DatasetCatalog``; its annotations, as ``coco.paint`` lays them, are the truth.
             output_dir: where panoptic_seg.json goes; None writes none.
             distributed: add up the counts of all ranks.
         """

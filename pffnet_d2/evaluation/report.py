@@ -22,6 +22,11 @@ from pffnet_d2.files import whole_file, write_text
 SHOWN = ("AJI", "Dice", "F1", "PQ")
 
 
+def shown_of(category: str) -> tuple[str, ...]:
+    """The metrics that the papers' tables show for objects of a category: of leaves (CVPPP) SBD too."""
+    return (*SHOWN, "SBD") if category == "leaf" else SHOWN
+
+
 class Comparison(NamedTuple):
     """One-tailed p-values for "the proposed method is better", plain and after Holm; NaN where there is no test."""
 

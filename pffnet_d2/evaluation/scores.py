@@ -64,9 +64,17 @@ def summaries(rows: Sequence[Mapping[str, Any]], names: Sequence[str] = METRICS)
     return {name: summarise([row[name] for row in rows]) for name in names}
 
 
+def report_group(entry: Mapping[str, Any]) -> str:
+    """The group of an image in reports, from its entry in a prepared json; "" where it has none. One that was prepared
+    before there were such groups has a ``group`` instead, which only says what splits keep together."""
+    return str(entry.get("report_group") or "")
+
+
 def by_group(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of each group in order of appearance, then of "all"; only "all" where no image has a group."""
+    """The rows of each group in order of appearance, then of "all"; only "all" where all images are of one group."""
     names = dict.fromkeys(row["group"] for row in rows if row["group"])
+    if len({row["group"] for row in rows}) < 2:
+        return {"all": list(rows)}
     return {**{name: [row for row in rows if row["group"] == name] for name in names}, "all": list(rows)}
 
 
@@ -135,7 +143,7 @@ def read_groups(path: Path) -> dict[str, str]:
     try:
         if path.suffix == ".json":
             images = read_json(path)["images"]
-            return {Path(image["file_name"]).stem: image.get("group") or "" for image in images}
+            return {Path(image["file_name"]).stem: report_group(image) for image in images}
         with path.open(newline="", encoding="utf-8") as lines:
             return {row["image"]: row["group"] or "" for row in csv.DictReader(lines)}
     except OSError as error:

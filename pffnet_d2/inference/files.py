@@ -24,9 +24,8 @@ from tqdm import tqdm
 from pffnet_d2.data.images import Normalisation, normalisation_of
 from pffnet_d2.data.micrographs import Micrograph, describe, read_micrograph
 from pffnet_d2.errors import InputError
-from pffnet_d2.inference import cvppp
 from pffnet_d2.files import work_folder
-from pffnet_d2.inference import caps
+from pffnet_d2.inference import caps, cvppp
 from pffnet_d2.inference.export import FORMATS, Export, check_formats
 from pffnet_d2.inference.large import check_streamed
 from pffnet_d2.inference.predictor import Prediction, Predictor, check_device

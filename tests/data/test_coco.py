@@ -103,6 +103,30 @@ def test_smaller_on_top_and_hidden_left_out() -> None:
     np.testing.assert_array_equal(label_map, np.where(same, 2, 1))
 
 
+@given(st.lists(arrays(np.bool_, (6, 7)), max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_the_first_region_on_top(masks: list[np.ndarray]) -> None:
+    """Whatever its size, in the label map of the regions and in that of their annotations."""
+    masks = [mask for mask in masks if mask.any()]
+    expected = np.zeros((6, 7), np.int32)
+    for i, mask in reversed(list(enumerate(masks))):
+        expected[mask] = i + 1
+    regions = [(0, 0, mask) for mask in masks]
+    annotations = regions_to_annotations(regions, 6, 7, overlap="first")
+    np.testing.assert_array_equal(paint(annotations, 6, 7)[0], expected)
+    np.testing.assert_array_equal(annotations_to_label_map(annotations, 6, 7), contiguous(expected))
+    np.testing.assert_array_equal(regions_to_label_map(regions, 6, 7, "first"), contiguous(expected))
+    for i, mask in enumerate(masks):
+        shown = [layer == i + 1 for layer in paint_layers(annotations, 6, 7) if (layer == i + 1).any()]
+        np.testing.assert_array_equal(np.logical_or.reduce(shown), mask)
+
+
+@pytest.mark.parametrize("z_order", ["1", 1.5, None, True, 1 << 40])
+def test_a_bad_z_order_names_the_annotation(z_order: Any) -> None:
+    with pytest.raises(InputError, match="annotation 3 of image 7: its z_order is no whole number"):
+        paint([annotation(np.eye(4), 3) | {"z_order": z_order}], 4, 4)
+
+
 def test_other_encodings() -> None:
     mask = np.zeros((4, 6), np.uint8)
     mask[1:3, 2:5] = 1

@@ -168,7 +168,8 @@ def record(name: str, group: str = "", **fields: Any) -> Record:
     labels[1:3, 1:3] = 1
     image = np.full((6, 7), sum(name.encode()) % 256, np.uint8)
     return Record(
-        **{"image_id": name, "read_image": lambda: image, "read_label_map": lambda: labels, "group": group} | fields
+        **{"image_id": name, "read_image": lambda: image, "read_label_map": lambda: labels, "split_group": group}
+        | fields
     )
 
 
@@ -184,13 +185,19 @@ def reader(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             return
         size = {"train": 8, "test": 4, "even": 5}[split]
         for i in range(size):
-            yield record(f"{split}{i}", group=f"{split}{i // 2}", image_type=lambda image: "plant")
+            yield record(
+                f"{split}{i}",
+                f"{split}{i // 2}",
+                image_type=lambda image: "plant",
+                report_group=lambda image: str(image.shape),
+            )
 
     module = SimpleNamespace(
         SPLITS=("train", "test", "hidden"),
         SCHEMES={"first": ("train", "test", "hidden"), "second": ("even",)},
         OPTIONS={"size": (3, ""), "shift": (-0.5, ""), "whole": (True, ""), "word": ("", "")},
         CATEGORY="leaf",
+        REPORT_GROUPS={"test": "unseen"},
         NORMALISATION=AS_IS,
         splits=lambda root, **given: ("even",) if given.get("scheme") else ("train", "test", "hidden"),
         records=records,
@@ -214,8 +221,8 @@ def test_schemes_options_and_hidden_truth(
     assert (info["scheme"], info["category"], info["labelled"], info["reader"]) == ("second", "leaf", True, "many")
     data = json.loads((folder / "train/instances.json").read_text())
     assert data["categories"][0]["name"] == "leaf"
-    assert {(image["group"], image["image_type"]) for image in data["images"]} == {
-        (f"train{i}", "plant") for i in range(4)
+    assert {(image["split_group"], image["report_group"], image["image_type"]) for image in data["images"]} == {
+        (f"train{i}", "(6, 7)", "plant") for i in range(4)
     }
     assert not read_info(folder / "hidden/instances.json")["labelled"]
     assert not (folder / "hidden/semantic").exists()
@@ -262,7 +269,7 @@ def test_fold_of() -> None:
     assert sorted(np.bincount(list(part.values()))) == [2, 3, 3, 3]
     assert fold_of(some[::-1], 4, 0) == part
     assert len({tuple(fold_of(some, 4, seed)[r.image_id] for r in some) for seed in range(10)}) == 10
-    grouped = [record(f"{i}", group="one" if i < 6 else "") for i in range(9)]
+    grouped = [record(f"{i}", "one" if i < 6 else "") for i in range(9)]
     part = fold_of(grouped, 2, 3)
     assert len({part[str(i)] for i in range(6)}) == 1
     for folds in (0, 1, 5):

@@ -237,7 +237,10 @@ def test_a_distance_that_is_no_number_is_left_out_and_counted(tmp_path: Path, ca
 
 
 def test_groups_come_from_the_prepared_json(tmp_path: Path) -> None:
-    images = [{"file_name": f"{i}.png", "group": group} for i, group in ((11, "seen"), (12, "seen"), (13, "unseen"))]
+    images = [
+        {"file_name": f"{i}.png", "split_group": f"patient {i}", "report_group": group}
+        for i, group in ((11, "seen"), (12, "seen"), (13, "unseen"))
+    ]
     (tmp_path / "instances.json").write_text(json.dumps({"images": images}))
     MetadataCatalog.get(NAME).json_file = str(tmp_path / "instances.json")
     evaluator = LabelMapEvaluator(NAME, output_dir=tmp_path)

@@ -6,7 +6,7 @@ import csv
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -80,7 +80,7 @@ def test_the_truth_of_a_prepared_split(tmp_path: Path, write_labels: Write) -> N
         assert row["DiC"] == -3
         assert row["SQ"] == 1
     data = json.loads((split / "instances.json").read_text())
-    data["images"][1]["group"] = "unseen"
+    data["images"][1]["report_group"] = "unseen"
     (split / "instances.json").write_text(json.dumps(data))
     assert [row["group"] for row in score_folders(split, tmp_path / "prediction")][1] == "unseen"
     (tmp_path / "prediction" / f"{name}.tif").unlink()
@@ -209,3 +209,86 @@ def test_a_file_of_groups_names_every_image(
     groups.write_text("name\na\n")
     assert evaluate(*folders, "--groups", str(groups)) == 2
     assert "neither a csv with the columns image and group" in capsys.readouterr().err
+
+
+def results(folder: Path, write_labels: Write, *names: str) -> Path:
+    """What ``pffnet predict`` leaves with all formats."""
+    for name in names:
+        write_labels(folder / f"{name}_labels.tif", PRED.astype(np.int32))
+        write_labels(folder / f"{name}_overlay.png", np.zeros((3, 4, 3), np.uint8))
+        for ending in (".csv", ".json", ".geojson", "_rois.zip"):
+            (folder / f"{name}{ending}").write_text("a table")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("truths", "names"),
+    [
+        (("a.png", "b.tif"), "ab"),
+        (("a_mask.png", "b_mask.png"), "ab"),
+        (("a_labels.tif", "b_labels.tif"), ["a_labels", "b_labels"]),  # the names of the files, where they agree
+        (("a_cp_masks.png", "b.ome.tif"), "ab"),
+        (("a.png", "a_mask.png", "b_mask.png"), ["a", "a_mask", "b"]),
+    ],
+)
+def test_what_predict_wrote_is_scored(
+    truths: tuple[str, ...], names: Sequence[str], tmp_path: Path, write_labels: Write
+) -> None:
+    for name in truths:
+        write_labels(tmp_path / "truth" / name, GT.astype(np.uint8))
+    images = ("a", "a_mask", "b") if len(truths) == 3 else ("a", "b")
+    rows = list(score_folders(tmp_path / "truth", results(tmp_path / "results", write_labels, *images)))
+    assert [row["image"] for row in rows] == list(names)
+    assert all(row["AJI"] == (3 + 1) / (4 + 2) for row in rows)
+
+
+def test_a_prepared_split_and_what_predict_wrote(tmp_path: Path, write_labels: Write) -> None:
+    prepare("phantoms", None, tmp_path, splits=("val",), count=2)
+    split = tmp_path / "phantoms" / "val"
+    for name, image in prepared(split):
+        write_labels(tmp_path / "results" / f"{name}_labels.tif", image.truth())
+        write_labels(tmp_path / "results" / f"{name}_overlay.png", np.zeros((256, 256, 3), np.uint8))
+    assert [(row["image"], row["PQ"]) for row in score_folders(split, tmp_path / "results")] == [
+        ("val_00000", 1.0),
+        ("val_00001", 1.0),
+    ]
+
+
+def test_predict_then_evaluate(tiny_run: Path, leave_no_trace: None, tmp_path: Path) -> None:
+    """The two commands, with nothing between them."""
+    prepare("phantoms", None, tmp_path, splits=("val",), count=2)
+    split = tmp_path / "phantoms" / "val"
+    model = ["--config", str(tiny_run / "config.yaml"), "--weights", str(tiny_run / "model_final.pth")]
+    formats = ["--format", "label-tiff,overlay,csv,geojson", "--out", str(tmp_path / "results")]
+    assert cli.main(["predict", str(split / "images"), *model, *formats, "--device", "cpu"]) == 0
+    assert evaluate(split, tmp_path / "results", "--objects", "ids") == 0
+
+
+def test_masks_of_all_objects(folders: tuple[Path, Path], write_labels: Write) -> None:
+    """Two squares of 255 are two objects if one says so, else one, and never silently."""
+    truth, prediction = folders
+    mask = (GT > 0).astype(np.uint8) * 255
+    write_labels(truth / "a.png", mask)
+    with pytest.raises(InputError, match=r"a\.png: one id, 255, in 2 separate parts; say --objects components"):
+        list(score_folders(truth, prediction))
+    for objects, count in (("ids", 1), ("components", 2)):
+        first, second = score_folders(truth, prediction, objects)
+        assert (first["truths"], first["predictions"]) == (count, 2)
+        assert second["AJI"] == 1  # what has ids of its own is left alone
+    with pytest.raises(InputError, match="--objects masks: give one of auto, ids, components"):
+        list(score_folders(truth, prediction, "masks"))
+
+
+def test_a_prediction_of_one_object_in_two_parts(folders: tuple[Path, Path], write_labels: Write) -> None:
+    """A model may find one object that lies in parts; a folder without a second id is one of masks."""
+    truth, prediction = folders
+    write_labels(prediction / "a.tif", (GT > 0).astype(np.int32))
+    first, _ = score_folders(truth, prediction)
+    assert first["predictions"] == 1
+    write_labels(prediction / "b.png", (GT > 0).astype(np.uint8))
+    with pytest.raises(InputError, match=r"a\.tif: one id, 1, in 2 separate parts"):
+        list(score_folders(truth, prediction))
+    write_labels(prediction / "a.tif", (GT > 0).astype(np.int32) * 255)
+    write_labels(prediction / "b.png", GT.astype(np.uint8))
+    with pytest.raises(InputError, match=r"a\.tif: one id, 255, in 2 separate parts"):
+        list(score_folders(truth, prediction))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from PIL import Image
 from pffnet_d2 import cli
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.report import Report, merge_runs
-from pffnet_d2.evaluation.scores import CSV, METRICS, Row, read_scores, write_scores
+from pffnet_d2.evaluation.scores import CSV, METRICS, Row, read_groups, read_scores, write_scores
 from pffnet_d2.evaluation.statistics import holm, paired_tests
 
 Rows = Callable[..., list[Row]]
@@ -58,6 +59,19 @@ def test_means_by_group_and_tests(methods: dict[str, list[Row]]) -> None:
     assert report.comparisons["Second", "all", "merges"].wilcoxon == 1
     assert ("Second", "all", "DiC") not in report.comparisons
     assert not any(name == "Ours" for name, _, _ in report.comparisons)
+
+
+def test_a_group_of_all_images_is_no_group_of_its_own(rows: Rows) -> None:
+    assert Report({"A": rows({"a": 1.0, "b": 0.5}, "A1")}, "A").groups == ["all"]
+    assert Report({"A": rows({"a": 1.0}, "A1") + rows({"b": 0.5})}, "A").groups == ["A1", "all"]
+
+
+def test_groups_of_a_prepared_json(tmp_path: Path) -> None:
+    """Not those that splits keep together, which an earlier version calls group."""
+    images = [{"file_name": f"{name}.png", "split_group": name, "report_group": "seen"} for name in "ab"]
+    images.append({"file_name": "old.png", "group": "patient 1"})
+    (tmp_path / "instances.json").write_text(json.dumps({"images": images}))
+    assert read_groups(tmp_path / "instances.json") == {"a": "seen", "b": "seen", "old": ""}
 
 
 def test_markdown(methods: dict[str, list[Row]]) -> None:
@@ -134,7 +148,9 @@ def test_the_command(tmp_path: Path, methods: dict[str, list[Row]], capsys: pyte
     write_scores(tmp_path / "fold_1", methods["Second"][:2], {})
     write_scores(tmp_path / "fold_2", methods["Second"][2:], {})
     groups = tmp_path / "groups.csv"
-    groups.write_text("image,group\n" + "".join(f"{image},one\n" for image in (*SEEN, *UNSEEN)))
+    groups.write_text(
+        "image,group\n" + "".join(f"{image},{'one' if image < 'e' else ''}\n" for image in (*SEEN, *UNSEEN))
+    )
     out = tmp_path / "out"
     runs = [f"Second={tmp_path}/fold_1", f"Second={tmp_path}/fold_2", f"Ours={tmp_path}/Ours"]
     assert cli.main(["report", *runs, "--proposed", "Ours", "--out", str(out), "--groups", str(groups)]) == 0

@@ -134,7 +134,8 @@ def records(root: Path, split: str, *, scheme: str = "a1") -> Iterator[Record]:
             image_id=f"{subset}_{name}",
             read_image=partial(_read_image, plant.rgb),
             read_label_map=partial(_read_label_map, plant.label) if plant.label and split != "test" else None,
-            group=f"{subset}_{name}",
+            split_group=f"{subset}_{name}",
+            report_group=subset,
             image_type="plant",
         )
 

@@ -152,6 +152,7 @@ def records(
                 if solution
                 else functools.partial(one_mask_per_object, masks[image], MASK_THRESHOLD, fill_holes)
             ),
+            report_group=type_of,
             image_type=type_of,
         )
 

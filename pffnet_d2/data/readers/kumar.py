@@ -25,7 +25,10 @@ comparable with published ones.
 
 Traps. Vertices lie up to 3 pixels outside the image: the region is cut there. Regions of fewer than three vertices are
 strokes: dropped, as are those without a pixel in the image. A region with NegativeROA="1" is an eraser: its pixels
-belong to no nucleus. Regions overlap: each is kept whole as an annotation, and in the label map the smaller is on top.
+belong to no nucleus. Regions overlap: each is kept whole as an annotation. In the label map that scores are taken on,
+the region that the xml names first is on top, as in the publisher's label maps (13 xml, 4,948 nuclei: mean IoU with
+those maps 0.994, at least 0.941; with the smaller one on top 0.984, at least 0.232). ``overlap=smaller`` gives the
+latter.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ import numpy as np
 import numpy.typing as npt
 from skimage.draw import polygon
 
-from pffnet_d2.data.coco import Region, regions_to_label_map
+from pffnet_d2.data.coco import OVERLAPS, Region, regions_to_label_map
 from pffnet_d2.data.images import AS_IS
 from pffnet_d2.data.readers.labels import image_size
 from pffnet_d2.data.readers.record import Record
@@ -55,12 +58,17 @@ CATEGORY = "nucleus"
 NORMALISATION = AS_IS
 OPTIONS: dict[str, tuple[Any, str]] = {
     "polygon_offset": (-0.99, "pixels added to the vertices: -0.99 as published label maps, -0.5 as the stain"),
+    "overlap": ("first", "what is on top: first of the xml, as in published label maps, or smaller"),
 }
+# Whose organs are among those of the training images; for the schemes that have these splits.
+REPORT_GROUPS = {"test_seen": "seen", "test_unseen": "unseen"}
 
 Vertices = npt.NDArray[np.float64]
 
 
-def splits(root: Path, *, scheme: str = "kumar", polygon_offset: float = -0.99) -> tuple[str, ...]:
+def splits(
+    root: Path, *, scheme: str = "kumar", polygon_offset: float = -0.99, overlap: str = "first"
+) -> tuple[str, ...]:
     """The splits of which all images are under ``root``."""
     images = _by_stem(list_files(root), (".tif", ".tiff"))
     lists = _lists(scheme)
@@ -72,8 +80,10 @@ def splits(root: Path, *, scheme: str = "kumar", polygon_offset: float = -0.99) 
     return found
 
 
-def records(root: Path, split: str, *, scheme: str = "kumar", polygon_offset: float = -0.99) -> Iterator[Record]:
-    """The images of a split in the order of its list, with the patient as group.
+def records(
+    root: Path, split: str, *, scheme: str = "kumar", polygon_offset: float = -0.99, overlap: str = "first"
+) -> Iterator[Record]:
+    """The images of a split in the order of its list, with the patient as the group that splits keep whole.
 
     Raises:
         InputError: an unknown split; an image or annotation of its list that is missing or there twice. Reading a
@@ -84,6 +94,8 @@ def records(root: Path, split: str, *, scheme: str = "kumar", polygon_offset: fl
         raise InputError(f"unknown split {split!r} of kumar ({scheme}); choose one of {', '.join(lists)}")
     if not math.isfinite(polygon_offset) or abs(polygon_offset) > 2:
         raise InputError(f"polygon_offset {polygon_offset}: give pixels between -2 and 2 (-0.99 or -0.5)")
+    if overlap not in OVERLAPS:
+        raise InputError(f"option overlap={overlap}: give {' or '.join(OVERLAPS)}")
     files = list_files(root)
     images, annotations = _by_stem(files, (".tif", ".tiff")), _by_stem(files, (".xml",))
     for name in lists[split]:
@@ -95,10 +107,11 @@ def records(root: Path, split: str, *, scheme: str = "kumar", polygon_offset: fl
         yield Record(
             image_id=name,
             read_image=image.image,
-            read_label_map=partial(_read_label_map, annotation, image, polygon_offset),
+            read_label_map=partial(_read_label_map, annotation, image, polygon_offset, overlap),
             read_regions=partial(_read_regions, annotation, image, polygon_offset),
-            group=name[:12],  # TCGA-<site>-<patient>
+            split_group=name[:12],  # TCGA-<site>-<patient>
             image_type="histology",
+            overlap=overlap,
         )
 
 
@@ -118,9 +131,9 @@ def _by_stem(files: list[SourceFile], endings: tuple[str, ...]) -> dict[str, Sou
     return found
 
 
-def _read_label_map(annotation: SourceFile, image: SourceFile, offset: float) -> npt.NDArray[np.int32]:
+def _read_label_map(annotation: SourceFile, image: SourceFile, offset: float, overlap: str) -> npt.NDArray[np.int32]:
     height, width = image_size(image.read(), str(image))
-    return regions_to_label_map(_regions(annotation, height, width, offset), height, width)
+    return regions_to_label_map(_regions(annotation, height, width, offset), height, width, overlap)
 
 
 def _read_regions(annotation: SourceFile, image: SourceFile, offset: float) -> list[Region]:

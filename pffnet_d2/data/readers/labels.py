@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from scipy.io import loadmat
+from skimage.measure import label
 
 from pffnet_d2.data.images import DAMAGE, MAX_PIXELS, contiguous
 from pffnet_d2.errors import InputError
@@ -36,6 +37,20 @@ def label_map(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.int32]:
     if array.dtype.kind in "if" and array.min() < 0:
         raise InputError(f"{name}: negative labels; 0 is the background and objects are numbered from 1 on")
     return contiguous(array)
+
+
+def parts_of_one_id(labels: npt.NDArray[Any]) -> int:
+    """In how many separate (8-connected) parts the objects of a plane lie when all have the same id; 0 where there are
+    several ids or none. More than one part looks like the mask of all objects, saved in place of their labels."""
+    top = labels.max(initial=0)
+    if not top or ((labels != 0) & (labels != top)).any():
+        return 0
+    return int(label(labels != 0, connectivity=2, return_num=True)[1])
+
+
+def components(foreground: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    """The label map of a mask of all objects: every 8-connected part is one."""
+    return np.asarray(label(foreground, connectivity=2), np.int32)
 
 
 def decode_mat(data: bytes, name: str, key: str) -> npt.NDArray[np.int32]:

@@ -15,7 +15,6 @@ called train and val or test, each with one of the layouts above.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import Counter, defaultdict
@@ -27,11 +26,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from skimage.measure import label
 
-from pffnet_d2.data.coco import Region, annotations_to_regions, regions_to_label_map
+from pffnet_d2.data.coco import Region, regions_to_label_map
 from pffnet_d2.data.images import AS_IS, AUTO, BY_DEPTH, Normalisation, decode_image, read_bytes
-from pffnet_d2.data.readers.labels import label_map
+from pffnet_d2.data.readers.coco_json import CocoImage, read_coco
+from pffnet_d2.data.readers.labels import components, label_map, parts_of_one_id
 from pffnet_d2.data.readers.masks import one_mask_per_object
 from pffnet_d2.data.readers.record import IMAGE_TYPES, Record
 from pffnet_d2.data.readers.source import SourceFile, list_files
@@ -43,6 +42,7 @@ SPLITS: tuple[str, ...] = ()  # what the options make them
 OPTIONS: dict[str, tuple[Any, str]] = {
     "fractions": ("train=0.8,val=0.2", "parts of the images by split; they sum to 1"),
     "group": ("", "keep together what shares a folder (group=folder) or what a regular expression finds in the path"),
+    "report_group": ("", "column of an image in reports: folder or a regular expression, as for group"),
     "lists": ("", "folder with <split>.txt, an image a line, instead of fractions"),
     "seed": (0, "of the division by fractions (--seed)"),
     "images": ("images", "folder of the images"),
@@ -106,7 +106,9 @@ def splits(root: Path, **options: Any) -> tuple[str, ...]:
     return tuple(_divide(root, **options))
 
 
-def records(root: Path, split: str, **options: Any) -> Iterator[Record]:
+def records(
+    root: Path, split: str, *, group: str = "", report_group: str = "", image_type: str = "", **options: Any
+) -> Iterator[Record]:
     """The images of a split in the order of their paths.
 
     Raises:
@@ -114,10 +116,9 @@ def records(root: Path, split: str, **options: Any) -> Iterator[Record]:
             not COCO, options that do not fit. Reading a record: a truncated file; a picture of labels instead of
             labels; labels that are no whole numbers or negative.
     """
-    kind = options.get("image_type", "")
-    if kind and kind not in IMAGE_TYPES:
-        raise InputError(f"option image_type={kind}: choose one of {', '.join(IMAGE_TYPES)}")
-    parts = _divide(root, **options)
+    if image_type and image_type not in IMAGE_TYPES:
+        raise InputError(f"option image_type={image_type}: choose one of {', '.join(IMAGE_TYPES)}")
+    parts = _divide(root, group=group, **options)
     if split not in parts:
         raise InputError(f"unknown split {split!r}; the options make {', '.join(parts)}")
     for item in parts[split]:
@@ -125,8 +126,9 @@ def records(root: Path, split: str, **options: Any) -> Iterator[Record]:
             image_id=item.image_id,
             read_image=item.read_image,
             read_label_map=item.read_label_map,
-            group=_group(item.key, options.get("group", "")),
-            image_type=kind,
+            split_group=_group(item.key, "group", group),
+            report_group=_group(item.key, "report_group", report_group),
+            image_type=image_type,
             read_regions=item.read_regions,
         )
 
@@ -300,94 +302,57 @@ def _read_labels(file: SourceFile, form: str) -> npt.NDArray[np.int32]:
     if labels.ndim == 3 and (labels == labels[..., :1]).all():
         labels = labels[..., 0]  # one plane, saved as RGB
     ids = label_map(labels, str(file))
-    if form == "ids" or (form == "auto" and ids.max() != 1):
-        return ids
-    components, count = label(ids > 0, connectivity=2, return_num=True)
-    if form == "auto" and count > 1:
+    if form == "components":
+        return components(ids > 0)
+    count = parts_of_one_id(ids) if form == "auto" else 0
+    if count > 1:
         raise InputError(
             f"{file}: one id in {count} separate parts; say --option truth=components if it is the mask of all "
             "objects, truth=ids if it is one object"
         )
-    return np.asarray(components, np.int32)
+    return ids
 
 
 def _coco_items(files: dict[Key, SourceFile], path: Key, image_folder: Key) -> list[_Item]:
     file = files[path]
-    try:
-        data = json.loads(file.read())
-        annotations: dict[Any, list[dict[str, Any]]] = {image["id"]: [] for image in data["images"]}
-        images = [(image["id"], str(image["file_name"]), image["height"], image["width"]) for image in data["images"]]
-        crowds = sum(bool(annotation.get("iscrowd", 0)) for annotation in data["annotations"])
-        for annotation in data["annotations"]:
-            if annotation["image_id"] not in annotations:
-                raise InputError(
-                    f"{file}: annotation {annotation.get('id', '?')} is of image {annotation['image_id']}, which is "
-                    "not among its images; add the image or remove the annotation"
-                )
-            if not annotation.get("iscrowd", 0):
-                annotations[annotation["image_id"]].append(annotation)
-        categories = {annotation["category_id"] for annotation in data["annotations"]}
-    except InputError:  # is a ValueError too
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{file}: is no COCO json with images (id, file_name, height, width) and annotations "
-            f"(image_id, category_id, segmentation); give one, or name it with --option coco=PATH"
-        ) from error
-    if len(annotations) < len(images):
-        raise InputError(f"{file}: two images have the same id; number them anew")
-    if crowds:
-        logger.warning("%s: %d annotations of crowds are left out", file, crowds)
-    if len(categories) > 1:
-        logger.warning("%s: its %d categories become one", file, len(categories))
     by_name = defaultdict(list)
     for other in files:
         by_name[other[-1]].append(other)
     items = []
-    for image_id, file_name, height, width in images:
-        below = PurePosixPath(file_name.replace("\\", "/"))
+    for image in read_coco(file):
+        below = image.path
         tries = [(*base, *below.parts) for base in (path[:-1], image_folder, ())]
         tries += by_name[below.name] if len(by_name[below.name]) == 1 else []
         place = next((other for other in tries if other in files), None)
         if place is None:
-            raise InputError(f"{file}: its image {file_name} is not there; put the images into images/")
-        own = annotations[image_id]
+            raise InputError(f"{file}: its image {image.file_name} is not there; put the images into images/")
+        folders = (part for part in below.parent.parts if part not in ("/", "..") and not part.endswith(":"))
         items.append(
             _Item(
-                key=(*below.parent.parts, below.stem),
-                read_image=partial(_read_sized, files[place], height, width, str(file)),
-                read_label_map=partial(_coco_labels, own, height, width, f"{file}, {file_name}"),
-                read_regions=partial(_coco_regions, own, height, width, f"{file}, {file_name}"),
+                key=(*folders, below.stem),
+                read_image=partial(_read_sized, files[place], image),
+                read_label_map=partial(_coco_labels, image),
+                read_regions=image.regions,
             )
         )
     return items
 
 
-def _read_sized(file: SourceFile, height: int, width: int, json_name: str) -> npt.NDArray[Any]:
-    image = _read(file)
-    if image.shape[:2] != (height, width):
+def _read_sized(file: SourceFile, image: CocoImage) -> npt.NDArray[Any]:
+    pixels = _read(file)
+    if pixels.shape[:2] != (image.height, image.width):
         raise InputError(
-            f"{file}: {image.shape[0]} x {image.shape[1]} pixels (height x width) where {json_name} says "
-            f"{height} x {width}; give the image that was annotated"
+            f"{file}: {pixels.shape[0]} x {pixels.shape[1]} pixels (height x width) where {image.json_name} says "
+            f"{image.height} x {image.width}; give the image that was annotated"
         )
-    return image
+    return pixels
 
 
-def _coco_labels(annotations: list[dict[str, Any]], height: int, width: int, name: str) -> npt.NDArray[np.int32]:
-    return regions_to_label_map(_coco_regions(annotations, height, width, name), height, width)
+def _coco_labels(image: CocoImage) -> npt.NDArray[np.int32]:
+    return regions_to_label_map(image.regions(), image.height, image.width)
 
 
-def _coco_regions(annotations: list[dict[str, Any]], height: int, width: int, name: str) -> list[Region]:
-    try:
-        regions = annotations_to_regions(annotations, height, width)
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
-    if len(regions) < len(annotations):
-        logger.warning("%s: %d annotations without a pixel are left out", name, len(annotations) - len(regions))
-    return regions
-
-
-def _group(key: Key, pattern: str) -> str:
+def _group(key: Key, option: str, pattern: str) -> str:
     """What the pattern finds in the image's path: its first group, or all of the match."""
     if not pattern:
         return ""
@@ -396,9 +361,9 @@ def _group(key: Key, pattern: str) -> str:
     try:
         match = re.search(pattern, "/".join(key))
     except re.error as error:
-        raise InputError(f"option group={pattern}: no regular expression ({error}); write one, or folder") from error
+        raise InputError(f"option {option}={pattern}: no regular expression ({error}); write one, or folder") from error
     if not match:
-        raise InputError(f"option group={pattern}: finds nothing in {'/'.join(key)}; widen it")
+        raise InputError(f"option {option}={pattern}: finds nothing in {'/'.join(key)}; widen it")
     return str(match[1] if match.re.groups else match[0])
 
 
@@ -424,7 +389,7 @@ def _by_fractions(items: list[_Item], fractions: dict[str, float], pattern: str,
     splits without any."""
     groups: dict[tuple[str, str], list[_Item]] = defaultdict(list)
     for item in items:
-        group = _group(item.key, pattern)
+        group = _group(item.key, "group", pattern)
         groups[(group, "") if group else ("", item.image_id)].append(item)
     keys = sorted(groups)
     parts: dict[str, list[_Item]] = {name: [] for name in fractions}

@@ -24,20 +24,25 @@ class Record:
         image_id: the publisher's name without ending; file names of the prepared data set are made from it, so it is
             unique in a split.
         read_image: returns (H, W), (H, W, 3) or (H, W, 4) in the publisher's own depth.
-        read_label_map: returns (H, W) int32, 0 background, ids 1..n contiguous; where objects overlap the smaller one
-            is on top. None where the publisher keeps the truth to himself: then for all images of a split.
-        group: what must not be divided between folds (patient, plate, plant); "" where there is none.
-        image_type: one of IMAGE_TYPES, for reports by kind, or what decides it from the image; "" where nothing tells.
+        read_label_map: returns (H, W) int32, 0 background, ids 1..n contiguous; where objects overlap as ``overlap``
+            says. None where the publisher keeps the truth to himself: then for all images of a split.
+        split_group: what must not be divided between splits and folds (patient, plate, plant); "" where there is none.
+        report_group: the column of the papers' tables that the image counts in (a subset, a type of image), or what
+            decides it from the image; "" where there is none. See also REPORT_GROUPS below.
+        image_type: one of IMAGE_TYPES, or what decides it from the image; "" where nothing tells.
         read_regions: for truth whose objects overlap: every object whole. The annotations are made of them instead of
             the label map, and the semantic truth is their union.
+        overlap: which of the regions is on top, one of ``coco.OVERLAPS``.
     """
 
     image_id: str
     read_image: Callable[[], npt.NDArray[Any]]
     read_label_map: Callable[[], npt.NDArray[np.int32]] | None
-    group: str = ""
+    split_group: str = ""
+    report_group: str | Callable[[npt.NDArray[Any]], str] = ""
     image_type: str | Callable[[npt.NDArray[Any]], str] = ""
     read_regions: Callable[[], list[Region]] | None = None
+    overlap: str = "smaller"
 
 
 class Reader(Protocol):
@@ -49,6 +54,8 @@ class Reader(Protocol):
     - ``OPTIONS: dict[str, tuple[default, help]]``: what ``pffnet prepare NAME --option key=value`` accepts; a value
       takes the type of the default (bool, int, float or str). Those given are handed to ``splits`` and ``records`` as
       keywords.
+    - ``REPORT_GROUPS: dict[str, str]``: the report group of all images of a split, where a split is a column of the
+      papers' tables. Folds mix the splits and have no such groups.
     - ``normalisation(**options) -> Normalisation``: where the options decide it, instead of NORMALISATION.
 
     Facts the user should hear (files of a published list that are absent with leave, say) go to ``logging`` as

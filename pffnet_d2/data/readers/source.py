@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -70,17 +71,16 @@ def list_files(root: Path) -> list[SourceFile]:
     """All files under ``root`` at any depth, in order; a zip stands for the files in it, unless the folder it extracts
     to (its name without .zip) is beside it.
 
-    What macOS adds (__MACOSX, ._name, .DS_Store) and hidden files are left out.
+    What macOS adds (__MACOSX, ._name, .DS_Store) and hidden files are left out. Links to folders are followed.
 
     Raises:
-        InputError: ``root`` is no folder; it holds no file; a zip is damaged or has a member pointing outside.
+        InputError: ``root`` is no folder; it holds no file; a zip is damaged or has a member pointing outside; a folder
+            cannot be read; a link leads nowhere.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the folder that holds the downloaded files")
     files: list[SourceFile] = []
-    for path in sorted(root.rglob("*")):
-        if any(map(_hidden, path.relative_to(root).parts)) or not path.is_file():
-            continue
+    for path in _walk(root):
         if path.suffix.lower() != ".zip":
             files.append(SourceFile(path))
         elif not path.with_suffix("").is_dir():
@@ -105,8 +105,7 @@ def find_part(root: Path, part: str) -> list[SourceFile]:
     for base in bases:
         folder = base / part
         if folder.is_dir():
-            found = (p for p in sorted(folder.rglob("*")) if p.is_file())
-            files = [SourceFile(p) for p in found if not any(map(_hidden, p.relative_to(folder).parts))]
+            files = [SourceFile(path) for path in _walk(folder)]
             if files:
                 return files
     for base in bases:
@@ -116,6 +115,47 @@ def find_part(root: Path, part: str) -> list[SourceFile]:
     raise InputError(
         f"{root}: neither a folder {part}/ with files nor {part}.zip is there; download it into that folder"
     )
+
+
+def _walk(root: Path) -> list[Path]:
+    """The files under ``root`` that are not hidden, at any depth, sorted. Links to folders are followed, but not to a
+    folder that they lie in, which would have no end, nor to one under ``root`` that is listed at its own place.
+
+    Raises:
+        InputError: a folder that cannot be read, or a link that leads nowhere.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: cannot be read ({error.strerror}); check its permissions") from error
+
+    reached: dict[Path, tuple[str, bool]] = {Path(root): (os.path.realpath(root), False)}  # real path; through a link
+    files: dict[Path, list[Path]] = {}
+    for top, folders, names in os.walk(root, followlinks=True, onerror=refuse):
+        here = Path(top)
+        real, linked = reached[here]
+        above = {reached[folder][0] for folder in (here, *here.parents) if folder in reached}
+        kept = []
+        for name in sorted(folder for folder in folders if not _hidden(folder)):
+            link = (here / name).is_symlink()
+            target = os.path.realpath(here / name) if link else os.path.join(real, name)
+            if target not in above:
+                reached[here / name] = target, linked or link
+                kept.append(name)
+        folders[:] = kept
+        files[here] = [here / name for name in names if not _hidden(name)]
+    own_places = {real for real, linked in reached.values() if not linked}
+    found = [
+        path
+        for folder, paths in files.items()
+        if not reached[folder][1] or reached[folder][0] not in own_places
+        for path in paths
+    ]
+    for path in found:
+        if path.is_symlink() and not path.exists():
+            raise InputError(
+                f"{path}: is a link to {os.readlink(path)}, which is not there; fetch it or remove the link"
+            )
+    return sorted(path for path in found if path.is_file())
 
 
 def shipped(name: str) -> Any:

@@ -63,7 +63,7 @@ def splits(root: Path, *, scheme: str = "qu", min_size: int = 16) -> tuple[str, 
 
 
 def records(root: Path, split: str, *, scheme: str = "qu", min_size: int = 16) -> Iterator[Record]:
-    """The images of a split, patient by patient, with the patient as group.
+    """The images of a split, patient by patient, with the patient as the group that splits keep whole.
 
     Raises:
         InputError: an unknown split; a patient of whom images are missing; an image without truth or truth without
@@ -93,7 +93,7 @@ def records(root: Path, split: str, *, scheme: str = "qu", min_size: int = 16) -
             image_id=stem,
             read_image=images[stem].image,
             read_label_map=partial(_read_label_map, truths[stem], min_size),
-            group=stem[:2],
+            split_group=stem[:2],
             image_type="histology",
         )
 

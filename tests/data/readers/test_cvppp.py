@@ -42,7 +42,8 @@ def check(root: Path, plants: Plants) -> None:
         read = record.read_label_map()
         assert read.dtype == np.int32
         np.testing.assert_array_equal(read, labels)
-        assert (record.group, record.image_type) == (record.image_id, "plant")
+        assert (record.split_group, record.image_type) == (record.image_id, "plant")
+        assert record.report_group == record.image_id[:2]
     tests = list(cvppp.records(root, "test"))
     assert [r.image_id for r in tests] == [f"A1_{name}" for name in cvppp.PUBLISHED["A1"]["test"]]
     assert all(r.read_label_map is None for r in tests)

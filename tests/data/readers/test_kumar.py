@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -7,8 +8,12 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from pffnet_d2.data.catalog import load
+from pffnet_d2.data.coco import annotations_to_label_map, annotations_to_regions
+from pffnet_d2.data.prepare import prepare
 from pffnet_d2.data.readers import kumar
 from pffnet_d2.errors import InputError
+from pffnet_d2.evaluation.folders import prepared
 
 
 def ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -63,7 +68,7 @@ def test_read_what_was_written(tmp_path: Path, layouts: ModuleType, form: str) -
     assert kumar.splits(root) == ("val",)
     found = list(kumar.records(root, "val"))
     assert [r.image_id for r in found] == names
-    assert [r.group for r in found] == ["TCGA-AR-A1AS", "TCGA-HE-7130", "TCGA-50-5931", "TCGA-G9-6363"]
+    assert [r.split_group for r in found] == ["TCGA-AR-A1AS", "TCGA-HE-7130", "TCGA-50-5931", "TCGA-G9-6363"]
     for record, (image, labels) in zip(found, written.values(), strict=True):
         np.testing.assert_array_equal(record.read_image(), image)
         read = record.read_label_map()
@@ -102,7 +107,7 @@ def test_pixel_rule(one: Callable[..., kumar.Record]) -> None:
     assert (y0, x0, mask.shape) == (4, 4, (3, 3))
 
 
-def test_overlap_keeps_regions_whole_and_smaller_on_top(one: Callable[..., kumar.Record], layouts: ModuleType) -> None:
+def test_overlap_keeps_regions_whole(one: Callable[..., kumar.Record], layouts: ModuleType) -> None:
     small, large, duplicate = (
         rectangle(3.5, 3.5, 5.5, 5.5),
         rectangle(1.5, 1.5, 8.5, 7.5),
@@ -115,9 +120,52 @@ def test_overlap_keeps_regions_whole_and_smaller_on_top(one: Callable[..., kumar
         (3, 3, (2, 2), 4),
     ]
     expected = np.zeros((10, 12), np.int32)
-    expected[1:7, 1:8] = 1  # the first of the equal ones is hidden and has no id
-    expected[3:5, 3:5] = 2
+    expected[1:7, 1:8] = 2
+    expected[3:5, 3:5] = 1  # the first of the equal ones: the other is hidden and has no id
     np.testing.assert_array_equal(record.read_label_map(), expected)
+    # The large one first: it hides the others.
+    record = one(layouts.aperio_xml([large, small, duplicate]))
+    np.testing.assert_array_equal(record.read_label_map(), expected > 0)
+
+
+def test_overlap_with_the_smaller_on_top(one: Callable[..., kumar.Record], layouts: ModuleType) -> None:
+    small, large = rectangle(3.5, 3.5, 5.5, 5.5), rectangle(1.5, 1.5, 8.5, 7.5)
+    expected = np.zeros((10, 12), np.int32)
+    expected[1:7, 1:8] = 1
+    expected[3:5, 3:5] = 3  # of equal ones the later
+    record = one(layouts.aperio_xml([large, small, small]), overlap="smaller")
+    np.testing.assert_array_equal(record.read_label_map(), np.where(expected == 3, 2, expected))
+    with pytest.raises(InputError, match="option overlap=last: give smaller or first"):
+        one(b"", overlap="last")
+
+
+@pytest.mark.parametrize("overlap", ["first", "smaller"])
+def test_what_is_prepared_has_the_label_map_of_the_reader(
+    tmp_path: Path, one: Callable[..., kumar.Record], layouts: ModuleType, monkeypatch: pytest.MonkeyPatch, overlap: str
+) -> None:
+    """All that is evaluated is made of the json: its annotations are whole and laid as the reader lays them."""
+    outlines = [rectangle(1.5, 1.5, 8.5, 7.5), rectangle(3.5, 3.5, 9.5, 5.5), rectangle(7.5, 0.5, 9.5, 8.5)]
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "out"))
+    record = one(layouts.aperio_xml(outlines))
+    expected = one(layouts.aperio_xml(outlines), overlap=overlap).read_label_map()
+    prepare("kumar", tmp_path, tmp_path / "out", splits=["val"], options={"overlap": overlap})
+    ((_, image),) = prepared(tmp_path / "out/kumar/val")
+    np.testing.assert_array_equal(image.truth(), expected)
+    (entry,) = load("kumar_val")
+    np.testing.assert_array_equal(annotations_to_label_map(entry["annotations"], 10, 12), expected)
+    whole = annotations_to_regions(entry["annotations"], 10, 12)
+    assert [int(m.sum()) for _, _, m in whole] == [int(m.sum()) for _, _, m in record.read_regions()]
+
+
+def test_report_groups_are_the_organs_not_the_patients(tmp_path: Path, layouts: ModuleType) -> None:
+    pairs = {name: layouts.apart(0) for split in ("test_seen", "test_unseen") for name in kumar.LISTS["kumar"][split]}
+    root = layouts.write(tmp_path / "in", layouts.kumar_files(pairs))
+    prepare("kumar", root, tmp_path, count=2)
+    prepare("kumar", root, tmp_path, folds=2, fold=0)
+    for split, group in (("test_seen", "seen"), ("test_unseen", "unseen"), ("fold0of2_val", "")):
+        images = json.loads((tmp_path / "kumar" / split / "instances.json").read_text())["images"]
+        assert {image["report_group"] for image in images} == {group}
+        assert all(image["split_group"] == image["file_name"][:12] for image in images)
 
 
 def test_outside_strokes_and_erasers(one: Callable[..., kumar.Record], layouts: ModuleType) -> None:

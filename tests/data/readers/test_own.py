@@ -158,7 +158,9 @@ def test_groups_stay_together(tmp_path: Path, layouts: ModuleType, pairs: dict[s
         plates = [{name[0] for name in ids} for ids in found.values()]
         assert sum(map(len, plates)) == 4
         assert set().union(*plates) == set("ABCD")
-        assert [r.group for r in own.records(root, "train", group=group, fractions="train=1")] == list("AABBBCCDDD")
+        assert [r.split_group for r in own.records(root, "train", group=group, fractions="train=1")] == list(
+            "AABBBCCDDD"
+        )
     assert own.splits(root, fractions="a=0.5,b=0.5") == ("a", "b")
     draws = {tuple(check(root, pairs, seed=seed)["val"]) for seed in range(6)}
     assert len(draws) > 3

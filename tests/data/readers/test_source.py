@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import pickle
 import zipfile
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
 
+from pffnet_d2.data.prepare import prepare
 from pffnet_d2.data.readers import READERS, options, schemes, source
 from pffnet_d2.data.readers.source import SourceFile, find_part, list_files
 from pffnet_d2.errors import InputError
@@ -92,3 +96,41 @@ def test_every_reader_keeps_the_contract() -> None:
             assert reader.SPLITS
             for word in ("Licence", "Cit", "ttp"):
                 assert word in reader.__doc__, f"{name}: {word}"
+
+
+@pytest.mark.parametrize("find", [list_files, lambda root: find_part(root, "images")])
+def test_links_to_folders_are_followed(tmp_path: Path, layouts: ModuleType, find: Callable[..., Any]) -> None:
+    """Also those in linked folders; a loop ends, and a folder with a place of its own is not listed twice."""
+    layouts.write(tmp_path / "disk", {"plate/x.png": b"1", "other/y.png": b"2"})
+    root = tmp_path / "source"
+    layouts.write(root, {"images/a/z.png": b"3"})
+    (root / "images" / "plate").symlink_to(tmp_path / "disk" / "plate")
+    (tmp_path / "disk" / "plate" / "deeper").symlink_to("../other")
+    (tmp_path / "disk" / "other" / "back").symlink_to(tmp_path / "disk" / "plate")
+    (root / "images" / "loop").symlink_to(root)
+    (root / "images" / "itself").symlink_to(".")
+    (root / "images" / "a.lnk").symlink_to("a")
+    names = [str(file.path.relative_to(root)) for file in find(root)]
+    assert names == ["images/a/z.png", "images/plate/deeper/y.png", "images/plate/x.png"]
+
+
+def test_links_that_lead_nowhere(tmp_path: Path, layouts: ModuleType) -> None:
+    root = layouts.write(tmp_path, {"images/a.png": b"1"})
+    (root / "images" / ".#lock").symlink_to("nobody@nowhere")  # an editor's
+    assert len(list_files(root)) == 1
+    for name, target in (("b.png", "gone.png"), ("c.png", "c.png")):
+        (root / "images" / name).symlink_to(target)
+        with pytest.raises(InputError, match=rf"{name}: is a link to {target}, which is not there"):
+            list_files(root)
+        (root / "images" / name).unlink()
+
+
+def test_own_images_in_linked_folders(tmp_path: Path, layouts: ModuleType) -> None:
+    """Nothing but links in the folder that is prepared."""
+    files = {"raw/a.png": layouts.png(np.zeros((5, 6, 3), np.uint8)), "truth/a.png": layouts.png(np.eye(5, 6) > 0)}
+    layouts.write(tmp_path / "disk", files)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "images").symlink_to(tmp_path / "disk" / "raw")
+    (tmp_path / "source" / "labels").symlink_to(tmp_path / "disk" / "truth")
+    prepare("own", tmp_path / "source", tmp_path, dataset="mine", options={"fractions": "all=1", "truth": "ids"})
+    assert (tmp_path / "mine" / "all" / "images" / "a.png").is_file()

@@ -26,7 +26,7 @@ def test_read_what_was_written(tmp_path: Path, layouts: ModuleType, patients: di
     for split, size in (("val", 7), ("test", 13)):
         found = list(tnbc.records(root, split))
         assert len(found) == size
-        assert sorted({r.group for r in found}) == tnbc.PATIENTS[split]
+        assert sorted({r.split_group for r in found}) == tnbc.PATIENTS[split]
         for record in found:
             image, labels = patients[record.image_id]
             np.testing.assert_array_equal(record.read_image()[..., :3], image)
@@ -111,7 +111,7 @@ def test_real_data(pffnet_data: Callable[[str], Path]) -> None:
     found = {r.image_id: r for split in ("train", "val") for r in tnbc.records(root, split)}
     counts: dict[str, int] = {}
     for record in found.values():
-        counts[record.group] = counts.get(record.group, 0) + int(record.read_label_map().max())
+        counts[record.split_group] = counts.get(record.split_group, 0) + int(record.read_label_map().max())
     assert counts == {"01": 458, "02": 188, "03": 287, "04": 596, "05": 420, "06": 204, "07": 555, "08": 445}
     for min_size, total in ((0, 3157), (16, 3153), (30, 3151)):
         read = [r for split in ("train", "val") for r in tnbc.records(root, split, min_size=min_size)]
