@@ -11,6 +11,7 @@ from typing import Any
 
 from pffnet_d2 import __version__, cli_evaluation, env, failure
 from pffnet_d2.errors import InputError
+from pffnet_d2.numbers import whole_number
 
 # These take the flags of train_net.py, which engine.py parses.
 FORWARDED = {
@@ -299,8 +300,10 @@ def _predict(args: argparse.Namespace) -> int:
     overlap = args.overlap or "auto"
     if args.overlap and args.tile is None:
         raise InputError("--overlap is that of tiles; give --tile too, such as --tile 1024")
-    if overlap != "auto" and not _is_whole(overlap):
-        raise InputError(f"--overlap {overlap}: give pixels, or auto")
+    try:
+        pixels = overlap if overlap == "auto" else whole_number(overlap)
+    except ValueError:
+        raise InputError(f"--overlap {overlap}: give pixels, or auto") from None
     if args.threshold is not None and args.thresholds:
         raise InputError("--threshold and --thresholds: give one of them")
     if args.threshold is not None:
@@ -330,7 +333,7 @@ def _predict(args: argparse.Namespace) -> int:
         stop=args.stop_on_error,
         processes=args.processes,
         tile=args.tile,
-        overlap=overlap if overlap == "auto" else int(overlap),
+        overlap=pixels,
         challenge=challenge,
     )
     summary = predict_files(job)
@@ -352,25 +355,27 @@ def _pack(args: argparse.Namespace) -> int:
 
 def _plane(text: str | None) -> dict[str, int] | int | None:
     """``3`` or ``Z=3,T=0``."""
-    if text is None or _is_whole(text):
-        return None if text is None else int(text)
+    if text is None:
+        return None
     pairs = [part.partition("=") for part in text.split(",")]
-    if not all(axis.isalpha() and _is_whole(index) for axis, _, index in pairs):
-        raise InputError(f"--plane {text}: give a number, or axes as in Z=3,T=0")
-    return {axis.upper(): int(index) for axis, _, index in pairs}
-
-
-def _is_whole(text: str) -> bool:
-    """Whether a text is a whole number from 0 on; "²" is a digit too, but none that int() reads."""
-    return text.isascii() and text.isdigit()
+    try:
+        if "=" not in text:
+            return whole_number(text)
+        plane = {axis.upper(): whole_number(index) for axis, _, index in pairs if axis.isalpha()}
+        if len(plane) < len(pairs):
+            raise ValueError("an axis is missing or given twice")
+    except ValueError:
+        raise InputError(f"--plane {text}: give a number from 0, or axes as in Z=3,T=0, each once") from None
+    return plane
 
 
 def _integers(flag: str, text: str | None) -> list[int] | None:
     if text is None:
         return None
-    if not all(map(_is_whole, text.split(","))):
-        raise InputError(f"{flag} {text}: give numbers from 0, with commas between them")
-    return [int(part) for part in text.split(",")]
+    try:
+        return [whole_number(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(f"{flag} {text}: give numbers from 0, with commas between them") from None
 
 
 def _plot(args: argparse.Namespace) -> int:

@@ -7,38 +7,24 @@ both see the same grey values.
 from __future__ import annotations
 
 import io
-import logging
-import struct
-import zlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import tifffile
 from PIL import Image
 
+from pffnet_d2.data.tiff import DAMAGE, TIFF_MAGIC, decode_tiff
 from pffnet_d2.errors import InputError
 
-# Its warnings repeat what the InputError says; they still reach whoever configures logging.
-logging.getLogger("tifffile").addHandler(logging.NullHandler())
-
 MAX_PIXELS = 1 << 27  # 11,585 x 11,585; more is refused unread
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
-# What Pillow and tifffile raise on damaged files; Pillow's PNG reader raises SyntaxError for a broken chunk.
-DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    IndexError,
-    KeyError,
-    TypeError,
-    EOFError,
-    struct.error,
-    zlib.error,
-)
+# Pillow's modes that numpy takes as grey, RGB or RGBA, or that are converted to RGB.
+_AS_ARRAY = ("L", "LA", "RGB", "RGBA", "I", "F", "I;16", "I;16L", "I;16B", "I;16N", "1", "P")
+_AS_RGB = ("CMYK", "YCbCr", "LAB", "HSV", "RGBX", "PA")
 
 
 @dataclass(frozen=True)
@@ -137,7 +123,7 @@ def _as_rgb(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def decode_image(data: bytes, name: str, *, palette: bool = True) -> npt.NDArray[Any]:
-    """Decode PNG, TIFF, JPEG, ... without changing the depth: (H, W) or (H, W, C).
+    """Decode PNG, TIFF, JPEG, ... without changing the depth: (H, W) or (H, W, C), channels in the order RGBA.
 
     Args:
         data: content of the file.
@@ -145,19 +131,33 @@ def decode_image(data: bytes, name: str, *, palette: bool = True) -> npt.NDArray
         palette: expand palettes to RGB, as an image is meant; without, the (H, W) indices, as a label image is meant.
 
     Raises:
-        InputError: naming ``name``, when it is truncated, damaged, no image, or has more than MAX_PIXELS pixels.
+        InputError: naming ``name``, when it is truncated, damaged, no image, a stack, deeper than can be read, or has
+            more than MAX_PIXELS pixels.
+    """
+    if data[:4] in TIFF_MAGIC:
+        return decode_tiff(data, name, MAX_PIXELS, as_stored=not palette)
+    with opened(data, name) as image:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format != "MPO":  # a camera's, with its preview
+            raise InputError(f"{name}: holds a stack of {frames} planes; save one plane as grey or RGB")
+        return pixels_of(image, data, name, palette=palette)
+
+
+@contextmanager
+def opened(data: bytes, name: str) -> Iterator[Image.Image]:
+    """An image as Pillow opens it. Damage that is met in the block raises an InputError that names it, and Pillow's
+    warnings, which would say the same again, are dropped.
+
+    Raises:
+        InputError: naming ``name``: truncated, damaged, no image, or more than MAX_PIXELS pixels.
     """
     try:
-        if data[:4] in TIFF_MAGIC:
-            return _decode_tiff(data, name)
-        if data[:8] == PNG_MAGIC:  # before Pillow, which warns of its own bound
-            width, height = struct.unpack(">II", data[16:24])
-            _check_pixels(height, width, name)
-        with Image.open(io.BytesIO(data)) as image:
-            _check_pixels(image.height, image.width, name)
-            if image.mode == "1" or (image.mode == "P" and palette):
-                return np.array(image.convert("RGB" if image.mode == "P" else "L"))
-            return np.array(image)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data)) as image:
+                if image.height * image.width > MAX_PIXELS:
+                    raise InputError(f"{name}: {image.height} x {image.width} pixels are {_TOO_LARGE}")
+                yield image
     except InputError:  # is a ValueError too
         raise
     except Image.DecompressionBombError as error:  # Pillow's bound, above ours
@@ -168,28 +168,63 @@ def decode_image(data: bytes, name: str, *, palette: bool = True) -> npt.NDArray
         ) from error
 
 
+def pixels_of(image: Image.Image, data: bytes, name: str, *, palette: bool = True) -> npt.NDArray[Any]:
+    """The pixels of the file ``data`` that Pillow opened, in the file's own depth; see ``decode_image``.
+
+    Raises:
+        InputError: colours of another kind than RGB; more than 8 bits a channel, which Pillow cuts, in another form
+            than PNG.
+    """
+    if image.mode not in (*_AS_ARRAY, *_AS_RGB):
+        raise InputError(f"{name}: Pillow's mode {image.mode} is not supported; save it as grey or RGB")
+    if image.mode in _AS_RGB or (image.mode == "P" and palette):
+        pixels = np.array(image.convert("RGB"))
+    else:
+        pixels = np.array(image.convert("L") if image.mode == "1" else image)
+    if pixels.dtype == np.uint8 and image.mode != "P" and _bits(image.format, data) > 8:
+        if image.format != "PNG":
+            raise InputError(
+                f"{name}: has more than 8 bits a channel, which of {image.format} files cannot be read; save it as "
+                "PNG or TIFF"
+            )
+        return _deep_png(data)
+    return pixels
+
+
+def _bits(form: str | None, data: bytes) -> int:
+    """Bits of a sample in a file of a form that may hold more than 8; else 8."""
+    if form == "PNG":
+        return data[24]
+    if form == "JPEG2000":  # the depth less 1 is in the codestream's header, of which the first channel tells
+        start = data.find(b"\xff\x4f\xff\x51")
+        return (data[start + 42] & 0x7F) + 1 if start >= 0 else 8
+    if form == "PPM":
+        words = b" ".join(line.partition(b"#")[0] for line in data[:4096].splitlines()).split(maxsplit=4)
+        return 16 if words[0] in (b"P5", b"P6") and int(words[3]) > 255 else 8
+    if form == "SGI":
+        return 8 * data[3]
+    if form == "AVIF":  # av1C: the bit of the third byte says more than 8
+        start = data.find(b"av1C")
+        return 10 if start >= 0 and data[start + 6] & 0x40 else 8
+    return 8
+
+
+def _deep_png(data: bytes) -> npt.NDArray[np.uint16]:
+    """A PNG of 16 bits and several channels, which Pillow cuts to 8 bits: (H, W, 2 to 4) grey and alpha, RGB(A).
+
+    OpenCV prints what it finds wrong; so Pillow must have read the file before.
+    """
+    import cv2
+
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if decoded is None or decoded.dtype != np.uint16:
+        raise ValueError("OpenCV cannot read it")
+    colour_type = data[25]
+    channels = {4: [0, 3], 6: [2, 1, 0, 3]}.get(colour_type, [2, 1, 0])
+    return np.ascontiguousarray(decoded[..., channels])
+
+
 _TOO_LARGE = f"more than {MAX_PIXELS:,} pixels; cut it into smaller images"
-
-
-def _check_pixels(height: int, width: int, name: str) -> None:
-    if height * width > MAX_PIXELS:
-        raise InputError(f"{name}: {height} x {width} pixels are {_TOO_LARGE}")
-
-
-def _decode_tiff(data: bytes, name: str) -> npt.NDArray[Any]:
-    """tifffile keeps every depth; what it needs imagecodecs for (LZW) is left to Pillow, which reads that in 8 bit."""
-    with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-        page = tiff.pages.first
-        _check_pixels(page.imagelength, page.imagewidth, name)
-        planes = len(tiff.series[0].pages)
-        if planes > 1:
-            raise InputError(f"{name}: holds a stack of {planes} planes; save one plane as grey or RGB")
-        if page.compression in (1, 8, 32946, 32773):  # none, deflate twice, PackBits
-            array = np.asarray(page.asarray())
-            planar = array.ndim == 3 and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE
-            return np.moveaxis(array, 0, -1) if planar else array
-    with Image.open(io.BytesIO(data)) as image:
-        return np.array(image)
 
 
 def contiguous(labels: npt.NDArray[Any]) -> npt.NDArray[np.int32]:

@@ -6,11 +6,9 @@ channels, a stack, palettes, 32-bit or floating values and metadata; which of it
 
 from __future__ import annotations
 
-import logging
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,26 +17,18 @@ from xml.etree import ElementTree
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
-from PIL import Image
 
-from pffnet_d2.data.images import (
-    DAMAGE,
-    MAX_PIXELS,
-    PNG_MAGIC,
-    TIFF_MAGIC,
-    Normalisation,
-    decode_image,
-    read_bytes,
-)
+from pffnet_d2.data.axes import check_choice, choice, reduce_axes
+from pffnet_d2.data.images import MAX_PIXELS, Normalisation, opened, pixels_of, read_bytes
+from pffnet_d2.data.tiff import TIFF_MAGIC, TiffPlane, damage_named, whole_tiff
 from pffnet_d2.errors import InputError
+from pffnet_d2.numbers import real_number
 
 # To micrometres; the names of OME and ImageJ.
 UNITS = {"nm": 1e-3, "um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "mm": 1e3, "cm": 1e4}
 # Below this many pixels a centimetre (1270 an inch) a resolution is that of a screen or a printer.
 _OPTICAL = 500
-_RGB, _PALETTE, _WHITE_IS_ZERO, _CMYK = 2, 3, 0, 5
-# Pillow's modes that np.array gives as grey, RGB or RGBA, or that are converted to RGB.
-_AS_ARRAY, _AS_RGB = ("L", "LA", "RGB", "RGBA", "I", "F", "I;16", "I;16B", "1", "P"), ("CMYK", "YCbCr", "LAB", "HSV")
+_SMALLEST = 1e-4  # micrometres: less than an atom
 
 
 @dataclass(frozen=True)
@@ -67,17 +57,25 @@ def read_micrograph(
             saying how; an index that is not there; values that are not finite; more than MAX_PIXELS pixels.
     """
     path = Path(path)
-    data = read_bytes(path)
     if channels is not None and len(channels) not in (1, 3):
         raise InputError(f"channels {','.join(map(str, channels))}: give one (grey) or three (red, green, blue)")
-    if not data:
-        raise InputError(f"{path}: the file is empty; fetch it again")
-    if data[:4] in TIFF_MAGIC:
+    if is_tiff(path):
         micrograph = _read_tiff(path, plane, channels)
     else:
-        pixels, axes = _read_other(path, data, plane)
-        micrograph = Micrograph(reduce_axes(pixels, axes, str(path), plane if axes[0] == "I" else None, channels, True))
+        micrograph = Micrograph(_read_other(path, plane, channels))
     return Micrograph(sound(micrograph.pixels, str(path)), micrograph.pixel_size, micrograph.resolution)
+
+
+def is_tiff(path: Path) -> bool:
+    """Whether a file begins as a TIFF does. Raises InputError naming it: it cannot be read, or is empty."""
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    if not magic:
+        raise InputError(f"{path}: the file is empty; fetch it again")
+    return magic in TIFF_MAGIC
 
 
 def describe(normalisation: Normalisation) -> str:
@@ -98,7 +96,7 @@ def parse_normalisation(text: str) -> Normalisation | None:
         return Normalisation("as_is")
     name, _, numbers = text.partition(":")
     try:
-        values = [float(number) for number in numbers.split(",")] if numbers else [0.1, 99.9]
+        values = [real_number(number) for number in numbers.split(",")] if numbers else [0.1, 99.9]
         low, high = values[:2]
         if name != "percentile" or len(values) > 3 or not 0 <= low < high <= 100 or not 0 <= values[-1] < math.inf:
             raise ValueError
@@ -111,203 +109,27 @@ def parse_normalisation(text: str) -> Normalisation | None:
 
 def _read_tiff(path: Path, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None) -> Micrograph:
     with damage_named(path), whole_tiff(path) as tiff:
-        series, page, colours = choose_series(tiff, path, plane, channels)
-        sizes = dict(zip(series.axes, series.shape, strict=True))
-        if sizes["Y"] * sizes["X"] > MAX_PIXELS:
+        pixels = TiffPlane(tiff, str(path), plane, channels)
+        height, width = pixels.shape[:2]
+        if height * width > MAX_PIXELS:
             raise InputError(
-                f"{path}: {sizes['Y']} x {sizes['X']} pixels are more than {MAX_PIXELS:,}; "
+                f"{path}: {height} x {width} pixels are more than {MAX_PIXELS:,}; "
                 "predict it in tiles (--tile 1024), or cut it"
             )
-        try:
-            pixels = series.asarray()
-        except ValueError as error:
-            if "imagecodecs" not in str(error):
-                raise
-            pixels = _without_imagecodecs(path, series.shape, compression(page))
-        pixels, axes = as_meant(pixels, series.axes, page)
-        return with_scale(tiff, reduce_axes(pixels, axes, str(path), plane, channels, colours))
+        return with_scale(tiff, pixels[:, :])
 
 
-@contextmanager
-def damage_named(path: Path) -> Iterator[None]:
-    """What damage to the file raises in the block becomes an InputError that names it."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (*DAMAGE, RuntimeError, AttributeError) as error:
-        raise InputError(
-            f"{path}: cannot be read as an image; it is truncated, damaged or of another kind: fetch it again"
-        ) from error
-
-
-def choose_series(
-    tiff: tifffile.TiffFile, path: Path, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None
-) -> tuple[Any, Any, bool]:
-    """The one image of a TIFF, its first page, and whether its samples are one colour: RGB, or grey with alpha.
-
-    Raises:
-        InputError: it holds several; it is CMYK; ``plane`` and ``channels`` choose no one plane of it.
-    """
-    if not tiff.series:
-        raise ValueError("no image")
-    series, page = tiff.series[0], tiff.series[0].keyframe
-    rivals = [s for s in tiff.series[1:] if math.prod(s.shape) >= math.prod(series.shape)]
-    if rivals:
-        shapes = ", ".join("x".join(map(str, s.shape)) for s in [series, *rivals][:4])
-        raise InputError(f"{path}: holds {len(tiff.series)} images ({shapes}); save the one you want by itself")
-    colours = page.photometric in (_RGB, _PALETTE) or bool({1, 2} & {int(extra) for extra in page.extrasamples})
-    if page.photometric == _CMYK:
-        raise InputError(f"{path}: its colours are CMYK; save it as RGB")
-    # Before a large stack is read.
-    sizes = {axis: n for axis, n in zip(series.axes, series.shape, strict=True) if n > 1}
-    check_choice(sizes, str(path), plane, channels, colours)
-    return series, page, colours
-
-
-def as_meant(pixels: NDArray[Any], axes: str, page: Any) -> tuple[NDArray[Any], str]:
-    """Pixels and axes of a TIFF with palettes expanded to RGB, and white where the file counts down to it."""
-    if page.photometric == _PALETTE and page.colormap is not None:
-        return np.moveaxis(np.asarray(page.colormap) >> 8, 0, -1).astype(np.uint8)[pixels], axes + "S"
-    if page.photometric == _WHITE_IS_ZERO and pixels.dtype.kind == "u":  # tifffile writes bits so
-        return ~pixels, axes
-    return pixels, axes
-
-
-def compression(page: Any) -> str:
-    return str(getattr(page.compression, "name", page.compression))
-
-
-@contextmanager
-def whole_tiff(path: Path) -> Iterator[tifffile.TiffFile]:
-    """``TiffFile`` that raises where pages are cut off: tifffile logs that and goes on with those that are left."""
-    said: list[str] = []
-    handler = logging.Handler(logging.ERROR)
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("tifffile")
-    logger.addHandler(handler)
-    try:
-        with tifffile.TiffFile(path) as tiff:
-            _ = tiff.series
-            if any("invalid page offset" in message or "failed to reshape" in message for message in said):
-                raise ValueError("pages are missing")
-            yield tiff
-    finally:
-        logger.removeHandler(handler)
-
-
-def _without_imagecodecs(path: Path, shape: tuple[int, ...], compression: str) -> NDArray[Any]:
-    """Pillow reads LZW and JPEG in one plane; its result counts only where it has the shape the file says."""
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image)
-    except (*DAMAGE, Image.DecompressionBombError):
-        pixels = np.zeros(0)
-    if pixels.shape != shape:
-        raise InputError(f"{path}: needs imagecodecs for its {compression} compression; type: pip install imagecodecs")
-    return pixels
-
-
-def _read_other(path: Path, data: bytes, plane: Mapping[str, int] | int | None) -> tuple[NDArray[Any], str]:
-    """Pixels and axes of what Pillow reads."""
-    if data[:8] != PNG_MAGIC or b"acTL" in data[:256]:  # may have frames, or colours of another kind
-        try:
-            with Image.open(path) as image:
-                if image.width * image.height <= MAX_PIXELS:  # else decode_image says so
-                    frames, mode = getattr(image, "n_frames", 1), image.mode
-                    if frames > 1:
-                        check_choice({"I": frames}, str(path), plane, None, True)
-                        image.seek(choice({"I": frames}, str(path), plane)["I"])
-                        return np.array(image.convert("RGB"))[None], "IYXS"
-                    if mode in _AS_RGB:
-                        return np.array(image.convert("RGB")), "YXS"
-                    if mode not in _AS_ARRAY:
-                        raise InputError(f"{path}: Pillow's mode {mode} is not supported; save it as grey or RGB")
-        except (*DAMAGE, Image.DecompressionBombError) as error:
-            if isinstance(error, InputError):
-                raise
-    pixels = decode_image(data, str(path))
-    return pixels, "YXS"[: pixels.ndim]
-
-
-def check_choice(
-    sizes: dict[str, int], name: str, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None, rgb: bool
-) -> None:
-    """Whether plane and channels choose one image out of axes longer than 1; see ``read_micrograph``."""
-    sizes = {axis: n for axis, n in sizes.items() if axis not in "YX"}
-    channel_axis = channel_axis_of(sizes, channels, rgb)
-    stack = {axis: n for axis, n in sizes.items() if axis != channel_axis and axis != "S"}
-    choice(stack, name, plane)
-    count = sizes.get(channel_axis, 1) if channel_axis else (sizes.get("S", 1) if rgb else 1)
-    if channels is not None:
-        wrong = [c for c in channels if not 0 <= c < count]
-        if wrong:
-            raise InputError(f"{name}: no channel {wrong[0]}: it has {count}, from 0 to {count - 1}")
-    elif channel_axis and count > 1:
-        raise InputError(
-            f"{name}: {count} channels; choose one (--channels 0) or three as red, green and blue (--channels 2,1,0)"
-        )
-
-
-def channel_axis_of(sizes: Mapping[str, int], channels: Sequence[int] | None, rgb: bool) -> str | None:
-    if "C" in sizes:
-        return "C"
-    if "S" in sizes:
-        return None if rgb else "S"
-    stack = [axis for axis in sizes if axis not in "YX"]
-    return stack[0] if channels is not None and len(stack) == 1 else None
-
-
-def choice(stack: Mapping[str, int], name: str, plane: Mapping[str, int] | int | None) -> dict[str, int]:
-    """Index along every axis of a stack."""
-    if not stack:
-        return {}
-    shape = ", ".join(f"{axis} {n}" for axis, n in stack.items())
-    if plane is None or (isinstance(plane, int) and len(stack) > 1):
-        example = "--plane 0" if len(stack) == 1 else "--plane " + ",".join(f"{axis}=0" for axis in stack)
-        raise InputError(
-            f"{name}: a stack of {math.prod(stack.values())} planes ({shape}); choose one, as in {example}"
-        )
-    chosen = {next(iter(stack)): plane} if isinstance(plane, int) else {axis.upper(): i for axis, i in plane.items()}
-    for axis, n in stack.items():
-        if axis not in chosen:
-            raise InputError(f"{name}: a stack ({shape}); --plane says nothing of {axis}, as {axis}=0 would")
-        if not 0 <= chosen[axis] < n:
-            raise InputError(f"{name}: no plane {axis}={chosen[axis]}: there are {n}, from 0 to {n - 1}")
-    return chosen
-
-
-def reduce_axes(
-    pixels: NDArray[Any],
-    axes: str,
-    name: str,
-    plane: Mapping[str, int] | int | None,
-    channels: Sequence[int] | None,
-    rgb: bool,
-) -> NDArray[Any]:
-    """(H, W) or (H, W, 3) of an array with named axes: Y, X, S samples, C channels, any other a stack."""
-    keep = [i for i, (axis, n) in enumerate(zip(axes, pixels.shape, strict=True)) if n > 1 or axis in "YX"]
-    pixels = pixels.reshape([pixels.shape[i] for i in keep])
-    axes = "".join(axes[i] for i in keep)
-    sizes = dict(zip(axes, pixels.shape, strict=True))
-    check_choice(sizes, name, plane, channels, rgb)
-    channel_axis = channel_axis_of({a: n for a, n in sizes.items() if a not in "YX"}, channels, rgb)
-    stack = {axis: n for axis, n in sizes.items() if axis not in ("Y", "X", "S", channel_axis)}
-    for axis, index in choice(stack, name, plane).items():
-        if axis in axes:
-            pixels = np.take(pixels, index, axis=axes.index(axis))
-            axes = axes.replace(axis, "")
-    order = ["Y", "X", *(axis for axis in axes if axis not in "YX")]
-    pixels = pixels.transpose([axes.index(axis) for axis in order])
-    if channels is not None and pixels.ndim == 3:
-        pixels = pixels[:, :, channels[0]] if len(channels) == 1 else pixels[:, :, list(channels)]
-    elif channels is not None and len(channels) == 3:  # grey, and the checks admit only 0,0,0
-        pixels = np.stack([pixels] * 3, axis=2)
-    if pixels.ndim == 3:  # grey with alpha; RGB with alpha
-        pixels = pixels[:, :, 0] if pixels.shape[2] == 2 else pixels[:, :, :3]
-    if pixels.ndim != 2 and not (pixels.ndim == 3 and pixels.shape[2] == 3):
-        raise InputError(f"{name}: its axes {axes} of {pixels.shape} are not understood; save one plane as grey or RGB")
-    return np.ascontiguousarray(pixels)
+def _read_other(path: Path, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None) -> NDArray[Any]:
+    """What Pillow reads; of several frames one."""
+    data, name = read_bytes(path), str(path)
+    with opened(data, name) as image:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1:
+            check_choice({"I": frames}, name, plane, None, True)
+            image.seek(choice({"I": frames}, name, plane)["I"])
+            plane = None
+        pixels = pixels_of(image, data, name)
+    return reduce_axes(pixels, "YXS"[: pixels.ndim], name, plane, channels, True)
 
 
 def sound(pixels: NDArray[Any], name: str) -> NDArray[Any]:
@@ -326,33 +148,57 @@ def sound(pixels: NDArray[Any], name: str) -> NDArray[Any]:
 
 
 def with_scale(tiff: tifffile.TiffFile, pixels: NDArray[Any]) -> Micrograph:
-    """Pixels with what the TIFF says of their size: OME, ImageJ, or tags fit for a microscope."""
+    """Pixels with what the TIFF says of their size."""
     tags: Any = tiff.series[0].keyframe.tags
     found = [tags.get(key) for key in ("XResolution", "YResolution", "ResolutionUnit")]
     resolution = None
     if found[0] is not None and found[1] is not None:
         resolution = (found[0].value, found[1].value, int(found[2].value) if found[2] is not None else 2)
-    size = _ome_pixel_size(tiff.ome_metadata) if tiff.is_ome else None
-    if size is None and resolution and resolution[0][0] and resolution[1][0]:
-        x, y = (numerator / max(denominator, 1) for numerator, denominator in resolution[:2])
-        unit = str((tiff.imagej_metadata or {}).get("unit", "")) if tiff.is_imagej else ""
-        unit = re.sub(r"\\u00b5", "µ", unit, flags=re.IGNORECASE)
-        if unit in UNITS:
-            size = (UNITS[unit] / y, UNITS[unit] / x)
-        else:
-            per_cm = {3: 1.0, 2: 1 / 2.54}.get(resolution[2], 0.0)
-            if min(x, y) * per_cm > _OPTICAL:
-                size = (1e4 / (y * per_cm), 1e4 / (x * per_cm))
-    return Micrograph(pixels, size, resolution)
+    for x, y, unit in _pixel_sizes(tiff, resolution):
+        if unit in UNITS and all(_SMALLEST < side * UNITS[unit] < math.inf for side in (x, y)):
+            return Micrograph(pixels, (y * UNITS[unit], x * UNITS[unit]), resolution)
+    return Micrograph(pixels, None, resolution)
 
 
-def _ome_pixel_size(xml: str | None) -> tuple[float, float] | None:
+def _pixel_sizes(
+    tiff: tifffile.TiffFile, resolution: tuple[Any, Any, int] | None
+) -> Iterator[tuple[float, float, str]]:
+    """Width, height and unit of a pixel as each of the programs that may have written the file says, the most
+    trustworthy first. Programs put 72 dots an inch where they know nothing."""
+    page = tiff.series[0].keyframe
+    if tiff.is_ome:
+        yield from _ome_pixel_size(tiff.ome_metadata)
+    stk = page.tags.get("UIC1tag")  # of MetaMorph
+    if stk is not None and isinstance(stk.value, dict):
+        calibration = stk.value
+        if calibration.get("SpatialCalibration") and calibration.get("CalibrationUnits"):
+            unit = str(calibration["CalibrationUnits"]).strip("\x00 ")
+            yield float(calibration.get("XCalibration", 0)), float(calibration.get("YCalibration", 0)), unit
+    if page.is_svs:
+        microns = re.search(r"\|\s*MPP\s*=\s*([0-9.]+)", page.description)
+        if microns:
+            yield float(microns[1]), float(microns[1]), "um"
+    if resolution is None:
+        return
+    x, y = (numerator / denominator if denominator else 0.0 for numerator, denominator in resolution[:2])
+    if not x or not y:
+        return
+    unit = str((tiff.imagej_metadata or {}).get("unit", "")) if tiff.is_imagej else ""
+    unit = re.sub(r"\\u00b5", "µ", unit, flags=re.IGNORECASE)
+    if unit != "cm":  # which ImageJ writes for the dots an inch of other programs
+        yield 1 / x, 1 / y, unit
+    per_cm = {3: 1.0, 2: 1 / 2.54}.get(resolution[2], 0.0)
+    if min(x, y) * per_cm > _OPTICAL:
+        yield 1 / (x * per_cm), 1 / (y * per_cm), "cm"
+
+
+def _ome_pixel_size(xml: str | None) -> Iterator[tuple[float, float, str]]:
     try:
         (pixels, *_) = [e for e in ElementTree.fromstring(xml or "").iter() if e.tag.endswith("}Pixels")]
-        y, x = (
+        x, y = (
             float(pixels.attrib[f"PhysicalSize{axis}"]) * UNITS[pixels.attrib.get(f"PhysicalSize{axis}Unit", "µm")]
-            for axis in "YX"
+            for axis in "XY"
         )
     except (ElementTree.ParseError, ValueError, KeyError):
-        return None
-    return (y, x) if 0 < x < math.inf and 0 < y < math.inf else None
+        return
+    yield x, y, "um"

@@ -1,42 +1,24 @@
 """Images that are read window by window: files, and whatever slices like an array (memory maps, zarr, dask).
 
-A TIFF is read by its own tiles or strips, so that no more of it is in memory than they and the windows asked for; zarr
-is not needed. The percentiles of a whole image are exact and take one pass over it for every 16 bits of its values.
+The percentiles of a whole image are exact and take one pass over it for every 16 bits of its values.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
 
-from pffnet_d2.data.images import TIFF_MAGIC, Normalisation
-from pffnet_d2.data.micrographs import (
-    Micrograph,
-    as_meant,
-    channel_axis_of,
-    choice,
-    choose_series,
-    compression,
-    damage_named,
-    read_micrograph,
-    reduce_axes,
-    sound,
-    whole_tiff,
-    with_scale,
-)
-from pffnet_d2.errors import InputError
+from pffnet_d2.data.images import Normalisation
+from pffnet_d2.data.micrographs import Micrograph, is_tiff, read_micrograph, sound, with_scale
+from pffnet_d2.data.tiff import TiffPlane, damage_named, whole_tiff
 
-# Decoded tiles or strips of a file that are kept: a strip as wide as the image serves several windows.
-_CACHE = 2**27
 _BLOCK = (1024, 4096)
 
 
@@ -64,179 +46,21 @@ def open_micrograph(
         InputError: as ``read_micrograph``; some of a TIFF's tiles or strips lie beyond its end. Slicing raises it where
             values are not finite or a tile cannot be decoded.
     """
-    try:
-        with open(path, "rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    if magic not in TIFF_MAGIC:
+    if not is_tiff(path):
         yield read_micrograph(path, plane=plane, channels=channels)
         return
-    with whole_tiff_named(path) as tiff:
+    with ExitStack() as files:
         with damage_named(path):
-            micrograph = with_scale(tiff, _TiffPlane(tiff, path, plane, channels))  # type: ignore[arg-type]
+            tiff = files.enter_context(whole_tiff(path))
+            pixels = TiffPlane(tiff, str(path), plane, channels)
+            pixels[0:1, 0:1]  # what cannot be decoded is said before hours of work
+            micrograph = with_scale(tiff, pixels)  # type: ignore[arg-type]
         yield micrograph
-
-
-@contextmanager
-def whole_tiff_named(path: Path) -> Iterator[tifffile.TiffFile]:
-    """``whole_tiff`` where only opening it can fail for the file's sake."""
-    opened = whole_tiff(path)
-    with damage_named(path):
-        tiff = opened.__enter__()
-    try:
-        yield tiff
-    finally:
-        opened.__exit__(None, None, None)
 
 
 def window(pixels: Sliceable, rows: slice, columns: slice, name: str) -> NDArray[Any]:
     """A part of an image as an array. Raises InputError where it cannot be worked with; signed bytes come unsigned."""
     return sound(np.asarray(pixels[rows, columns]), name)
-
-
-class _TiffPlane:
-    """One plane of a TIFF, or three as colours; slicing it reads the tiles or strips it needs."""
-
-    def __init__(
-        self,
-        tiff: tifffile.TiffFile,
-        path: Path,
-        plane: Mapping[str, int] | int | None,
-        channels: Sequence[int] | None,
-    ) -> None:
-        self._path, self._tiff = path, tiff
-        self._series, self._page, self._colours = choose_series(tiff, path, plane, channels)
-        axes, shape = self._series.axes, self._series.shape
-        sizes = dict(zip(axes, shape, strict=True))
-        # Contiguous data are mapped into memory, whatever their axes; else every page holds the last few of them.
-        self._mapped = self._series.dataoffset is not None and self._page.is_memmappable
-        inner = {"Y", "X", "S"} if self._mapped else set(axes[len(axes) - len(self._page.shape) :])
-        if not {"Y", "X"} <= inner:
-            raise InputError(f"{path}: its axes {axes} of {shape} are not understood; save one plane as grey or RGB")
-        long = {axis: n for axis, n in sizes.items() if n > 1 and axis not in "YX"}
-        channel_axis = channel_axis_of(long, channels, self._colours)
-        stack = {axis: n for axis, n in long.items() if axis not in ("S", channel_axis)}
-        self._index = dict.fromkeys((axis for axis in axes if axis not in inner), 0) | choice(stack, str(path), plane)
-        # Channels that lie in planes of their own are read one by one, others with the pixels.
-        self._apart = channel_axis if channel_axis not in inner else None
-        self._channels = channels
-        self._cache: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
-        self._cached = 0
-        self._check_length()
-        probe = self._read(slice(0, 1), slice(0, 1))
-        self.shape: tuple[int, ...] = (sizes["Y"], sizes["X"], *probe.shape[2:])
-        self.dtype = probe.dtype
-        self.ndim = len(self.shape)
-
-    def __getitem__(self, key: tuple[slice, slice]) -> NDArray[Any]:
-        (top, bottom, _), (left, right, _) = (part.indices(n) for part, n in zip(key, self.shape, strict=False))
-        with damage_named(self._path):
-            return self._read(slice(top, bottom), slice(left, right))
-
-    def _check_length(self) -> None:
-        """Before hours of work: whether all data lie within the file."""
-        size = self._tiff.filehandle.size
-        if self._mapped:
-            ends = [self._series.dataoffset + math.prod(self._series.shape) * self._series.dtype.itemsize]
-        else:
-            pages = [self._series.pages[i] for i in self._pages_read()]
-            ends = [o + n for page in pages for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)]
-        if max(ends, default=0) > size:
-            raise ValueError("data lie beyond the end of the file")
-
-    def _pages_read(self) -> list[int]:
-        leading = self._series.shape[: len(self._series.shape) - len(self._page.shape)]
-        return [int(np.ravel_multi_index(list(index.values()), leading)) if index else 0 for index in self._indices()]
-
-    def _indices(self) -> list[dict[str, int]]:
-        """The index along each outer axis, of each plane that is read."""
-        if self._apart is None:
-            return [self._index]
-        return [self._index | {self._apart: c} for c in (self._channels or [0])]
-
-    def _read(self, rows: slice, columns: slice) -> NDArray[Any]:
-        parts = []
-        if self._mapped:
-            # Mapped anew each time: pages that were read would stay resident.
-            values = np.memmap(
-                self._path,
-                dtype=self._series.dtype.newbyteorder(self._tiff.byteorder),
-                mode="r",
-                offset=self._series.dataoffset,
-                shape=self._series.shape,
-            )
-            inner = {"Y": rows, "X": columns}
-            for index in self._indices():
-                own: dict[str, Any] = index | inner
-                part = values[tuple(own.get(axis, slice(None)) for axis in self._series.axes)]
-                parts.append(
-                    (np.array(part, dtype=self._series.dtype), "".join(a for a in self._series.axes if a not in index))
-                )
-        else:
-            axes = self._series.axes[len(self._series.axes) - len(self._page.shape) :]
-            parts = [(self._segments(number, axes, rows, columns), axes) for number in self._pages_read()]
-        chosen = None if self._apart else self._channels
-        planes = []
-        for pixels, axes in parts:
-            pixels, axes = as_meant(pixels, axes, self._page)
-            planes.append(reduce_axes(pixels, axes, str(self._path), None, chosen, self._colours))
-        return planes[0] if len(planes) == 1 else np.stack(planes, axis=2)
-
-    def _segments(self, number: int, axes: str, rows: slice, columns: slice) -> NDArray[Any]:
-        """A window of a page, from its tiles or strips."""
-        page = self._page
-        height, width = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
-        height = min(height, page.imagelength)
-        across, down = -(-page.imagewidth // width), -(-page.imagelength // height)
-        apart = page.samplesperpixel if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else 1
-        samples = page.samplesperpixel // apart
-        out = np.zeros((apart, rows.stop - rows.start, columns.stop - columns.start, samples), dtype=page.dtype)
-        for sample in range(apart):
-            for i in range(rows.start // height, -(-rows.stop // height)):
-                for j in range(columns.start // width, -(-columns.stop // width)):
-                    segment = self._segment(number, (sample * down + i) * across + j)
-                    y, x = i * height, j * width
-                    top, bottom = max(y, rows.start), min(y + segment.shape[0], rows.stop)
-                    left, right = max(x, columns.start), min(x + segment.shape[1], columns.stop)
-                    out[
-                        sample, top - rows.start : bottom - rows.start, left - columns.start : right - columns.start
-                    ] = segment[top - y : bottom - y, left - x : right - x]
-        if len(axes) == 2:
-            return out[0, :, :, 0]
-        return out[0] if apart == 1 else out[..., 0]
-
-    def _segment(self, number: int, index: int) -> NDArray[Any]:
-        """A decoded tile or strip (h, w, samples); edge tiles may come cropped or not."""
-        key = number, index
-        if key in self._cache:
-            self._cache.move_to_end(key)
-            return self._cache[key]
-        page, file = self._series.pages[number], self._tiff.filehandle
-        data = None
-        if page.databytecounts[index]:
-            file.seek(page.dataoffsets[index])
-            data = file.read(page.databytecounts[index])
-            if len(data) < page.databytecounts[index]:
-                raise ValueError("a tile is cut off")
-        tables = {"jpegtables": page.jpegtables, "jpegheader": self._page.jpegheader} if self._page.compression in (
-            6, 7, 33007, 34892,
-        ) else {}  # fmt: skip
-        try:
-            decoded, _, shape = self._page.decode(data, index, **tables)
-        except ValueError as error:
-            if "imagecodecs" not in str(error):
-                raise
-            raise InputError(
-                f"{self._path}: needs imagecodecs for its {compression(self._page)} compression; "
-                "type: pip install imagecodecs"
-            ) from None
-        segment = np.zeros(shape[1:], self._page.dtype) if decoded is None else decoded[0]
-        self._cache[key] = segment
-        self._cached += segment.nbytes
-        while self._cached > _CACHE and len(self._cache) > 1:
-            self._cached -= self._cache.popitem(last=False)[1].nbytes
-        return segment
 
 
 def limits(pixels: Sliceable, normalisation: Normalisation, name: str) -> tuple[float, float] | None:

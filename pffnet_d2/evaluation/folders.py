@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tifffile
 from numpy.typing import NDArray
+from PIL import Image
 
 from pffnet_d2.data.coco import annotations_to_label_map
 from pffnet_d2.data.images import DAMAGE, TIFF_MAGIC, decode_image, read_bytes
