@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
+from pffnet_d2.config_values import check_value
 from pffnet_d2.errors import InputError
-
-OPTIMIZERS = ("SGD", "ADAM", "ADAMW")
 
 
 def register_optimizers() -> None:
@@ -39,6 +38,7 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
     if own is None:
         return build_sgd(cfg, model)
     check_optimizer(cfg)
+    check_value("SOLVER.PFFNET.OPTIMIZER", own.OPTIMIZER, "SOLVER.PFFNET.OPTIMIZER")
     optimizer = build_sgd(cfg, model) if own.OPTIMIZER == "SGD" else _build_adam(cfg, model)
     if own.CLIP_NORM > 0:
 
@@ -53,13 +53,9 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
 def check_optimizer(cfg: Any) -> None:
     """
     Raises:
-        InputError: an optimizer that there is not, a decay that is none, or two ways to clip.
+        InputError: gradients are to be clipped in two ways.
     """
     own = cfg.SOLVER.PFFNET
-    if own.OPTIMIZER not in OPTIMIZERS:
-        raise InputError(f"SOLVER.PFFNET.OPTIMIZER {own.OPTIMIZER!r} is not one of {', '.join(OPTIMIZERS)}")
-    if not 0 <= own.EMA_DECAY < 1:
-        raise InputError(f"SOLVER.PFFNET.EMA_DECAY {own.EMA_DECAY}: give 0 (no average) or more, and less than 1")
     if own.CLIP_NORM > 0 and cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
         raise InputError(
             "SOLVER.PFFNET.CLIP_NORM and SOLVER.CLIP_GRADIENTS.ENABLED: gradients are clipped in one way; set "

@@ -355,12 +355,14 @@ PLOT = [
     Case("quality without data set", "plot quality --config {run}/config.yaml --out q.png", ("--dataset",)),
     Case(
         "quality of an unknown data set",
-        "plot quality --config {run}/config.yaml --weights {run}/model_final.pth --dataset no_such --device cpu --out q.png",
+        "plot quality --config {run}/config.yaml --weights {run}/model_final.pth --dataset no_such --device cpu "
+        "--out q.png",
         ("no_such: no such data set",),
     ),
     Case(
         "quality of one that is not prepared",
-        "plot quality --config {run}/config.yaml --weights {run}/model_final.pth --dataset bbbc039_val --device cpu --out q.png",
+        "plot quality --config {run}/config.yaml --weights {run}/model_final.pth --dataset bbbc039_val --device cpu "
+        "--out q.png",
         ("bbbc039_val is not prepared", "pffnet prepare bbbc039"),
     ),
     Case(
