@@ -210,8 +210,11 @@ def differences(cfg: Any) -> dict[str, Any]:
 
 
 def _said_by(error: Exception) -> str:
-    """First line of yacs' message; str() of a KeyError is quoted."""
-    return str(error.args[0] if error.args else type(error).__name__).strip().partition("\n")[0]
+    """yacs' message in one line; str() of a KeyError is quoted, and a section that has the wrong type is printed whole,
+    with its name after it."""
+    first, _, more = str(error.args[0] if error.args else type(error).__name__).strip().partition("\n")
+    _, found, key = more.rpartition("for config key:")
+    return f"{first.partition(' with values')[0]} {found}{key}" if found else first
 
 
 def label_map_rule(cfg: Any) -> dict[str, Any]:
