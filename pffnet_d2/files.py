@@ -98,6 +98,8 @@ def work_folder(path: Path, wait: float = 0.0) -> Iterator[Path]:
     with locked(path, wait):
         folder = _partial(path)
         try:
+            if folder.is_symlink() or folder.is_file():
+                folder.unlink()
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
         except OSError as error:

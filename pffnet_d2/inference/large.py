@@ -279,6 +279,7 @@ class _Run:
         except OSError as error:
             raise self._unwritable(error) from error
         try:
+            self._check_results()
             self.limits = limits(self.pixels, self.normalisation, self.name)
             overlap = self._auto_overlap() if self.plan.overlap == "auto" else int(self.plan.overlap)
             self.tiles = Tiles(self.shape, self.plan.tile, overlap, self.model.stride)
@@ -289,6 +290,15 @@ class _Run:
             raise
         decided = {"overlap": overlap, "limits": self.limits, "doubt": doubt}
         write_text(file, json.dumps({"asked": asked, "decided": decided}, indent=1))
+
+    def _check_results(self) -> None:
+        """Before hours of work: raises InputError where a result's name is too long, or is that of a folder."""
+        for name in self.plan.formats:
+            made = self.folder / (self.target.name + FORMATS[name][0])
+            write_text(made, "")
+            made.unlink()
+            if self.target.with_name(made.name).is_dir():
+                raise InputError(f"{self.target.with_name(made.name)}: cannot be written (Is a directory); remove it")
 
     def _asked(self) -> dict[str, Any]:
         """How two runs are told apart: all that the contents of tiles depend on. Each key is a word for people."""
