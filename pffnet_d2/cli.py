@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pffnet_d2 import __version__, cli_evaluation, env, failure
 from pffnet_d2.errors import InputError
@@ -66,9 +66,16 @@ def _run(arguments: list[str]) -> int:
     return _demo(args.out)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says a mistake in one line, without the page of usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
 def argument_parser() -> argparse.ArgumentParser:
     """The parser of every command but those in FORWARDED, which it only lists."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pffnet", description="Instance segmentation of nuclei, cells and leaves with PFFNet on Detectron2."
     )
     parser.add_argument("--version", action="version", version=f"pffnet_d2 {__version__}")

@@ -165,7 +165,10 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
     assert caught.value.code == 2
-    assert "usage: pffnet" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("pffnet")
+    assert "error: " in line
+    assert line.endswith(" --help")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

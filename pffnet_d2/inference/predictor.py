@@ -159,11 +159,14 @@ class Predictor:
                 ``network_size``.
         """
         _check_image(image)
-        pixels = image if isinstance(image, np.ndarray) else read_micrograph(Path(image)).pixels
+        if isinstance(image, (str, os.PathLike)):
+            name, pixels = os.fspath(image), read_micrograph(Path(image)).pixels
+        else:
+            name, pixels = "the image", np.asarray(image)
         rgb = self.normalise(pixels)
         (prediction,) = self.predict([rgb])
         for line in filter(None, (self.doubt(rgb), caps.warning(prediction.capped))):
-            warnings.warn(f"{'the image' if isinstance(image, np.ndarray) else image}: {line}", stacklevel=2)
+            warnings.warn(f"{name}: {line}", stacklevel=2)
         return prediction
 
     def doubt(self, rgb: NDArray[np.uint8]) -> str:
@@ -264,7 +267,7 @@ class Predictor:
         if pixel_size is not None and not (_is_number(pixel_size) and 0 <= pixel_size < float("inf")):
             raise InputError(f"pixel_size {pixel_size!r}: give micrometres a pixel, or 0 to measure in pixels")
         if name is None:
-            name = Path(image).stem if isinstance(image, (str, os.PathLike)) else "image"
+            name = (Path(image).stem if isinstance(image, (str, os.PathLike)) else "") or "image"
         if not isinstance(name, str) or not PurePath(name).name or ".." in PurePath(name).parts or "\0" in name:
             raise InputError(f"name {name!r}: give a path below {os.fspath(out)}, without ..")
         if PurePath(name).is_absolute():
@@ -383,7 +386,8 @@ def _check_image(image: Any) -> None:
         return
     try:
         kind = np.dtype(image.dtype).kind
-        _ = image.shape, image.__getitem__
+        if isinstance(image, np.generic) or not hasattr(image, "shape"):
+            raise TypeError
     except (AttributeError, TypeError):
         raise InputError(
             f"the image is {_kind(image)}: give a numpy array, (H, W) or (H, W, 3), or the path of a file"

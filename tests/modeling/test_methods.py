@@ -75,7 +75,7 @@ def structures() -> dict[str, CfgNode]:
     """Of all configs one for each structure, by name, the compact ones first."""
     found: dict[str, tuple[str, CfgNode]] = {}
     folder = config_path()
-    parts = ("methods/", "ablations/", "finetune.yaml")  # of configs, no models of their own
+    parts = ("methods/", "ablations/", "backbones/", "finetune.yaml")  # of configs, no models of their own
     names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.yaml"))]
     names = [name for name in names if not name.startswith(parts)]
     names += [f"{BASE}+ablations/{name}.yaml" for name in ABLATIONS]
