@@ -169,7 +169,7 @@ def _read_split(split: _Split) -> None:
             raise ValueError(categories)
     except InputError:  # is a ValueError too
         raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path}: is not the json of a prepared data set; prepare it again") from error
     split.info, split.entries, split.annotations = info, entries, by_image
     if not entries:
