@@ -33,8 +33,8 @@ def evaluate_folders(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="gets label_map.csv (per image) and label_map.json")
     parser.add_argument(
         "--objects",
-        choices=("auto", "ids", "components"),
         default="auto",
+        metavar="RULE",
         help="what a label image of a single id is, in separate parts: ids: one object; components: the mask of all "
         "objects; auto: refused (default)",
     )

@@ -49,6 +49,7 @@ from pffnet_d2.files import touched, work_folder, write_text
 Read = Callable[[], Iterator[Record]]
 
 FORMAT = 3  # of the prepared files; a split of another one is made again
+LONGEST_NAME = 255  # bytes, of most file systems
 OWN = "own"  # the reader of a user's images, prepared under a name of their own
 
 
@@ -425,6 +426,11 @@ def _check_ids(records: list[Record], title: str) -> None:
     for record in records:
         if not record.image_id or record.image_id.startswith(".") or set(record.image_id) & set("/\\\0"):
             raise InputError(f"{title}: an image is called {record.image_id!r}, which is no file name; rename it")
+        if len(os.fsencode(f"{record.image_id}.png")) > LONGEST_NAME:
+            raise InputError(
+                f"{title}: {record.image_id[:40]}... has {len(record.image_id)} characters with its folders, too many "
+                "for a file name; shorten them"
+            )
         if record.image_id in seen:
             raise InputError(f"{title}: two images are called {record.image_id}; rename one")
         seen.add(record.image_id)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pffnet_d2.data.coco import annotations_to_label_map
-from pffnet_d2.data.images import DAMAGE, TIFF_MAGIC, decode_image, read_bytes
+from pffnet_d2.data.images import DAMAGE, MAX_PIXELS, TIFF_MAGIC, decode_image, read_bytes
 from pffnet_d2.data.readers.labels import components, parts_of_one_id
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.scores import Row, report_group, score
@@ -172,19 +172,36 @@ def prepared(folder: Path) -> Iterator[tuple[str, PreparedImage]]:
     """
     file = folder / "instances.json"
     try:
+<<<<<<< HEAD
         data = read_json(file)
         annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
+=======
+        data = json.loads(file.read_text(encoding="utf-8"))
+        annotations: dict[Any, list[dict[str, Any]]] = {entry["id"]: [] for entry in data["images"]}
+>>>>>>> w-d1
         for annotation in data["annotations"]:
             annotations[annotation["image_id"]].append(annotation)
-        images = [
-            (entry["id"], Path(entry["file_name"]), entry["height"], entry["width"], report_group(entry))
-            for entry in data["images"]
-        ]
+        images: dict[str, PreparedImage] = {}
+        for entry in data["images"]:
+            name, size = Path(entry["file_name"]), (entry["height"], entry["width"])
+            if not all(type(length) is int and 0 < length <= MAX_PIXELS for length in size) or name.stem in images:
+                raise ValueError(name)
+            truth = partial(_painted, file, annotations[entry["id"]], *size)
+            images[name.stem] = PreparedImage(folder / "images" / name, truth, report_group(entry))
+        if len(annotations) < len(images):
+            raise ValueError(data["images"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{file}: no prepared data set; give a folder that `pffnet prepare` made") from error
-    for image_id, name, height, width, group in images:
-        truth = partial(annotations_to_label_map, annotations[image_id], height, width)
-        yield name.stem, PreparedImage(folder / "images" / name, truth, group)
+        raise InputError(
+            f"{file}: no prepared data set, or a damaged one; give a folder that `pffnet prepare` made"
+        ) from error
+    yield from images.items()
+
+
+def _painted(file: Path, annotations: list[dict[str, Any]], height: int, width: int) -> NDArray[np.int32]:
+    try:
+        return annotations_to_label_map(annotations, height, width)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from error
 
 
 def _label_images(folder: Path) -> dict[str, Path]:

@@ -115,7 +115,7 @@ def read_scores(path: Path) -> list[Row]:
     try:
         with file.open(newline="", encoding="utf-8") as lines:
             rows: list[Row] = list(csv.DictReader(lines))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{file}: cannot be read; give the folder of an evaluation, which holds {CSV}") from error
     if not rows:
         raise InputError(f"{file}: holds no scores; evaluate again")
@@ -123,7 +123,7 @@ def read_scores(path: Path) -> list[Row]:
         try:
             for name in row:
                 row[name] = row[name] if name in COLUMNS[:2] else float(row[name])
-            if not row.keys() >= {"image", "group"}:
+            if not row.keys() >= {"image", "group"} or None in row.values() or math.inf in map(abs, _numbers(row)):
                 raise KeyError("image, group")
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{file}, line {number}: not a row of scores; evaluate again") from error
@@ -134,24 +134,41 @@ def read_scores(path: Path) -> list[Row]:
     return rows
 
 
+def _numbers(row: Row) -> list[float]:
+    return [value for value in row.values() if isinstance(value, float)]
+
+
 def read_groups(path: Path) -> dict[str, str]:
     """The group of each image by name: from a csv with the columns image and group, or a prepared instances.json.
 
     Raises:
-        InputError: it is neither.
+        InputError: it is neither, or gives an image two groups.
     """
     try:
         if path.suffix == ".json":
+<<<<<<< HEAD
             images = read_json(path)["images"]
             return {Path(image["file_name"]).stem: report_group(image) for image in images}
         with path.open(newline="", encoding="utf-8") as lines:
             return {row["image"]: row["group"] or "" for row in csv.DictReader(lines)}
+=======
+            images = json.loads(path.read_text(encoding="utf-8"))["images"]
+            named = [(Path(image["file_name"]).stem, report_group(image)) for image in images]
+        else:
+            with path.open(newline="", encoding="utf-8-sig") as lines:
+                named = [(row["image"], row["group"] or "") for row in csv.DictReader(lines)]
+>>>>>>> w-d1
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give a csv with the columns image and group") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise InputError(
             f"{path}: neither a csv with the columns image and group nor the json of a prepared data set"
         ) from error
+    groups: dict[str, str] = {}
+    for image, group in named:
+        if groups.setdefault(image, group) != group:
+            raise InputError(f"{path}: image {image} is of group {groups[image]!r} and of {group!r}; name it once")
+    return groups
 
 
 def table_of(rows: Sequence[Row]) -> str:

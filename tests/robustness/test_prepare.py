@@ -46,7 +46,19 @@ def zip_pointing_outside(folder: Path) -> None:
         archive.writestr("../evil.tif", b"")
 
 
+def zip_without_names(folder: Path) -> None:
+    (folder / "source").mkdir()
+    with zipfile.ZipFile(folder / "source" / "images.zip", "w") as archive:
+        archive.writestr(".", b"")
+
+
+def huge(png: bytes) -> bytes:
+    """It says that it has 100,000 x 100,000 pixels."""
+    return png[:16] + (100_000).to_bytes(4, "big") * 2 + png[24:]
+
+
 ARGUMENTS = [
+    Case("zip whose file has no name", of("own", "--name mine"), ("images.zip", "'.'"), zip_without_names),
     row("unknown data set", "prepare no-such --out root", "no-such | bbbc039 | phantoms"),
     row("option without value", "prepare own --option group", "--option group | KEY=VALUE"),
     row("no source", "prepare tnbc --out root", "tnbc needs --source"),
@@ -86,7 +98,17 @@ ARGUMENTS = [
     ),
 ]
 
+HERE = "prepare tnbc --source . --out root"  # files at its top lie in no folder that has a name
+LONG = b"one," + b"12 3 " * 30_000 + b",8,10,Public\n"
+
 KUMAR = [
+    row(
+        "kumar: xml of unknown encoding",
+        of("kumar"),
+        "G9-6363 | no complete xml",
+        kumar,
+        put("6363-01Z-00-DX1.xml", b'<?xml version="1.0" encoding="klingon"?><a/>'),
+    ),
     row("kumar: no image", of("kumar"), "source | none of the splits train, val", kumar, without(".tif")),
     row(
         "kumar: no xml",
@@ -156,6 +178,7 @@ KUMAR = [
 ]
 
 TNBC = [
+    Case("tnbc: here", HERE, ("none of the splits",), lambda folder: (folder / "note.txt").write_text("")),
     row("tnbc: no truth", of("tnbc"), "Slide_08/08_2.png | GT_08/08_2.png is missing", tnbc, without("GT_08/08_2.png")),
     row("tnbc: truth without image", of("tnbc"), "GT_08/08_2.png | Slide_08", tnbc, without("Slide_08/08_2.png")),
     row(
@@ -236,6 +259,37 @@ BBBC039 = [
 ]
 
 DSB2018 = [
+    row(
+        "dsb2018: runs beyond 64 bits",
+        of("dsb2018"),
+        "line 2, image one | no whole numbers",
+        lambda: dsb2018_test(f"one,{10**30} 3,8,10,Public\n"),
+    ),
+    row(
+        "dsb2018: runs that sum beyond 64 bits",
+        of("dsb2018"),
+        "line 2, image one | leave the image",
+        lambda: dsb2018_test(f"one,{2**63 - 1} {2**63 - 1},8,10,Public\n"),
+    ),
+    row(
+        "dsb2018: image of 10^18 pixels",
+        of("dsb2018"),
+        "line 2, image one | 1000000000 x 1000000000",
+        lambda: dsb2018_test("one,12 3,1000000000,1000000000,Public\n"),
+    ),
+    row(
+        "dsb2018: csv with an endless cell",
+        of("dsb2018"),
+        "stage1_solution.csv | line 2 is damaged",
+        dsb2018_test,
+        add("stage1_solution.csv", b"ImageId,EncodedPixels,Height,Width,Usage\n" + LONG),
+    ),
+    row(
+        "dsb2018: row that ends early",
+        of("dsb2018"),
+        "line 2, image one | Height and Width",
+        lambda: dsb2018_test("one\n"),
+    ),
     row(
         "dsb2018: no masks", of("dsb2018"), "two.png | has no masks", dsb2018, without("two1.png"), without("two2.png")
     ),
@@ -371,6 +425,13 @@ CVPPP = [
 ]
 
 CPM = [
+    row(
+        "cpm15: an image of 10^10 pixels",
+        of("cpm15"),
+        "image04.png | more than",
+        cpm15,
+        lambda files: files.update({"CPM15/image04.png": huge(files["CPM15/image04.png"])}),
+    ),
     row(
         "cpm15: an image missing",
         of("cpm15"),

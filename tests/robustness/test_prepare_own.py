@@ -14,9 +14,11 @@ from tests.data.writers import tiff
 from tests.robustness.case import Case, by_name
 from tests.robustness.publishers import COLOURED, IMAGE, LABELS, Files, add, of, put, row, source, without
 
+LABEL = layouts.png(LABELS.astype(np.uint8))
+
 
 def own() -> Files:
-    labels = layouts.png(LABELS.astype(np.uint8))
+    labels = LABEL
     return {"images/a.png": layouts.png(IMAGE), "labels/a.png": labels} | {
         "images/b.png": layouts.png(IMAGE),
         "labels/b.png": labels,
@@ -61,6 +63,21 @@ def dead_link(folder: Path) -> None:
 OWN = of("own", "--name mine --option fractions=all=1")
 
 OWN_LABELS = [
+    row(
+        "own: name of 300 characters",
+        OWN,
+        "mine all: aaaa | 301 characters",
+        own,
+        *(add(f"{kind}/{'a' * 150}/{'b' * 150}.png", LABEL) for kind in ("images", "labels")),
+    ),
+    row("own: negative seed", f"{OWN} --option seed=-1", "option seed=-1 | whole number from 0", own),
+    row("own: endless range", f"{OWN} --option minimum_range=inf", "minimum_range=inf", own),
+    Case(
+        "own: list with a dot",
+        of("own", "--name mine --option lists=../lists"),
+        ("train.txt", "no image '.'"),
+        lambda f: (source(own)(f), layouts.write(f / "lists", {"train.txt": b"a\n.\n"})),
+    ),
     row("own: no truth", OWN, "images/b.png | has no truth", own, without("labels/b.png")),
     row("own: truth without image", OWN, "labels/b.png | without an image", own, without("images/b.png")),
     row(

@@ -36,7 +36,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pffnet_d2.data.coco import regions_to_label_map
-from pffnet_d2.data.images import AS_IS, STRETCH, Normalisation
+from pffnet_d2.data.images import AS_IS, MAX_PIXELS, STRETCH, Normalisation
 from pffnet_d2.data.readers.masks import mask_region, one_mask_per_object
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, list_files, shipped
@@ -211,7 +211,7 @@ def _key(root: Path, file: SourceFile, part: str) -> tuple[str, str] | None:
     parts = file.parts
     if len(parts) < 3 or parts[-2] != part or file.suffix != ".png":
         return None
-    above = {p.removesuffix(".zip") for p in parts[len(root.parts) - 1 : -3]}  # the root's own name counts
+    above = {p.removesuffix(".zip") for p in (root.absolute().name, *parts[len(root.parts) : -3])}
     if any(p.startswith("stage2") for p in above):
         return None
     return "test" if "stage1_test" in above else "train", parts[-3]
@@ -224,19 +224,31 @@ def _is_solution(file: SourceFile) -> bool:
 def _read_solution(file: SourceFile) -> dict[str, list[tuple[str, str, int, int]]]:
     """The rows of each image: where they are, run lengths, height, width."""
     table = csv.DictReader(io.StringIO(file.read().decode("utf-8", "replace")))
-    missing = {"ImageId", "EncodedPixels", "Height", "Width"} - set(table.fieldnames or ())
-    if missing:
-        raise InputError(f"{file}: has no column {min(missing)}; use the publisher's stage1_solution.csv unchanged")
     rows: dict[str, list[tuple[str, str, int, int]]] = defaultdict(list)
-    for row in table:
-        if row.get("Usage") == "Ignored":
-            continue
-        where = f"{file}: line {table.line_num}, image {row['ImageId']}"
-        try:
-            rows[row["ImageId"]].append((where, row["EncodedPixels"], int(row["Height"]), int(row["Width"])))
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{where}: Height and Width are no whole numbers; fetch the csv again") from error
+    try:
+        missing = {"ImageId", "EncodedPixels", "Height", "Width"} - set(table.fieldnames or ())
+        if missing:
+            raise InputError(f"{file}: has no column {min(missing)}; use the publisher's stage1_solution.csv unchanged")
+        for row in table:
+            if row.get("Usage") == "Ignored":
+                continue
+            where = f"{file}: line {table.line_num}, image {row['ImageId']}"
+            rows[row["ImageId"]].append((where, row["EncodedPixels"] or "", *_size_of(row, where)))
+    except csv.Error as error:
+        raise InputError(f"{file}: line {table.line_num} is damaged ({error}); fetch the csv again") from error
     return rows
+
+
+def _size_of(row: dict[str, Any], where: str) -> tuple[int, int]:
+    try:
+        height, width = int(row["Height"]), int(row["Width"])
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: Height and Width are no whole numbers; fetch the csv again") from error
+    if not 0 < height * width <= MAX_PIXELS or height < 0:
+        raise InputError(
+            f"{where}: {height} x {width} pixels are none or more than {MAX_PIXELS:,}; fetch the csv again"
+        )
+    return height, width
 
 
 def _from_rows(rows: list[tuple[str, str, int, int]], fill_holes: bool) -> npt.NDArray[np.int32]:
@@ -255,10 +267,11 @@ def _decode_runs(text: str, height: int, width: int, where: str) -> npt.NDArray[
     """(height, width) mask of ``start length start length ...``, start from 1, down the columns."""
     try:
         numbers = np.array(text.split(), np.int64)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise InputError(f"{where}: its run lengths are no whole numbers; fetch the csv again") from error
     starts, lengths = numbers[::2] - 1, numbers[1::2]
-    if numbers.size % 2 or (starts < 0).any() or (lengths < 1).any() or (starts + lengths > height * width).any():
+    size = height * width
+    if numbers.size % 2 or not ((starts >= 0) & (lengths > 0) & (starts <= size) & (lengths <= size - starts)).all():
         raise InputError(f"{where}: its run lengths leave the image of {height} x {width} pixels; fetch the csv again")
     steps = np.zeros(height * width + 1, np.int32)
     np.add.at(steps, starts, 1)

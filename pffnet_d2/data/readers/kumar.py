@@ -208,7 +208,9 @@ def parse_outlines(data: bytes, name: str) -> list[tuple[bool, Vertices]]:
     parser.StartDoctypeDeclHandler = refuse
     try:
         parser.Parse(data, True)
-    except expat.ExpatError as error:
+    except InputError:  # is a ValueError too
+        raise
+    except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two of encodings that expat does not know
         raise InputError(f"{name}: no complete xml ({error}); it is truncated or damaged, fetch it again") from error
     outlines = [(negative, np.array(v).reshape(-1, 2)) for negative, v in regions if len(v) >= 6]
     if not outlines:

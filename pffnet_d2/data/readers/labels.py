@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from typing import Any
 
 import numpy as np
@@ -101,8 +102,12 @@ def decode_text(data: bytes, name: str) -> npt.NDArray[np.int32]:
 def image_size(data: bytes, name: str) -> tuple[int, int]:
     """(height, width) from the header alone. Raises InputError naming ``name``."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.height, image.width
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # nothing is decoded
+            with Image.open(io.BytesIO(data)) as image:
+                return image.height, image.width
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{name}: more than {MAX_PIXELS:,} pixels; cut it into smaller images") from error
     except DAMAGE as error:
         raise InputError(
             f"{name}: cannot be read as an image; it is truncated, damaged or of another kind: fetch it again"

@@ -16,6 +16,7 @@ called train and val or test, each with one of the layouts above.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
@@ -96,8 +97,10 @@ def normalisation(
         return AS_IS
     if normalisation not in (*BY_DEPTH, "percentile"):
         raise InputError(f"option normalisation={normalisation}: give {', '.join(BY_DEPTH)}, as_is or percentile")
-    if not 0 <= low < high <= 100 or minimum_range < 0:
-        raise InputError(f"options low={low:g}, high={high:g}: give 0 <= low < high <= 100 and minimum_range >= 0")
+    if not 0 <= low < high <= 100:
+        raise InputError(f"options low={low:g}, high={high:g}: give 0 <= low < high <= 100")
+    if not 0 <= minimum_range < math.inf:
+        raise InputError(f"option minimum_range={minimum_range:g}: give grey values from 0 on")
     return Normalisation(normalisation, low, high, minimum_range)
 
 
@@ -387,6 +390,8 @@ def _check_split_name(name: str, where: str) -> None:
 def _by_fractions(items: list[_Item], fractions: dict[str, float], pattern: str, seed: int) -> dict[str, list[_Item]]:
     """Groups, in an order drawn from ``seed``, go each to the split that lacks the most images, the last of them to
     splits without any."""
+    if seed < 0:
+        raise InputError(f"option seed={seed}: give a whole number from 0 on")
     groups: dict[tuple[str, str], list[_Item]] = defaultdict(list)
     for item in items:
         group = _group(item.key, "group", pattern)
@@ -421,9 +426,9 @@ def _by_lists(root: Path, items: list[_Item], folder: Path) -> dict[str, list[_I
         _check_split_name(text.stem, str(text))
         own = parts.setdefault(text.stem, [])
         for line in filter(None, map(str.strip, read_bytes(text).decode("utf-8", "replace").splitlines())):
-            bare = str(PurePosixPath(line).with_suffix(""))
+            suffix = PurePosixPath(line).suffix
             found = known.get(line) or (
-                known.get(bare) if PurePosixPath(line).suffix.lower() in IMAGE_ENDINGS else None
+                known.get(str(PurePosixPath(line)).removesuffix(suffix)) if suffix.lower() in IMAGE_ENDINGS else None
             )
             if found is None:
                 raise InputError(f"{text}: there is no image {line!r} under {root}; correct the list")

@@ -165,12 +165,14 @@ def shipped(name: str) -> Any:
 
 def _members(archive: Path) -> list[SourceFile]:
     try:
-        infos = sorted((info for info in _archive(archive).infolist() if not info.is_dir()), key=lambda i: i.filename)
+        infos = sorted(
+            (info for info in _archive(archive).infolist() if not info.filename.endswith("/")), key=lambda i: i.filename
+        )
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{archive}: not a zip file, or truncated; fetch it again") from error
     for info in infos:  # nothing is ever extracted, but who packs such members is not to be trusted with the rest
         name = PurePosixPath(info.filename.replace("\\", "/"))
-        if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+        if not name.parts or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
             raise InputError(
                 f"{archive}: its member {info.filename!r} points outside the archive; do not use this file"
             )

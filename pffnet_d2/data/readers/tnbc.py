@@ -101,7 +101,7 @@ def records(root: Path, split: str, *, scheme: str = "qu", min_size: int = 16) -
 def _by_stem(files: list[SourceFile], kind: str) -> dict[str, SourceFile]:
     found: dict[str, SourceFile] = {}
     for file in files:
-        folder = re.fullmatch(rf"{kind}_(\d\d)", file.parts[-2])
+        folder = re.fullmatch(rf"{kind}_(\d\d)", "".join(file.parts[-2:-1]))  # none at the top of the source "."
         if folder and re.fullmatch(rf"{folder[1]}_\d+\.png", file.name):
             if file.stem in found:
                 raise InputError(f"{file}: {found[file.stem]} has the same name; remove one of them")

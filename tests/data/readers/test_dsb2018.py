@@ -292,3 +292,15 @@ def test_real_masks(caplog: pytest.LogCaptureFixture) -> None:
         for i, file in enumerate(own, 1):
             mask = file.image() > 80
             np.testing.assert_array_equal(labels == i, binary_fill_holes(mask))
+
+
+def test_the_source_is_the_current_folder(
+    tmp_path: Path, layouts: ModuleType, pairs: dict[str, Pair], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever names it: stage1_test stays the test set."""
+    test = dict(list(pairs.items())[2:])
+    files = stage(layouts, test, "stage1_test", masks=False) | {"stage1_solution.csv": solution(test)}
+    monkeypatch.chdir(layouts.write(tmp_path, files))
+    assert dsb2018.splits(Path()) == dsb2018.splits(tmp_path) == ("test",)
+    monkeypatch.chdir(tmp_path / "stage1_test")
+    assert {stage for stage, _ in dsb2018._images(Path(), dsb2018.list_files(Path()))} == {"test"}
