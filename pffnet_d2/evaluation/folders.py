@@ -172,13 +172,8 @@ def prepared(folder: Path) -> Iterator[tuple[str, PreparedImage]]:
     """
     file = folder / "instances.json"
     try:
-<<<<<<< HEAD
         data = read_json(file)
-        annotations: dict[int, list[dict[str, Any]]] = defaultdict(list)
-=======
-        data = json.loads(file.read_text(encoding="utf-8"))
         annotations: dict[Any, list[dict[str, Any]]] = {entry["id"]: [] for entry in data["images"]}
->>>>>>> w-d1
         for annotation in data["annotations"]:
             annotations[annotation["image_id"]].append(annotation)
         images: dict[str, PreparedImage] = {}

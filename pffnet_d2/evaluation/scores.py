@@ -146,18 +146,11 @@ def read_groups(path: Path) -> dict[str, str]:
     """
     try:
         if path.suffix == ".json":
-<<<<<<< HEAD
             images = read_json(path)["images"]
-            return {Path(image["file_name"]).stem: report_group(image) for image in images}
-        with path.open(newline="", encoding="utf-8") as lines:
-            return {row["image"]: row["group"] or "" for row in csv.DictReader(lines)}
-=======
-            images = json.loads(path.read_text(encoding="utf-8"))["images"]
             named = [(Path(image["file_name"]).stem, report_group(image)) for image in images]
         else:
             with path.open(newline="", encoding="utf-8-sig") as lines:
                 named = [(row["image"], row["group"] or "") for row in csv.DictReader(lines)]
->>>>>>> w-d1
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; give a csv with the columns image and group") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
