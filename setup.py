@@ -11,6 +11,7 @@ OPTIONAL = {
     "export": ["roifile>=2023.2.12"],
     "fast": ["faster-coco-eval>=1.5"],
     "hdf5": ["h5py>=3.8"],  # the CVPPP challenge's files
+    "codecs": ["imagecodecs>=2023.1.23"],  # TIFF of JPEG 2000, JPEG XL, WebP and other compressions
 }
 
 setup(

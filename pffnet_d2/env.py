@@ -50,6 +50,7 @@ OPTIONAL = (
     ("roifile", "roifile", "export"),
     ("faster_coco_eval", "faster-coco-eval", "fast"),
     ("h5py", "h5py", "hdf5"),
+    ("imagecodecs", "imagecodecs", "codecs"),
     ("pytest", "pytest", "test"),
     ("hypothesis", "hypothesis", "test"),
     ("ruff", "ruff", "test"),
