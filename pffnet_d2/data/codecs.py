@@ -8,8 +8,14 @@ Pillow itself would cut to 8 bit (RGB of 16 bit) are read all the same.
 from __future__ import annotations
 
 import io
+import os
+import re
 import struct
+import tempfile
+import threading
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,8 +27,12 @@ from pffnet_d2.errors import InputError
 
 _NONE, _FAX, _LZW, _JPEG, _DEFLATE, _PACKBITS = (1,), (2, 3, 4), (5,), 7, (8, 32946), (32773,)
 _LIBTIFF = (*_LZW, 34925, 50000)  # LZMA, ZSTD
+JPEG = (6, 7, 33007, 34892)  # old and new, of lossy digital negatives: all are decoded to RGB
 _YCBCR = 6
 _LONG = 4
+_HEARING = threading.Lock()  # there is one stderr
+# As libtiff names its functions and the file that Pillow gives it.
+_OF_LIBTIFF = re.compile(rb"^(\w+Decode|_?TIFF\w+|tempfile\.tif)\b")
 
 
 def decode_segment(
@@ -48,8 +58,8 @@ def decode_segment(
     try:
         decoded, _, _ = page.decode(data, index, **jpeg)
         return np.asarray(decoded)[0]
-    except (ValueError, NotImplementedError) as error:
-        if "imagecodecs" not in str(error):
+    except (ValueError, NotImplementedError, ImportError) as error:  # ImportError: tifffile's own stand-in for ZSTD
+        if not isinstance(error, ImportError) and "imagecodecs" not in str(error):
             raise
     decoded = _without_imagecodecs(page, data, shape, jpeg_tables)
     if decoded is None:
@@ -57,6 +67,12 @@ def decode_segment(
             f"{name}: needs imagecodecs for its {compression_name(page)} compression; type: pip install imagecodecs"
         )
     return decoded
+
+
+def _by_tifffile(page: Any, data: bytes, index: int, jpeg_tables: bytes | None) -> NDArray[Any]:
+    tables = {"jpegtables": jpeg_tables, "jpegheader": page.jpegheader} if page.compression in JPEG else {}
+    decoded, _, _ = page.decode(data, index, **tables)
+    return np.asarray(decoded)[0]
 
 
 def compression_name(page: Any) -> str:
@@ -137,7 +153,7 @@ def _libtiff(data: bytes, width: int, height: int, compression: int, bits: int, 
     directory = b"".join(struct.pack("<HHII", tag, _LONG, 1, value) for tag, value in sorted(entries.items()))
     header = struct.pack("<2sHI", b"II", 42, 8) + struct.pack("<H", len(entries)) + directory + bytes(4)
     try:
-        with Image.open(io.BytesIO(header + data)) as image:
+        with _libtiff_heard(damage=b"Fax" if bits == 1 else None), Image.open(io.BytesIO(header + data)) as image:
             return np.packbits(np.array(image), axis=1).tobytes() if bits == 1 else np.array(image).tobytes()
     except Image.DecompressionBombError:  # Pillow's bound of one strip
         return None
@@ -145,3 +161,35 @@ def _libtiff(data: bytes, width: int, height: int, compression: int, bits: int, 
         if "decoder" in str(error) and "available" in str(error):
             return None
         raise
+
+
+@contextmanager
+def _libtiff_heard(damage: bytes | None) -> Iterator[None]:
+    """libtiff prints what is wrong with the data on the process's stderr, and Pillow cannot turn that off. Within, that
+    goes to a file; where decoding raises, the error says it better, and other lines (of other threads) are passed on.
+
+    Args:
+        damage: text that tells of damage which libtiff only prints.
+
+    Raises:
+        ValueError: libtiff printed ``damage``.
+    """
+    with _HEARING, tempfile.TemporaryFile() as file:
+        try:
+            stderr = os.dup(2)
+        except OSError:  # closed: nobody is told anything
+            yield
+            return
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            file.seek(0)
+            lines = file.read().splitlines(keepends=True)
+            others = b"".join(line for line in lines if not _OF_LIBTIFF.search(line))
+            if others.strip():
+                os.write(2, others)
+        if damage is not None and any(damage in line for line in lines):
+            raise ValueError("libtiff found damage")

@@ -18,7 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pffnet_d2.data.tiff import DAMAGE, TIFF_MAGIC, decode_tiff
+from pffnet_d2.data.tiff import DAMAGE as DAMAGE
+from pffnet_d2.data.tiff import TIFF_MAGIC as TIFF_MAGIC
+from pffnet_d2.data.tiff import damage_named, decode_tiff
 from pffnet_d2.errors import InputError
 
 MAX_PIXELS = 1 << 27  # 11,585 x 11,585; more is refused unread
@@ -151,21 +153,15 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
     Raises:
         InputError: naming ``name``: truncated, damaged, no image, or more than MAX_PIXELS pixels.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with damage_named(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
             with Image.open(io.BytesIO(data)) as image:
                 if image.height * image.width > MAX_PIXELS:
                     raise InputError(f"{name}: {image.height} x {image.width} pixels are {_TOO_LARGE}")
                 yield image
-    except InputError:  # is a ValueError too
-        raise
-    except Image.DecompressionBombError as error:  # Pillow's bound, above ours
-        raise InputError(f"{name}: {_TOO_LARGE}") from error
-    except DAMAGE as error:
-        raise InputError(
-            f"{name}: cannot be read as an image; it is truncated, damaged or of another kind: fetch it again"
-        ) from error
+        except Image.DecompressionBombError as error:  # Pillow's bound, above ours
+            raise InputError(f"{name}: {_TOO_LARGE}") from error
 
 
 def pixels_of(image: Image.Image, data: bytes, name: str, *, palette: bool = True) -> npt.NDArray[Any]:

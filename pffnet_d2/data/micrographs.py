@@ -169,11 +169,11 @@ def _pixel_sizes(
     if tiff.is_ome:
         yield from _ome_pixel_size(tiff.ome_metadata)
     stk = page.tags.get("UIC1tag")  # of MetaMorph
-    if stk is not None and isinstance(stk.value, dict):
-        calibration = stk.value
-        if calibration.get("SpatialCalibration") and calibration.get("CalibrationUnits"):
-            unit = str(calibration["CalibrationUnits"]).strip("\x00 ")
-            yield float(calibration.get("XCalibration", 0)), float(calibration.get("YCalibration", 0)), unit
+    calibration = stk.value if stk is not None and isinstance(stk.value, dict) else {}
+    x, y = calibration.get("XCalibration"), calibration.get("YCalibration")
+    # tifffile gives whole numbers for places that are not in the file.
+    if calibration.get("SpatialCalibration") and isinstance(x, float) and isinstance(y, float):
+        yield x, y, str(calibration.get("CalibrationUnits")).strip("\x00 ")
     if page.is_svs:
         microns = re.search(r"\|\s*MPP\s*=\s*([0-9.]+)", page.description)
         if microns:

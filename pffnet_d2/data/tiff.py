@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import lzma
 import math
 import struct
 import zlib
@@ -21,7 +22,7 @@ import tifffile
 from numpy.typing import NDArray
 
 from pffnet_d2.data.axes import channel_axis_of, check_choice, choice, reduce_axes
-from pffnet_d2.data.codecs import decode_segment
+from pffnet_d2.data.codecs import JPEG, decode_segment
 from pffnet_d2.errors import InputError
 
 # Its warnings repeat what the InputError says; they still reach whoever configures logging.
@@ -33,19 +34,21 @@ DAMAGE = (
     OSError,
     SyntaxError,
     ValueError,
-    IndexError,
-    KeyError,
+    LookupError,
     TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
     EOFError,
     struct.error,
     zlib.error,
+    lzma.LZMAError,
 )
 # Decoded tiles or strips of a file that are kept: a strip as wide as the image serves several windows.
 _CACHE = 2**27
 # A tile or strip of more pixels is one that a damaged header made up.
 _MAX_SEGMENT = 2**31
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _YCBCR = 0, 1, 2, 3, 4, 6
-_JPEG = (6, 7, 33007, 34892)
 _PHOTOMETRIC = 262
 
 
@@ -274,7 +277,7 @@ def damage_named(name: str | Path) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (*DAMAGE, RuntimeError, AttributeError, OverflowError) as error:
+    except DAMAGE as error:
         raise InputError(
             f"{name}: cannot be read as an image; it is truncated, damaged or of another kind: fetch it again"
         ) from error
@@ -323,7 +326,7 @@ def _one_colour(page: Any, name: str) -> bool:
     """
     photometric = page.photometric
     # JPEG decoders turn YCbCr into RGB; nothing does where it is not compressed so.
-    converted = photometric == _YCBCR and page.compression in _JPEG
+    converted = photometric == _YCBCR and page.compression in JPEG
     if photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK) and not converted:
         kind = {5: "CMYK", 6: "YCbCr"}.get(int(photometric), str(getattr(photometric, "name", photometric)))
         raise InputError(f"{name}: its colours are {kind}; save it as RGB, or as grey")

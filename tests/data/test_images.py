@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import io
+import struct
+import warnings
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from pffnet_d2.data import images
@@ -138,6 +144,130 @@ def test_depth_survives_decoding() -> None:
     buffer = io.BytesIO()
     palette.save(buffer, "PNG")
     assert decode_image(buffer.getvalue(), "x").tolist() == [[[10, 20, 30], [40, 50, 60]]]
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def rows_of_png(samples: np.ndarray, depth: int) -> bytes:
+    """(H, W, C) as the rows of a PNG: a filter byte, here none, and samples in bits, high ones first."""
+    if 0 in samples.shape:
+        return b""
+    bits = (samples.reshape(len(samples), -1, 1).astype(np.uint32) >> np.arange(depth - 1, -1, -1)) & 1
+    packed = np.packbits(bits.reshape(len(samples), -1).astype(np.uint8), axis=1)
+    return np.insert(packed, 0, 0, axis=1).tobytes()
+
+
+def png(samples: np.ndarray, colour_type: int, depth: int, *, interlaced: bool = False, chunks: bytes = b"") -> bytes:
+    """A PNG of (H, W, C) samples after the specification, with nothing of any library that reads it."""
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    parts = [samples[y::dy, x::dx] for y, x, dy, dx in passes] if interlaced else [samples]
+    header = struct.pack(">IIBBBBB", samples.shape[1], samples.shape[0], depth, colour_type, 0, 0, interlaced)
+    content = zlib.compress(b"".join(rows_of_png(part, depth) for part in parts))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunks + chunk(b"IDAT", content) + chunk(b"IEND", b"")
+
+
+GREY, RGB, PALETTE, GREY_ALPHA, RGBA = 0, 2, 3, 4, 6
+
+
+@given(
+    st.sampled_from(
+        [(GREY, depth) for depth in (1, 2, 4, 8, 16)]
+        + [(PALETTE, depth) for depth in (1, 2, 4, 8)]
+        + [(kind, depth) for kind in (RGB, GREY_ALPHA, RGBA) for depth in (8, 16)]
+    ),
+    st.booleans(),
+    st.booleans(),
+    st.booleans(),
+    st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    st.integers(0, 99),
+)
+def test_every_depth_and_colour_of_png(
+    form: tuple[int, int], interlaced: bool, gamma: bool, transparent: bool, size: tuple[int, int], seed: int
+) -> None:
+    colour_type, depth = form
+    rng = np.random.default_rng(seed)
+    samples = rng.integers(0, 2**depth, (*size, {GREY: 1, PALETTE: 1, GREY_ALPHA: 2, RGB: 3, RGBA: 4}[colour_type]))
+    palette = rng.integers(0, 256, (2**depth if colour_type == PALETTE else 1, 3)).astype(np.uint8)
+    chunks = chunk(b"gAMA", struct.pack(">I", 100_000)) if gamma else b""
+    if colour_type == PALETTE:
+        chunks += chunk(b"PLTE", palette.tobytes()) + (chunk(b"tRNS", b"\x07\x80") if transparent else b"")
+    elif transparent and colour_type in (GREY, RGB):
+        chunks += chunk(b"tRNS", samples[0, 0].astype(">u2").tobytes())
+    data = png(samples, colour_type, depth, interlaced=interlaced, chunks=chunks)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = decode_image(data, "x")
+        stored = decode_image(data, "x", palette=False)
+    assert found.dtype == (np.uint16 if depth == 16 else np.uint8)
+    if colour_type == PALETTE:
+        np.testing.assert_array_equal(found, palette[samples[..., 0]])
+        np.testing.assert_array_equal(stored, samples[..., 0])
+        return
+    expected = samples * (255 // (2**depth - 1)) if depth < 8 else samples
+    np.testing.assert_array_equal(found.reshape(*size, -1)[..., : samples.shape[2]], expected)
+    np.testing.assert_array_equal(stored, found)
+
+
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_16_bit_colours_of_opencv(ending: str, channels: int) -> None:
+    deep = np.random.default_rng(5).integers(0, 65536, (11, 13, channels)).astype(np.uint16)
+    _, data = cv2.imencode(f".{ending}", deep)
+    found = decode_image(data.tobytes(), "x")
+    assert found.dtype == np.uint16
+    np.testing.assert_array_equal(found[..., :3], deep[..., 2::-1])
+
+
+def test_dim_16_bit_colours_are_stretched() -> None:
+    """A field of a 12-bit camera, of which the high byte alone holds 16 grey values."""
+    deep = np.random.default_rng(6).integers(0, 4096, (64, 64, 3))
+    seen = to_rgb8(decode_image(png(deep, RGB, 16), "x"), AUTO)
+    np.testing.assert_array_equal(seen, to_rgb8(deep.astype(np.uint16), PERCENTILE_16_BIT))
+    assert len(np.unique(seen)) > 200
+
+
+@pytest.mark.parametrize(
+    ("form", "data"),
+    [
+        ("PPM", b"P6\n# made by hand\n2 1\n65535\n" + bytes(range(12))),
+        ("SGI", struct.pack(">hBBHHHHII", 474, 0, 2, 3, 2, 1, 3, 0, 65535).ljust(512, b"\0") + bytes(range(12))),
+    ],
+)
+def test_depths_that_would_be_cut_are_refused(form: str, data: bytes) -> None:
+    with pytest.raises(InputError, match=f"x: has more than 8 bits a channel, which of {form} files cannot be read; s"):
+        decode_image(data, "x")
+
+
+def test_deep_jpeg_2000_is_refused() -> None:
+    shallow = np.random.default_rng(7).integers(0, 256, (32, 32, 3)).astype(np.uint8)
+    data = bytearray(encode(shallow, "JPEG2000"))
+    np.testing.assert_array_equal(decode_image(bytes(data), "x"), shallow)
+    start = data.find(b"\xff\x4f\xff\x51") + 42
+    for channel in range(3):
+        assert data[start + 3 * channel] == 7
+        data[start + 3 * channel] = 15
+    with pytest.raises(InputError, match=r"x: (has more than 8 bits a channel|cannot be read as an image)"):
+        decode_image(bytes(data), "x")
+
+
+def test_other_colours_become_rgb() -> None:
+    """CMYK was taken for RGBA."""
+    image = Image.fromarray(np.full((8, 8, 3), (200, 40, 90), np.uint8)).convert("CMYK")
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=100)
+    found = decode_image(buffer.getvalue(), "x")
+    assert found.shape == (8, 8, 3)
+    assert np.abs(found[4, 4].astype(int) - (200, 40, 90)).max() < 12
+
+
+def test_frames_are_refused() -> None:
+    frames = [Image.fromarray(np.full((6, 9), value, np.uint8)) for value in (10, 200)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "GIF", save_all=True, append_images=frames[1:])
+    with pytest.raises(InputError, match="x: holds a stack of 2 planes; save one plane"):
+        decode_image(buffer.getvalue(), "x")
 
 
 @pytest.mark.parametrize("part", [0.0, 0.001, 0.05, 0.5, 0.95])

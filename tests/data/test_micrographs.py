@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 from pffnet_d2.data.images import PERCENTILE_16_BIT, Normalisation, normalisation_of, read_image, to_rgb8
 from pffnet_d2.data.micrographs import describe, parse_normalisation, read_micrograph
 from pffnet_d2.errors import InputError
+from pffnet_d2.inference.export import write_label_tiff
 
 RNG = np.random.default_rng(0)
 GREY = RNG.integers(0, 120, (6, 9))
@@ -148,6 +151,22 @@ def test_five_dimensions(tmp_path: Path, kind: str) -> None:
     )
 
 
+def test_a_plane_that_is_not_there(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", FOUR[0])
+    Image.fromarray(FOUR[0]).save(tmp_path / "a.png")
+    for name in ("a.tif", "a.png"):
+        for none in (0, {"Z": 0}):
+            np.testing.assert_array_equal(read_micrograph(tmp_path / name, plane=none).pixels, FOUR[0])
+        with pytest.raises(InputError, match=rf"{name}: no plane 3: it is a single plane; leave --plane out"):
+            read_micrograph(tmp_path / name, plane=3)
+        with pytest.raises(InputError, match=rf"{name}: no plane Z=2: it is a single plane; leave Z out"):
+            read_micrograph(tmp_path / name, plane={"Z": 2})
+    path = tmp_path / "c.ome.tif"
+    tifffile.imwrite(path, FOUR, ome=True, metadata={"axes": "CYX"}, photometric="minisblack")
+    with pytest.raises(InputError, match="no plane C=1: it is a single plane; choose channels by --channels 1"):
+        read_micrograph(path, plane={"C": 1}, channels=[0])
+
+
 def test_frames_of_other_kinds(tmp_path: Path) -> None:
     frames = [Image.fromarray(np.full((6, 9), value, np.uint8)) for value in (10, 200)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
@@ -192,11 +211,72 @@ def test_pages_of_the_same_size_and_thumbnails(tmp_path: Path) -> None:
         ({"resolution": (72, 72), "resolutionunit": 3}, None),
         ({"ome": True, "metadata": {"axes": "YX"}}, None),
         ({}, None),
+        ({"resolution": (1, 1), "resolutionunit": 1}, None),  # no unit
+        ({"resolution": (1, 1), "resolutionunit": 3}, None),
+        ({"imagej": True, "resolution": (1, 1), "metadata": {"unit": "pixel"}}, None),
+        ({"imagej": True, "resolution": (28.346, 28.346), "metadata": {"unit": "cm"}}, None),  # 72 dots an inch
+        ({"imagej": True, "resolution": (72, 72), "metadata": {"unit": "inch"}}, None),
+        (
+            {"ome": True, "metadata": {"axes": "YX", "PhysicalSizeX": 1.0, "PhysicalSizeY": 1.0}}
+            | {"metadata": {"axes": "YX", "PhysicalSizeXUnit": "pixel", "PhysicalSizeYUnit": "pixel"}},
+            None,
+        ),
+        ({"resolution": ((2**32 - 1, 1), (2**32 - 1, 1)), "resolutionunit": 3}, None),  # smaller than an atom
+        ({"description": "Aperio Image Library v11\n9x6 |AppMag = 20|MPP = 0.4990", "metadata": None}, (0.499, 0.499)),
     ],
 )
 def test_pixel_size(tmp_path: Path, options: dict, expected: tuple[float, float] | None) -> None:
     tifffile.imwrite(tmp_path / "a.tif", FOUR[0], **options)
     assert read_micrograph(tmp_path / "a.tif").pixel_size == (expected and pytest.approx(expected))
+
+
+def metamorph(path: Path, unit: bytes, calibrated: int = 1, side: tuple[int, int] = (645, 1000)) -> None:
+    """A TIFF with 72 dots an inch and MetaMorph's tag UIC1: pairs of a number and a value or the place of one."""
+    tifffile.imwrite(
+        path,
+        FOUR[0],
+        metadata=None,
+        resolution=(72, 72),
+        resolutionunit=2,
+        extratags=[(33628, 4, 8, (3, calibrated, 4, 0, 5, 0, 6, 0), True), (33629, 5, 1, (0, 1), True)],
+    )
+    data = bytearray(path.read_bytes())
+    with tifffile.TiffFile(path) as file:
+        tag = file.pages.first.tags[33628]
+        offset = tag.valueoffset
+    # The count of UIC1 is that of its pairs.
+    data[tag.offset + 4 : tag.offset + 8] = (4).to_bytes(4, "little")
+    places = [len(data), len(data), len(data) + 8]
+    for i, place in enumerate(places):
+        data[offset + 12 + 8 * i : offset + 16 + 8 * i] = place.to_bytes(4, "little")
+    data += side[0].to_bytes(4, "little") + side[1].to_bytes(4, "little")
+    data += len(unit).to_bytes(4, "little") + unit
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("unit", "calibrated", "expected"),
+    [(b"um\0", 1, 0.645), (b"nm\0", 1, 0.000645), (b"um\0", 0, None), (b"pixel\0", 1, None)],
+)
+def test_pixel_size_of_metamorph(tmp_path: Path, unit: bytes, calibrated: int, expected: float | None) -> None:
+    metamorph(tmp_path / "a.tif", unit, calibrated)
+    micrograph = read_micrograph(tmp_path / "a.tif")
+    np.testing.assert_array_equal(micrograph.pixels, FOUR[0])
+    assert micrograph.pixel_size == (expected and pytest.approx((expected, expected)))
+
+
+def test_the_label_image_of_bbbc039_has_its_pixel_size(pffnet_data: Callable[[str], Path], tmp_path: Path) -> None:
+    with zipfile.ZipFile(pffnet_data("bbbc039") / "images.zip") as archive:
+        (tmp_path / "a.tif").write_bytes(archive.read(next(n for n in archive.namelist() if n.endswith(".tif"))))
+    micrograph = read_micrograph(tmp_path / "a.tif")
+    assert micrograph.pixel_size == (0.645, 0.645)
+    write_label_tiff(
+        tmp_path / "labels.tif",
+        np.zeros((9, 9), np.int32),
+        pixel_size=micrograph.pixel_size,
+        resolution=micrograph.resolution,
+    )
+    assert read_micrograph(tmp_path / "labels.tif").pixel_size == pytest.approx((0.645, 0.645), rel=1e-4)
 
 
 def test_resolution_tags(tmp_path: Path) -> None:
@@ -269,7 +349,9 @@ def test_parse_normalisation() -> None:
     assert parse_normalisation("as-is") == Normalisation("as_is")
     assert parse_normalisation("percentile") == Normalisation("percentile", 0.1, 99.9)
     assert parse_normalisation("percentile:1,99,50") == Normalisation("percentile", 1, 99, 50)
-    for text in ("gamma", "percentile:5", "percentile:9,1", "percentile:1,2,3,4", "percentile:a,b", "percentile:0,101"):
+    wrong = ["gamma", "percentile:5", "percentile:9,1", "percentile:1,2,3,4", "percentile:a,b", "percentile:0,101"]
+    wrong += ["percentile:1,99,inf", "percentile:nan,99", "percentile:²,99", "percentile:1,99,1_0", "percentile:1,99,"]
+    for text in wrong:
         with pytest.raises(InputError, match="use auto, as-is or percentile"):
             parse_normalisation(text)
     assert describe(PERCENTILE_16_BIT) == "percentiles 0.1 to 99.9, at least 512 grey values apart, to 0..255"
