@@ -261,7 +261,7 @@ CONTRADICTIONS = [
     ),
     contradiction(
         "output of a branch that is left out",
-        "SEM_SEG_HEAD.NAME \"\" PFFNET.CONSISTENCY_LOSS_WEIGHT 0.0 PFFNET.OUTPUTS ['semantic']",
+        'SEM_SEG_HEAD.NAME "" PFFNET.CONSISTENCY_LOSS_WEIGHT 0.0 PFFNET.OUTPUTS "[\'semantic\']"',
         "semantic without its branch",
         "MODEL.SEM_SEG_HEAD.NAME GCNHead",
     ),
