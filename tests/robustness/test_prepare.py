@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,7 +55,8 @@ def zip_without_names(folder: Path) -> None:
 
 def huge(png: bytes) -> bytes:
     """It says that it has 100,000 x 100,000 pixels."""
-    return png[:16] + (100_000).to_bytes(4, "big") * 2 + png[24:]
+    head = png[12:16] + (100_000).to_bytes(4, "big") * 2 + png[24:29]
+    return png[:12] + head + zlib.crc32(head).to_bytes(4, "big") + png[33:]
 
 
 ARGUMENTS = [
@@ -280,7 +282,7 @@ DSB2018 = [
     row(
         "dsb2018: csv with an endless cell",
         of("dsb2018"),
-        "stage1_solution.csv | line 2 is damaged",
+        "stage1_solution.csv | damaged after line 1",
         dsb2018_test,
         add("stage1_solution.csv", b"ImageId,EncodedPixels,Height,Width,Usage\n" + LONG),
     ),

@@ -235,7 +235,7 @@ def _read_solution(file: SourceFile) -> dict[str, list[tuple[str, str, int, int]
             where = f"{file}: line {table.line_num}, image {row['ImageId']}"
             rows[row["ImageId"]].append((where, row["EncodedPixels"] or "", *_size_of(row, where)))
     except csv.Error as error:
-        raise InputError(f"{file}: line {table.line_num} is damaged ({error}); fetch the csv again") from error
+        raise InputError(f"{file}: is damaged after line {table.line_num} ({error}); fetch the csv again") from error
     return rows
 
 
