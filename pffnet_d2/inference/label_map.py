@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from torch.nn import functional as F
 
+from pffnet_d2.config_values import check_value
+
 Window = tuple[int, int, NDArray[np.bool_]]
 
 # Window sides are rounded up to a multiple of this, so that masks of like size are sampled in one call.
@@ -77,6 +79,9 @@ def instances_to_label_map(
 
     Returns:
         (H, W) int32, 0 background, ids 1..n contiguous, 1 the most confident.
+
+    Raises:
+        InputError: a threshold or size out of its range.
     """
     label_map, _ = label_map_and_indices(
         instances,
@@ -98,7 +103,12 @@ def label_map_and_indices(
 
     Args:
         rule: the other keyword arguments, those of :func:`lay_windows`.
+
+    Raises:
+        InputError: a value out of its range, with which there would be no object at all.
     """
+    for key, value in {"score_thresh": score_threshold, "mask_thresh": mask_threshold, **rule}.items():
+        check_value(f"MODEL.PFFNET.LABEL_MAP.{key.upper()}", value, key.replace("thresh", "threshold"))
     class_scores = instances.class_scores if instances.has("class_scores") else instances.scores
     kept = torch.nonzero(class_scores > score_threshold).flatten()
     kept = kept[torch.argsort(instances.scores[kept], descending=True, stable=True)]

@@ -1,5 +1,7 @@
 """Windows against Detectron2's own pasting, label maps against a plain loop of the rule."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.structures import BitMasks, Boxes, Instances
 
+from pffnet_d2.errors import InputError
 from pffnet_d2.inference.label_map import (
     Window,
     WindowMasks,
@@ -67,6 +70,22 @@ def three_squares() -> torch.Tensor:
 
 
 THREE_BOXES = [[x, 1, x + 10, 11] for x in (0, 2, 5)]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"score_threshold": 1.0}, "score_threshold 1.0: give a number from 0 to below 1"),
+        ({"score_threshold": float("nan")}, "score_threshold nan: give"),
+        ({"mask_threshold": np.float32(1.5)}, "mask_threshold 1.5: give"),
+        ({"max_covered": -0.5}, "max_covered -0.5: give a number from 0 to 1"),
+        ({"min_size": 2.5}, "min_size 2.5: give a whole number"),
+    ],
+)
+def test_values_that_leave_no_object_are_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError) as error:
+        instances_to_label_map(ring_and_core(), **options)
+    assert says in str(error.value)
 
 
 @pytest.mark.parametrize("form", ["pasted", "roi"])
