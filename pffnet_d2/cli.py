@@ -189,8 +189,8 @@ def _add_predict(commands: Any) -> None:
         "--tile",
         type=int,
         metavar="PIXELS",
-        help="predict large images in tiles of this side, such as 1024, and write label-tiff, geojson, csv and a reduced "
-        "overlay as they are found; an interrupted run resumes (docs/large-images.md)",
+        help="predict large images in tiles of this side, such as 1024, and write label-tiff, geojson, csv and a "
+        "reduced overlay as they are found; an interrupted run resumes (docs/large-images.md)",
     )
     predict.add_argument(
         "--overlap", metavar="PIXELS", help="of tiles, more than the largest object (default: auto, measured)"
