@@ -77,12 +77,12 @@ def _check_chain(config_file: str) -> None:
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             mark = getattr(error, "problem_mark", None)
             place = f"{mark.name}, line {mark.line + 1}" if mark else file
-            reason = getattr(error, "problem", None) or getattr(error, "reason", "damaged")
-            raise InputError(f"{place}: no yaml of plain values: {reason}") from error
+            fault = getattr(error, "problem", None) or getattr(error, "reason", "damaged")
+            raise InputError(f"{place}: no yaml of plain values: {fault}") from error
         if not isinstance(content, dict):
             what = "is empty" if content is None else f"holds a {type(content).__name__}, not keys and values"
             raise InputError(f"{file}: {what}; give a config, such as configs/PFFNet_R101_FPN.yaml")
-        base: Any = content.get("_BASE_")
+        base = content.get("_BASE_")
         if base is None:
             return
         if not isinstance(base, str):
@@ -90,13 +90,12 @@ def _check_chain(config_file: str) -> None:
         if base.startswith(("http://", "https://")):
             raise InputError(f"{file}: its _BASE_ {base} is not fetched; download it and name the file")
         # As fvcore resolves it.
-        base = os.path.join(os.path.dirname(file), os.path.expanduser(base))
-        if not os.path.exists(base):
-            raise InputError(f"{file}: its _BASE_ {base} does not exist; correct the name")
-        if os.path.realpath(base) in map(os.path.realpath, seen):
+        file_below, file = file, os.path.join(os.path.dirname(file), os.path.expanduser(base))
+        if not os.path.exists(file):
+            raise InputError(f"{file_below}: its _BASE_ {file} does not exist; correct the name")
+        if os.path.realpath(file) in map(os.path.realpath, seen):
             raise InputError(f"{config_file}: its _BASE_ files name each other in a circle; take one of them out")
-        seen.append(base)
-        file = str(base)
+        seen.append(file)
 
 
 def differences(cfg: Any) -> dict[str, Any]:
