@@ -59,43 +59,46 @@ def read_config(config_file: str, opts: Sequence[str] = ()) -> Any:
     return cfg
 
 
-def _check_chain(config_file: str) -> None:
-    """Raises InputError where a config, or one of those it is based on (``_BASE_``), is no table of plain values."""
-    import yaml
-
-    file: str = config_file
-    seen = [file]
-    while True:
-        try:
-            with open(file, encoding="utf-8") as text:
-                content = yaml.safe_load(text)
-        except OSError as error:
-            reason = "is a folder" if os.path.isdir(file) else f"cannot be read ({error.strerror})"
-            raise InputError(f"{file}: {reason}; give a yaml file that is a config") from error
-        except RecursionError as error:
-            raise InputError(f"{file}: nested too deeply for a config; give a yaml of keys and values") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            mark = getattr(error, "problem_mark", None)
-            place = f"{mark.name}, line {mark.line + 1}" if mark else file
-            fault = getattr(error, "problem", None) or getattr(error, "reason", "damaged")
-            raise InputError(f"{place}: no yaml of plain values: {fault}") from error
-        if not isinstance(content, dict):
-            what = "is empty" if content is None else f"holds a {type(content).__name__}, not keys and values"
-            raise InputError(f"{file}: {what}; give a config, such as configs/PFFNet_R101_FPN.yaml")
-        base = content.get("_BASE_")
-        if base is None:
-            return
+def _check_chain(file: str, above: tuple[str, ...] = ()) -> None:
+    """Raises InputError where a config, or one that it is based on (``_BASE_``, a file or several), holds no plain
+    keys and values. ``above``: the real paths of the configs that are based on it."""
+    content = _read_yaml(file)
+    bases = content.get("_BASE_", [])
+    here = (*above, os.path.realpath(file))
+    for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str):
-            raise InputError(f"{file}: its _BASE_ {base} is no file name; name one yaml file")
+            raise InputError(f"{file}: its _BASE_ {base} is no file name; name a yaml file")
         if base.startswith(("http://", "https://")):
             raise InputError(f"{file}: its _BASE_ {base} is not fetched; download it and name the file")
-        # As fvcore resolves it.
-        file_below, file = file, os.path.join(os.path.dirname(file), os.path.expanduser(base))
-        if not os.path.exists(file):
-            raise InputError(f"{file_below}: its _BASE_ {file} does not exist; correct the name")
-        if os.path.realpath(file) in map(os.path.realpath, seen):
-            raise InputError(f"{config_file}: its _BASE_ files name each other in a circle; take one of them out")
-        seen.append(file)
+        base = os.path.join(os.path.dirname(file), os.path.expanduser(base))  # as fvcore resolves it
+        if not os.path.exists(base):
+            raise InputError(f"{file}: its _BASE_ {base} does not exist; correct the name")
+        if os.path.realpath(base) in here:
+            raise InputError(f"{file}: its _BASE_ files name each other in a circle; take one of them out")
+        _check_chain(base, here)
+
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    """Keys and plain values of a yaml file. Raises InputError naming it where it holds anything else."""
+    import yaml
+
+    try:
+        with open(file, encoding="utf-8") as text:
+            content = yaml.safe_load(text)
+    except OSError as error:
+        reason = "is a folder" if os.path.isdir(file) else f"cannot be read ({error.strerror})"
+        raise InputError(f"{file}: {reason}; give a yaml file that is a config") from error
+    except RecursionError as error:
+        raise InputError(f"{file}: nested too deeply for a config; give a yaml of keys and values") from error
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:  # ValueError: a date that is none
+        mark = getattr(error, "problem_mark", None)
+        place = f"{mark.name}, line {mark.line + 1}" if mark else file
+        fault = getattr(error, "problem", None) or getattr(error, "reason", None) or _said_by(error)
+        raise InputError(f"{place}: no yaml of plain values: {fault}") from error
+    if not isinstance(content, dict):
+        what = "is empty" if content is None else f"holds a {type(content).__name__}, not keys and values"
+        raise InputError(f"{file}: {what}; give a config, such as configs/PFFNet_R101_FPN.yaml")
+    return content
 
 
 def differences(cfg: Any) -> dict[str, Any]:

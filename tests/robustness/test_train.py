@@ -134,7 +134,7 @@ CONFIGS = [
     Case(
         "bases in a circle",
         "train --config-file a.yaml",
-        ("a.yaml: its _BASE_ files", "circle"),
+        ("c.yaml: its _BASE_ files", "circle"),
         several(a="_BASE_: b.yaml\n", b="_BASE_: c.yaml\n", c="_BASE_: b.yaml\n"),
     ),
     Case(
@@ -146,6 +146,13 @@ CONFIGS = [
     Case(
         "base that is empty", "train --config-file a.yaml", ("b.yaml: is empty",), several(a="_BASE_: b.yaml\n", b="")
     ),
+    Case(
+        "one of several bases is missing",
+        "train --config-file a.yaml",
+        ("a.yaml: its _BASE_ no.yaml does not exist",),
+        several(a="_BASE_: [b.yaml, no.yaml]\n", b="SEED: 1\n"),
+    ),
+    Case("no such date", "train --config-file c.yaml", ("c.yaml: no yaml of plain",), config("SEED: 2024-02-31\n")),
     Case("base that is a number", "train --config-file c.yaml", ("c.yaml: its _BASE_ 3",), config("_BASE_: 3\n")),
     Case(
         "base from the network",
