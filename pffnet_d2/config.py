@@ -142,12 +142,26 @@ def _lay_over(cfg: Any, method: str) -> None:
 
 
 def _check_chain(file: str, above: tuple[str, ...] = ()) -> None:
-    """Raises InputError where a config, or one of those it is based on (``_BASE_``), is no table of plain values.
+    """Raises InputError where a config, or one that it is based on (``_BASE_``, a file or several), holds no plain
+    keys and values. ``above``: the real paths of the configs that are based on it."""
+    content = _read_yaml(file)
+    bases = content.get("_BASE_", [])
+    here = (*above, os.path.realpath(file))
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str):
+            raise InputError(f"{file}: its _BASE_ {base} is no file name; name a yaml file")
+        if base.startswith(("http://", "https://")):
+            raise InputError(f"{file}: its _BASE_ {base} is not fetched; download it and name the file")
+        base = os.path.join(os.path.dirname(file), os.path.expanduser(base))  # as fvcore resolves it
+        if not os.path.exists(base):
+            raise InputError(f"{file}: its _BASE_ {base} does not exist; correct the name")
+        if os.path.realpath(base) in here:
+            raise InputError(f"{here[0]}: its _BASE_ files name each other in a circle; take one of them out")
+        _check_chain(base, here)
 
-    Args:
-        file: the config.
-        above: those that are based on it, the first of them named by the user.
-    """
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    """Keys and plain values of a yaml file. Raises InputError naming it where it holds anything else."""
     import yaml
 
     try:
@@ -158,28 +172,15 @@ def _check_chain(file: str, above: tuple[str, ...] = ()) -> None:
         raise InputError(f"{file}: {reason}; give a yaml file that is a config") from error
     except RecursionError as error:
         raise InputError(f"{file}: nested too deeply for a config; give a yaml of keys and values") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:  # ValueError: a date that is none
         mark = getattr(error, "problem_mark", None)
         place = f"{mark.name}, line {mark.line + 1}" if mark else file
-        reason = str(getattr(error, "problem", None) or getattr(error, "reason", "damaged"))
-        raise InputError(f"{place}: no yaml of plain values: {reason}") from error
+        fault = getattr(error, "problem", None) or getattr(error, "reason", None) or _said_by(error)
+        raise InputError(f"{place}: no yaml of plain values: {fault}") from error
     if not isinstance(content, dict):
         what = "is empty" if content is None else f"holds a {type(content).__name__}, not keys and values"
         raise InputError(f"{file}: {what}; give a config, such as configs/PFFNet_R101_FPN.yaml")
-    bases: Any = content.get("_BASE_", [])
-    for base in bases if isinstance(bases, list) else [bases]:
-        if not isinstance(base, str):
-            raise InputError(f"{file}: its _BASE_ {base} is no file name; name a yaml file, or a list of them")
-        if base.startswith(("http://", "https://")):
-            raise InputError(f"{file}: its _BASE_ {base} is not fetched; download it and name the file")
-        # As fvcore resolves it.
-        base = os.path.join(os.path.dirname(file), os.path.expanduser(base))
-        if not os.path.exists(base):
-            raise InputError(f"{file}: its _BASE_ {base} does not exist; correct the name")
-        if os.path.realpath(base) in map(os.path.realpath, (*above, file)):
-            named = (*above, file)[0]
-            raise InputError(f"{named}: its _BASE_ files name each other in a circle; take one of them out")
-        _check_chain(base, (*above, file))
+    return content
 
 
 def differences(cfg: Any) -> dict[str, Any]:

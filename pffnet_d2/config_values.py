@@ -238,7 +238,7 @@ VALUES: dict[str, Rule] = {
     "SOLVER.AMP.DTYPE": among("float16", "bfloat16"),
     "TEST.DETECTIONS_PER_IMAGE": _COUNT,
     "TEST.EVAL_PERIOD": whole(0),
-    "SEED": whole(-1),
+    "SEED": whole(-1, 2**31),
 }
 
 

@@ -11,10 +11,11 @@ import errno
 import logging
 import os
 import re
+import select
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from typing import TextIO
 
@@ -38,6 +39,7 @@ REMEDIES = {
 NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|worker .*killed by signal", re.IGNORECASE
 )
+TORCH_FILE = "inline_container"  # of torch.save, whose own error hides that of the file
 KILLED = "ProcessExitedException"  # of torch, of a rank that a signal ended
 
 
@@ -52,8 +54,10 @@ def one_line(error: BaseException) -> str | None:
         place = f"{os.fsdecode(error.filename)}: " if named else ""
         remedy = REMEDIES.get(error.errno or 0, "check the path" if named else "try again")
         return f"{place}{error.strerror or said or type(error).__name__}; {remedy}"
+    if isinstance(error, UnicodeEncodeError):
+        return f"{ascii(error.object)[:200]}: holds a name that is no UTF-8, which results cannot hold; rename the file"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(said)):
-        reason = re.sub(r"^\[enforce fail.*?\] .*?\. ", "", said).partition(". ")[0]
+        reason = re.split(r"(?<=[a-z])\. ", re.sub(r"^\[enforce fail.*?\] .*?\. ", "", said))[0]
         return (
             f"not enough memory{f' ({reason})' if reason else ''}; give smaller images or batches "
             "(SOLVER.IMS_PER_BATCH, --batch), tiles (--tile) or fewer processes, or close other programs"
@@ -67,6 +71,8 @@ def _original(error: BaseException) -> BaseException:
     """The error itself; that of another process (a data loader's worker, another rank), which arrives with its
     traceback as text, is taken from the text."""
     text = str(error)
+    if TORCH_FILE in text and isinstance(error.__context__, OSError):
+        return error.__context__
     if "Traceback (most recent call last)" not in text:
         return error
     for kind, said in reversed(re.findall(r"^([\w.]+): (.*)$", text, re.MULTILINE)):
@@ -97,14 +103,18 @@ def tell(error: Exception) -> int:
     """
     # Otherwise what is still buffered fails once more while the interpreter ends, with a traceback.
     out, err = (_silence_if_broken(stream) for stream in (sys.stdout, sys.stderr))
-    if isinstance(error, BrokenPipeError) and isinstance(out or err, BrokenPipeError):
+    if isinstance(error, BrokenPipeError) and any(
+        isinstance(found, BrokenPipeError) or _reader_is_gone(stream)
+        for found, stream in ((out, sys.stdout), (err, sys.stderr))
+    ):
         return BROKEN_PIPE
     line = one_line(error)
     if line is None:
         raise error
     if out is not None and isinstance(error, OSError) and error.filename is None and error.errno == out.errno:
         line = f"standard output: {line}"
-    print(f"pffnet: error: {line}", file=sys.stderr)
+    with suppress(OSError):
+        print(f"pffnet: error: {line}", file=sys.stderr)
     return exit_code(error)
 
 
@@ -116,6 +126,9 @@ def command_line() -> Iterator[None]:
     stdout = sys.stdout
     before = stdout.errors if isinstance(stdout, TextIOWrapper) else None
     handle = logging.Handler.handleError
+    torch_logger = logging.getLogger("torch.utils.cpp_extension")  # warns of a CUDA compiler without a device
+    level = torch_logger.level
+    torch_logger.setLevel(logging.ERROR)
     if isinstance(stdout, TextIOWrapper):
         stdout.reconfigure(errors="backslashreplace")
     logging.Handler.handleError = _raise_system_errors  # type: ignore[assignment,method-assign]
@@ -124,9 +137,11 @@ def command_line() -> Iterator[None]:
             warnings.simplefilter("ignore", append=True)
             yield
     finally:
+        torch_logger.setLevel(level)
         logging.Handler.handleError = handle  # type: ignore[method-assign]
         if isinstance(stdout, TextIOWrapper) and not stdout.closed:
-            stdout.reconfigure(errors=before)
+            with suppress(OSError):  # it flushes
+                stdout.reconfigure(errors=before)
 
 
 def hide_traceback(record: logging.LogRecord) -> bool:
@@ -151,6 +166,16 @@ def _silence_if_broken(stream: TextIO | None) -> OSError | None:
         os.close(nowhere)
         return error
     return None
+
+
+def _reader_is_gone(stream: TextIO | None) -> bool:
+    """Of a pipe that is not buffered (python -u), whose flush says nothing."""
+    if stream is None or not hasattr(select, "poll"):
+        return False
+    waiting = select.poll()
+    with suppress(OSError):  # no file stands behind it
+        waiting.register(stream.fileno(), 0)
+    return any(events & select.POLLERR for _, events in waiting.poll(0))
 
 
 _handle_error = logging.Handler.handleError

@@ -20,6 +20,7 @@ from pffnet_d2.config import config_path
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.engine import Trainer, argument_parser, check, read_config, roi_masks, run
 from pffnet_d2.errors import InputError
+from pffnet_d2.resume import tell_changes
 
 pytestmark = pytest.mark.usefixtures("leave_no_trace")
 
@@ -408,6 +409,36 @@ def test_old_names_of_keys_are_read(tmp_path: Path, caplog: pytest.LogCaptureFix
     (line,) = [record.getMessage() for record in caplog.records]
     assert line.startswith(f"{file}: SOLVER.OPTIMIZER is now SOLVER.PFFNET.OPTIMIZER, ")
     assert read_config(COMPACT, ["SOLVER.OPTIMIZER", "ADAM"]).SOLVER.PFFNET.OPTIMIZER == "ADAM"
+
+
+def test_what_a_resumed_run_changes_is_said(
+    stock_cfg: Callable[..., CfgNode], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = stock_cfg()
+    cfg.SEED = 3
+    killed = killed_run(cfg, 3)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    caplog.clear()
+    tell_changes(tmp_path, cfg)
+    assert not caplog.records
+    changed = stock_cfg("SOLVER.MAX_ITER", "9", "SOLVER.BASE_LR", "0.5", "TEST.EVAL_PERIOD", "7")
+    tell_changes(tmp_path, changed)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{tmp_path}: resumes with other settings than it was begun with: SEED 1 (was 3), SOLVER.BASE_LR 0.5 is not "
+        f"taken, the checkpoint's {cfg.SOLVER.BASE_LR} stays, SOLVER.MAX_ITER 9 (was 6)"
+    )
+    resumed = Trainer(changed)
+    resumed.resume_or_load(resume=True)
+    assert resumed.max_iter == 9
+    rates = [[group["lr"] for group in trainer.optimizer.param_groups] for trainer in (killed, resumed)]
+    assert rates[0] == rates[1]  # as said
+    resumed.scheduler.step()
+    assert max(group["lr"] for group in resumed.optimizer.param_groups) < 0.1
+    (tmp_path / "config.yaml").write_text("[" * 3)
+    caplog.clear()
+    tell_changes(tmp_path, changed)
+    assert not caplog.records
 
 
 def test_checkpoints_are_in_mains_format_and_weights_only(stock_cfg: Callable[..., CfgNode], tmp_path: Path) -> None:

@@ -296,6 +296,7 @@ EVALUATE_FOLDERS = [
 ]
 
 LINE = '{"iteration": 1, "total_loss": 2.0}\n'
+QUALITY = "plot quality --config {run}/config.yaml --weights {run}/model_final.pth"
 PLOT = [
     Case("plot of what", "plot", ("KIND",)),
     Case("curve of nothing", "plot curves none.json --out c.png", ("none.json: No such file",)),
@@ -355,14 +356,12 @@ PLOT = [
     Case("quality without data set", "plot quality --config {run}/config.yaml --out q.png", ("--dataset",)),
     Case(
         "quality of an unknown data set",
-        "plot quality --config {run}/config.yaml --weights {run}/model_final.pth --dataset no_such --device cpu "
-        "--out q.png",
+        f"{QUALITY} --dataset no_such --device cpu --out q.png",
         ("no_such: no such data set",),
     ),
     Case(
         "quality of one that is not prepared",
-        "plot quality --config {run}/config.yaml --weights {run}/model_final.pth --dataset bbbc039_val --device cpu "
-        "--out q.png",
+        f"{QUALITY} --dataset bbbc039_val --device cpu --out q.png",
         ("bbbc039_val is not prepared", "pffnet prepare bbbc039"),
     ),
     Case(
