@@ -52,12 +52,8 @@ def decode_segment(
         InputError: imagecodecs is needed and not there.
         ValueError, OSError, ...: as ``tiff.DAMAGE`` lists, for damaged data.
     """
-    jpeg = (
-        {"jpegtables": jpeg_tables, "jpegheader": page.jpegheader} if page.compression in (6, 7, 33007, 34892) else {}
-    )
     try:
-        decoded, _, _ = page.decode(data, index, **jpeg)
-        return np.asarray(decoded)[0]
+        return _by_tifffile(page, data, index, jpeg_tables)
     except (ValueError, NotImplementedError, ImportError) as error:  # ImportError: tifffile's own stand-in for ZSTD
         if not isinstance(error, ImportError) and "imagecodecs" not in str(error):
             raise

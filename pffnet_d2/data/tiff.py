@@ -315,6 +315,8 @@ def _only_series(tiff: tifffile.TiffFile, name: str) -> tuple[Any, Any]:
             f"{name}: {page.bitspersample}-bit values of this kind cannot be read; save it as 8, 16 or 32-bit integers "
             "or 32-bit floating values"
         )
+    if page.dtype.kind not in "buif":
+        raise InputError(f"{name}: {page.dtype} values are not supported; save it as integers or floating values")
     return series, page
 
 
