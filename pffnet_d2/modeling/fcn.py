@@ -220,7 +220,9 @@ class FCN8s(nn.Module):
             In training ``{"loss_sem_seg": ...}``, the cross-entropy, mean over the pixels that have a truth. Else one
             dict an image at its original size: ``instances`` and ``sem_seg`` (2, H, W) logits.
         """
-        if self.as_trained is not None and not self.training:
+        if self.as_trained is not None and self.training:
+            self.as_trained.check_training(batched_inputs)
+        elif self.as_trained is not None:
             batched_inputs = [self.as_trained(x) for x in batched_inputs]
         images = [(x["image"].to(self.device) - self.pixel_mean) / self.pixel_std for x in batched_inputs]
         padded = ImageList.from_tensors(images)

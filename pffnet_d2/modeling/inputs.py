@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pffnet_d2.data.augmentation import build_augmentations
 from pffnet_d2.data.images import AUTO, BY_DEPTH, to_rgb8
+from pffnet_d2.errors import InputError
 
 
 class AsTrained:
@@ -25,6 +26,7 @@ class AsTrained:
     def __init__(self, cfg: Any) -> None:
         self.normalisation = BY_DEPTH.get(cfg.MODEL.PFFNET.NORMALISATION, AUTO)
         self.side, self.stretch = int(cfg.INPUT.SQUARE.TEST), bool(cfg.INPUT.SQUARE.STRETCH)
+        self.training_side = int(cfg.INPUT.SQUARE.TRAIN)
         self.resize = T.AugmentationList(build_augmentations(cfg, is_train=False)) if self.side else None
 
     def __call__(self, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -44,6 +46,23 @@ class AsTrained:
             self.resize(given)
             image = torch.from_numpy(np.ascontiguousarray(given.image.transpose(2, 0, 1))).to(image)
         return {"height": height, "width": width, **inputs, "image": image}
+
+    def check_training(self, inputs: list[dict[str, Any]]) -> None:
+        """
+        Args:
+            inputs: a batch of training, each with ``image`` (C, H, W).
+
+        Raises:
+            InputError: images that have not become the squares of INPUT.SQUARE.TRAIN: Detectron2's own mapper does not
+                know that key.
+        """
+        side = self.training_side
+        for height, width in (each["image"].shape[-2:] for each in inputs if side):
+            if (height, width) != (side, side):
+                raise InputError(
+                    f"INPUT.SQUARE.TRAIN {side}: a training image has {height} x {width} pixels; train with "
+                    "`pffnet train` or pffnet_d2.engine.Trainer, which make it square, or set INPUT.SQUARE.TRAIN 0"
+                )
 
     def _has_size(self, height: int, width: int) -> bool:
         return max(height, width) == self.side and (min(height, width) == self.side or not self.stretch)

@@ -101,7 +101,7 @@ class PFFNet(GeneralizedRCNN):
             ignore_value: the value of pixels without truth in semantic targets, the same as the heads'.
             outputs: what inference returns, of ``OUTPUTS``.
             label_map: keyword arguments of ``instances_to_label_map`` for the panoptic output.
-            as_trained: what inference does to its inputs first; None: nothing.
+            as_trained: what inference does to its inputs first, and how it is known that training did; None: nothing.
             kwargs: those of ``GeneralizedRCNN``.
         """
         super().__init__(**kwargs)
@@ -163,6 +163,8 @@ class PFFNet(GeneralizedRCNN):
         if not self.training:
             return self.inference(batched_inputs)
 
+        if self.as_trained is not None:
+            self.as_trained.check_training(batched_inputs)
         images = self.preprocess_image(batched_inputs)
         targets = [x["instances"].to(self.device) for x in batched_inputs]
         features = self.backbone(images.tensor)

@@ -119,7 +119,7 @@ def test_parts_fill_the_foreground(foreground: np.ndarray, radius: int) -> None:
 
 
 def paper_model() -> FCN8s:
-    cfg = read_config(str(config_path("dsb2018/FCN8s.yaml")))
+    cfg = read_config(str(config_path("dsb2018/FCN8s.yaml")), ["INPUT.SQUARE.TRAIN", "0"])
     with torch.device("meta"):
         return FCN8s(**FCN8s.from_config(cfg))
 
@@ -254,7 +254,9 @@ def test_images_are_normalised(model: FCN8s, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("shapes", [[(96, 96, 4), (70, 96, 2)], [(64, 64, 0)]])
 def test_a_step_and_a_prediction(make_batch: Callable, shapes: list[tuple[int, int, int]]) -> None:
-    cfg = read_config(str(config_path("dsb2018/FCN8s_compact.yaml")), ["MODEL.DEVICE", "cpu"])
+    cfg = read_config(
+        str(config_path("dsb2018/FCN8s_compact.yaml")), ["MODEL.DEVICE", "cpu", "INPUT.SQUARE.TRAIN", "0"]
+    )
     torch.manual_seed(0)
     model = build_model(cfg).train()
     batch = make_batch(*shapes)

@@ -18,6 +18,7 @@ from detectron2.modeling import build_model
 from pffnet_d2 import Predictor, config_path
 from pffnet_d2.config import label_map_rule, read_config
 from pffnet_d2.data.images import STRETCH, to_rgb8
+from pffnet_d2.errors import InputError
 from pffnet_d2.inference.label_map import instances_to_label_map
 from pffnet_d2.modeling.inputs import AsTrained
 
@@ -106,3 +107,12 @@ def test_as_it_is_by_default() -> None:
     change = as_trained("INPUT.SQUARE.TEST", "0")
     image = of(np.full((5, 6, 3), 9, np.uint8), torch.uint8)
     assert change(image)["image"] is image["image"]
+
+
+def test_training_wants_the_squares_of_our_mapper() -> None:
+    """Detectron2's own mapper knows nothing of INPUT.SQUARE.TRAIN."""
+    check = as_trained("INPUT.SQUARE.TRAIN", "64").check_training
+    check([{"image": torch.zeros(3, 64, 64)}])
+    with pytest.raises(InputError, match=r"INPUT\.SQUARE\.TRAIN 64: a training image has 64 x 80 pixels; train with"):
+        check([{"image": torch.zeros(3, 64, 64)}, {"image": torch.zeros(3, 64, 80)}])
+    as_trained("INPUT.SQUARE.TRAIN", "0").check_training([{"image": torch.zeros(3, 64, 80)}])

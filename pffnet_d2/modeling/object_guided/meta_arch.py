@@ -179,7 +179,9 @@ class ObjectGuided(nn.Module):
             In training a dict of losses, each with its weight. Else one dict an image: ``instances`` with
             ``pred_boxes`` (the extents of the masks), ``scores`` (of the heatmap), ``pred_classes``, ``pred_masks``.
         """
-        if self.as_trained is not None and not self.training:
+        if self.as_trained is not None and self.training:
+            self.as_trained.check_training(batched_inputs)
+        elif self.as_trained is not None:
             batched_inputs = [self.as_trained(x) for x in batched_inputs]
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)

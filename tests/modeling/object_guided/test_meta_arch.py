@@ -26,7 +26,10 @@ LOSSES = {"loss_heatmap", "loss_size", "loss_offset", "loss_mask", "loss_refine"
 def build(*options: Any) -> Any:
     cfg = read_config(
         str(config_path("dsb2018/ObjectGuided_R18_compact.yaml")),
-        ["MODEL.DEVICE", "cpu", "INPUT.SQUARE.TEST", "0", "MODEL.OBJECT_GUIDED.HEAD_DIM", "8", *map(str, options)],
+        [
+            *("MODEL.DEVICE", "cpu", "INPUT.SQUARE.TRAIN", "0", "INPUT.SQUARE.TEST", "0"),
+            *("MODEL.OBJECT_GUIDED.HEAD_DIM", "8", *map(str, options)),
+        ],
     )
     torch.manual_seed(0)
     return build_model(cfg)
