@@ -59,7 +59,7 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     metadata = email.message_from_bytes(wheel.read(name))
     assert metadata["Version"] == pffnet_d2.__version__
     assert metadata["Requires-Python"] == ">=3.10"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"export", "fast", "hdf5", "test"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"codecs", "export", "fast", "hdf5", "test"}
     # The user's choice, or on no index: requiring them would break an installation that has them.
     required = {line.split(">")[0].split(";")[0].lower() for line in metadata.get_all("Requires-Dist", [])}
     assert "numpy" in required
