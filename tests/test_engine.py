@@ -108,7 +108,7 @@ def test_yaml_runs_nothing(tmp_path: Path, through_base: bool) -> None:
     ("opts", "message"),
     [
         (["MODEL.NO_SUCH", "1"], r"command line, MODEL\.NO_SUCH 1: Non-existent key"),
-        (["SEED"], "command line, SEED: Override list has odd length"),
+        (["SEED"], "command line, SEED: give keys and values in pairs"),
         (["SOLVER.MAX_ITER", "many"], "command line, .*: Type mismatch"),
     ],
 )
