@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from pffnet_d2.cli import main
 from pffnet_d2.config import config_path
 from pffnet_d2.cpu_ranks import launch_on_cpu
 from pffnet_d2.data.prepare import prepare
@@ -131,5 +132,5 @@ def test_flags_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> No
         (["--num-machines", "2", "--dist-url", "auto", "--cpu-ranks", "1"], "--dist-url auto serves one machine"),
         (["--num-machines", "2", "--num-gpus", "0"], "--num-machines without GPUs: "),
     ):
-        assert run([*config, *flags]) == 2
-        assert capsys.readouterr().err.startswith(message)
+        assert main(["train", *config, *flags]) == 2
+        assert capsys.readouterr().err.startswith(f"pffnet: error: {message}")

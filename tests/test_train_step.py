@@ -17,9 +17,10 @@ from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from torch import nn
 
+from pffnet_d2.cli import main
 from pffnet_d2.config import config_path
 from pffnet_d2.data.prepare import prepare
-from pffnet_d2.engine import Trainer, read_config, run
+from pffnet_d2.engine import Trainer, read_config
 from pffnet_d2.train_step import NonFiniteLoss, TrainStep, pool_in_float32
 
 pytestmark = pytest.mark.usefixtures("leave_no_trace")
@@ -208,9 +209,10 @@ def test_a_run_that_diverges_ends_with_one_line(
 ) -> None:
     diverging = {"SOLVER__BASE_LR": 1e30, "SOLVER__WARMUP_ITERS": 0, "SOLVER__CLIP_GRADIENTS__ENABLED": False}
     config = str(config_path("demo/PFFNet_R18_FPN.yaml"))
-    assert run(["--config-file", config, *arguments(tmp_path, SOLVER__MAX_ITER=9, **diverging)]) == 1
+    assert main(["train", "--config-file", config, *arguments(tmp_path, SOLVER__MAX_ITER=9, **diverging)]) == 1
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("iteration 1: ")
+    assert error.startswith("pffnet: error: iteration 1: ")
+    error = error.removeprefix("pffnet: error: ")
     assert ".png)" in error
     log = (tmp_path / "log.txt").read_text()
     assert error in log
