@@ -38,6 +38,7 @@ from pffnet_d2.evaluation.evaluator import DenseCOCOEvaluator, LabelMapEvaluator
 from pffnet_d2.evaluation.panoptic import PanopticEvaluator
 from pffnet_d2.failure import hide_traceback
 from pffnet_d2.inference.tta import augmented
+from pffnet_d2.modeling.build import build_network
 from pffnet_d2.optimizer import WeightAverage, check_optimizer
 from pffnet_d2.resume import tell_changes
 from pffnet_d2.train_step import PRECISIONS, TrainStep, pool_in_float32
@@ -253,6 +254,16 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        """
+        Raises:
+            InputError: the keys below MODEL describe no network.
+        """
+        model = build_network(cfg)
+        logger.info(f"Model:\n{model}")
+        return model
 
     def build_hooks(self) -> list[HookBase]:
         hooks: list[HookBase] = super().build_hooks()

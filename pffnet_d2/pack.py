@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 import yaml
-from detectron2.modeling import build_model
 
 from pffnet_d2.checkpoint import Checkpointer
 from pffnet_d2.config import differences, read_config
 from pffnet_d2.data.images import BY_DEPTH
 from pffnet_d2.errors import InputError
 from pffnet_d2.files import whole_file, write_text
+from pffnet_d2.modeling.build import build_network
 from pffnet_d2.pretrained import CARD, CONFIG, WEIGHTS, sha256
 
 FORMAT = 1  # of the card
@@ -54,9 +54,9 @@ def pack(
     """
     opts = [*opts, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
     cfg = read_config(config, [*opts, *(word for pair in STRIPPED.items() for word in pair)])
-    trained = build_model(read_config(config, opts))
+    trained = build_network(read_config(config, opts))
     Checkpointer(trained).load(weights)
-    model = build_model(cfg)
+    model = build_network(cfg)
     everything = trained.state_dict()
     state = {name: _half(name, everything[name]) for name in model.state_dict()}
     keys = differences(cfg)

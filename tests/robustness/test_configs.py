@@ -248,6 +248,11 @@ PARTS = [
 
 CONTRADICTIONS = [
     contradiction(
+        "maps that the backbone does not have",
+        "RPN.IN_FEATURES \"['p2','p9']\"",
+        "the keys below MODEL describe no network",
+    ),
+    contradiction(
         "fusion without semantic branch but with consistency",
         'SEM_SEG_HEAD.NAME ""',
         "CONSISTENCY_LOSS_WEIGHT",
