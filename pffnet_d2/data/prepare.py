@@ -343,8 +343,10 @@ def _prepare_split(
         images, annotations = _convert_all(records, partial_folder, normalisation, title, workers)
         write_coco(partial_folder / "instances.json", images, annotations, info, info["category"])
         _replace_folder(partial_folder, folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial_folder, ignore_errors=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(folder)  # a full disk does not say where
         raise
     empty = len(images) - len({annotation["image_id"] for annotation in annotations})
     seconds = time.perf_counter() - started
