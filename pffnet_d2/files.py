@@ -32,8 +32,9 @@ def whole_file(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]
         InputError: it cannot be written: the folder is missing or protected, the disk is full; another process has
             been writing it for a minute.
     """
-    if path.is_dir():
-        raise InputError(f"{path}: cannot be written (it is a folder); name a file")
+    if path.exists() and not path.is_file():  # a device would be replaced by the file
+        what = "a folder" if path.is_dir() else "a device or a pipe"
+        raise InputError(f"{path}: cannot be written (it is {what}); name a file")
     with locked(path, wait=_PATIENCE):
         beside = _partial(path)
         try:
@@ -106,6 +107,10 @@ def work_folder(path: Path, wait: float = 0.0) -> Iterator[Path]:
             raise _unwritable(path, error) from error
         try:
             yield folder
+        except OSError as error:
+            if error.filename is None:  # a full disk does not say where
+                error.filename = str(path)
+            raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 

@@ -144,7 +144,7 @@ def test_names_that_stdout_cannot_write(folder: Path, encoding: str) -> None:
 
 def test_full_disk_while_preparing(tmp_path: Path) -> None:
     done = run(["prepare", "phantoms", "--count", "1", "--out", "root"], tmp_path, file_size=2000)
-    assert_one_line(done, "File too large", FULL)
+    assert_one_line(done, "root/phantoms/train: File too large", FULL)
     assert files(tmp_path) == set()
 
 
