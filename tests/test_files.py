@@ -67,10 +67,14 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     assert path.read_text() == "after"
     assert names(tmp_path) == ["a.txt"]
     (tmp_path / "folder").mkdir()
-    for place in (tmp_path / "none" / "a.txt", path / "a.txt", tmp_path / "folder"):
+    for place in (tmp_path / "none" / "a.txt", path / "a.txt"):
         with pytest.raises(InputError, match=r"cannot be written \([A-Z].*\); choose another folder"):
             write_text(place, "")
-    assert names(tmp_path) == ["a.txt", "folder"]
+    os.mkfifo(tmp_path / "pipe")
+    for name, what in (("folder", "a folder"), ("pipe", "a device or a pipe")):
+        with pytest.raises(InputError, match=rf"{name}: cannot be written \(it is {what}\); name a file"):
+            write_text(tmp_path / name, "")
+    assert names(tmp_path) == ["a.txt", "folder", "pipe"]
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
