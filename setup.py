@@ -30,7 +30,7 @@ setup(
     package_data={
         "pffnet_d2.configs": ["**/*.yaml"],
         "pffnet_d2.data": ["splits/*.json"],
-        "pffnet_d2.pretrained": ["*/config.yaml", "*/model_final.pth", "*/card.json"],
+        "pffnet_d2.model_zoo": ["pretrained/*/config.yaml", "pretrained/*/model_final.pth", "pretrained/*/card.json"],
     },
     entry_points={"console_scripts": ["pffnet = pffnet_d2.cli:main"]},
     # Not here: torch and torchvision (CPU or CUDA is the choice of the user), OpenCV (several packages provide it) and

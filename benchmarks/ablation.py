@@ -26,12 +26,12 @@ import torch
 from detectron2.utils.events import EventStorage
 
 from pffnet_d2 import engine
+from pffnet_d2.atomic_write import write_text
 from pffnet_d2.config import PARTS, config_path, read_config
 from pffnet_d2.data.catalog import register_all
+from pffnet_d2.engine.kfold import train_fold
 from pffnet_d2.evaluation.report import Report, merge_runs
 from pffnet_d2.evaluation.scores import CSV, read_scores
-from pffnet_d2.files import write_text
-from pffnet_d2.kfold import train_fold
 
 SHOWN = ("AJI", "AJI_plus", "Dice", "F1", "PQ", "DSB_mAP")
 VARIANTS = ("Without_fusion", "Without_consistency", "Without_quality", "Fusion_detached", "MaskRCNN_GN")

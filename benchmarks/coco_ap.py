@@ -18,8 +18,8 @@ from metrics import discs
 from pycocotools.coco import COCO
 from report import report
 
-from pffnet_d2.data.coco import label_map_to_annotations
 from pffnet_d2.evaluation import evaluator
+from pffnet_d2.masks.coco import label_map_to_annotations
 
 
 def main() -> None:

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from report import report
 
 from pffnet_d2 import Predictor
-from pffnet_d2.data.coco import annotations_to_label_map
-from pffnet_d2.data.images import contiguous, read_image
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.metrics import aji
+from pffnet_d2.imaging.read import contiguous, read_image
+from pffnet_d2.masks.coco import annotations_to_label_map
 
 SCALES = (0.5, 1.0, 1.5, 2.0, 3.0)
 

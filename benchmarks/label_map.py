@@ -26,7 +26,7 @@ from detectron2.structures import Boxes, Instances
 from numpy.typing import NDArray
 from report import report
 
-from pffnet_d2.inference.label_map import instances_to_label_map
+from pffnet_d2.masks.compose import instances_to_label_map
 
 PASTED = 2 * 10**9  # bytes of full-size masks at a time
 

@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from report import report
 from scipy import ndimage
 
-from pffnet_d2.data.micrographs import read_micrograph
-from pffnet_d2.data.phantoms import phantom
+from pffnet_d2.data.synthetic import phantom
 from pffnet_d2.evaluation.metrics import panoptic_quality
+from pffnet_d2.imaging.microscopy import read_micrograph
 from pffnet_d2.inference.large import Model, Plan, predict_large
 
 PIECE = 512

@@ -29,8 +29,8 @@ from pffnet_d2.config import config_path, read_config
 from pffnet_d2.data.augmentation import build_augmentations
 from pffnet_d2.data.catalog import register_all
 from pffnet_d2.data.mapper import PFFNetDatasetMapper
-from pffnet_d2.data.phantoms import phantom
 from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.synthetic import phantom
 
 
 def prepare_fields(folder: Path, count: int) -> str:

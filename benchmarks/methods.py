@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pffnet_d2.config import config_path, read_config
-from pffnet_d2.data.phantoms import phantom
+from pffnet_d2.data.synthetic import phantom
 
 METHODS = ("MaskRCNN_GN", "PanopticFPN", "CellRCNN", "CellRCNN_V2", "PFFNet")
 DETECTIONS = 60

@@ -30,8 +30,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pffnet_d2  # noqa: F401  (registers)
 from pffnet_d2.config import config_path, label_map_rule, read_config
-from pffnet_d2.data.phantoms import phantom
-from pffnet_d2.inference.label_map import instances_to_label_map
+from pffnet_d2.data.synthetic import phantom
+from pffnet_d2.masks.compose import instances_to_label_map
 
 DETECTIONS = 100
 PARTS = (

@@ -33,7 +33,7 @@ from report import report
 
 import pffnet_d2  # noqa: F401  (registers)
 from pffnet_d2.config import config_path, read_config
-from pffnet_d2.cpu_ranks import launch_on_cpu
+from pffnet_d2.engine.launch import launch_on_cpu
 
 
 class Case(NamedTuple):

@@ -21,9 +21,9 @@ if not _problem:
     from pffnet_d2 import modeling  # noqa: F401  (registers)
     from pffnet_d2.config import add_pffnet_config
     from pffnet_d2.data import catalog
-    from pffnet_d2.imagenet_weights import register_package_weights
+    from pffnet_d2.engine.optimizer import register_optimizers
     from pffnet_d2.inference.predictor import Predictor
-    from pffnet_d2.optimizer import register_optimizers
+    from pffnet_d2.model_zoo.imagenet import register_package_weights
 
     catalog.register_all()
     register_package_weights(PathManager)

@@ -10,11 +10,14 @@ import pytest
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
-from pffnet_d2 import cli, cli_evaluation, engine, finetune, kfold
+from pffnet_d2.cli import evaluate as cli_evaluation
+from pffnet_d2.cli import main as cli
 from pffnet_d2.config import config_path, read_config
 from pffnet_d2.data import readers
 from pffnet_d2.data.prepare import known_splits
 from pffnet_d2.data.readers import READERS
+from pffnet_d2.engine import finetune, kfold
+from pffnet_d2.engine import trainer as engine
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

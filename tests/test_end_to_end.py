@@ -14,13 +14,12 @@ import torch
 from detectron2.engine import DefaultPredictor
 from PIL import Image
 
-from pffnet_d2 import demo
-from pffnet_d2.cli import main
+from pffnet_d2.cli import demo, main
 from pffnet_d2.config import config_path
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.engine import read_config
-from pffnet_d2.inference.label_map import instances_to_label_map
-from pffnet_d2.pictures import read_metrics
+from pffnet_d2.masks.compose import instances_to_label_map
+from pffnet_d2.visualization.overlay import read_metrics
 
 pytestmark = pytest.mark.usefixtures("leave_no_trace")
 

@@ -26,8 +26,10 @@ def test_what_needs_neither_still_imports(modules: tuple[str, ...]) -> None:
         """
 import numpy as np
 import pffnet_d2
-from pffnet_d2 import cli, config_path, env
-from pffnet_d2.data import coco, images, phantoms, prepare, readers
+from pffnet_d2 import cli, config_path, env, imaging, masks
+from pffnet_d2.data import prepare, readers, synthetic
+from pffnet_d2.imaging import read
+from pffnet_d2.masks import coco
 from pffnet_d2.evaluation import contingency, metrics
 assert not hasattr(pffnet_d2, "__wrapped__")  # introspection works
 labels = np.array([[1, 1, 0], [0, 2, 2]], dtype=np.int32)

@@ -8,7 +8,7 @@ import pytest
 
 from pffnet_d2.config import config_path, read_config
 from pffnet_d2.data.prepare import prepare
-from pffnet_d2.engine import Trainer
+from pffnet_d2.engine.trainer import Trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leave_no_trace")]
 

@@ -47,10 +47,11 @@ def test_holds_every_module_config_and_split(wheel: zipfile.ZipFile) -> None:
     packaged = {name for name in wheel.namelist() if ".dist-info/" not in name}
     expected = {f"pffnet_d2/{name}" for name in files_below(ROOT / "pffnet_d2", "*.py")}
     expected |= {f"pffnet_d2/{name}" for name in files_below(ROOT / "pffnet_d2", "*.json")}
-    expected |= {f"pffnet_d2/pretrained/{name}" for name in files_below(ROOT / "pffnet_d2" / "pretrained", "*/*.*")}
+    pretrained = "pffnet_d2/model_zoo/pretrained"
+    expected |= {f"{pretrained}/{name}" for name in files_below(ROOT / pretrained, "*/*.*")}
     configs = files_below(ROOT / "configs", "*.yaml")
     assert any("/" in name for name in configs)
-    expected |= {f"pffnet_d2/pretrained/of_the_test/{name}" for name in MODEL_FILES}
+    expected |= {f"pffnet_d2/model_zoo/pretrained/of_the_test/{name}" for name in MODEL_FILES}
     assert packaged == expected | {f"pffnet_d2/configs/{name}" for name in configs}
 
 

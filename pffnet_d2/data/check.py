@@ -26,12 +26,12 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from pffnet_d2.data.coco import CATEGORY_ID, annotations_to_regions, paint
-from pffnet_d2.data.images import decode_image, read_bytes, read_image
+from pffnet_d2.atomic_write import check_folder
 from pffnet_d2.data.readers.dsb2018 import bbbc039_fields
 from pffnet_d2.errors import InputError
-from pffnet_d2.files import check_folder
-from pffnet_d2.pictures import colours, overlay, write_png
+from pffnet_d2.imaging.read import decode_image, read_bytes, read_image
+from pffnet_d2.masks.coco import CATEGORY_ID, annotations_to_regions, paint
+from pffnet_d2.visualization.overlay import colours, overlay, write_png
 
 SHOWN_ERRORS = 20  # a split; the rest is counted
 SHEET_IMAGES = 24

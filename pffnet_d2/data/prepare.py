@@ -32,19 +32,19 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from pffnet_d2.data import phantoms, readers
-from pffnet_d2.data.coco import (
+from pffnet_d2.atomic_write import touched, work_folder, write_text
+from pffnet_d2.data import readers, synthetic
+from pffnet_d2.data.readers import READERS
+from pffnet_d2.data.readers.record import Record
+from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.read import Normalisation, to_rgb8
+from pffnet_d2.masks.coco import (
     label_map_to_annotations,
     regions_to_annotations,
     regions_to_label_map,
     write_coco,
     write_semantic,
 )
-from pffnet_d2.data.images import Normalisation, to_rgb8
-from pffnet_d2.data.readers import READERS
-from pffnet_d2.data.readers.record import Record
-from pffnet_d2.errors import InputError
-from pffnet_d2.files import touched, work_folder, write_text
 
 Read = Callable[[], Iterator[Record]]
 
@@ -56,7 +56,7 @@ OWN = "own"  # the reader of a user's images, prepared under a name of their own
 def known_splits() -> dict[str, dict[str, str]]:
     """Of every data set the folders that ``prepare`` makes unless asked otherwise, each with the arguments that make
     it."""
-    known = {"phantoms": dict.fromkeys(phantoms.SPLITS, "")}
+    known = {"phantoms": dict.fromkeys(synthetic.SPLITS, "")}
     for name in READERS:
         if name != OWN:
             default, *_ = readers.schemes(name)
@@ -70,7 +70,7 @@ def known_splits() -> dict[str, dict[str, str]]:
 
 def category(name: str) -> str:
     """What the objects of a data set are."""
-    return phantoms.CATEGORY if name == "phantoms" else READERS[name].CATEGORY
+    return synthetic.CATEGORY if name == "phantoms" else READERS[name].CATEGORY
 
 
 def prepare(
@@ -126,7 +126,7 @@ def prepare(
     if name == "phantoms":
         if scheme or options or folds is not None:
             raise InputError("phantoms have no schemes, options or folds: they are made, as many as you like (--count)")
-        reads, normalisation = _phantom_splits(splits, count), phantoms.NORMALISATION
+        reads, normalisation = _phantom_splits(splits, count), synthetic.NORMALISATION
     else:
         if source is None:
             raise InputError(f"{name} needs --source: the folder with the files (see datasets/README.md)")
@@ -202,9 +202,9 @@ def _folder(scheme: str, split: str, default: str) -> str:
 
 def _phantom_splits(splits: Sequence[str] | None, count: int | None) -> dict[str, Read]:
     for split in splits or ():
-        if split not in phantoms.SPLITS:
-            raise InputError(f"unknown split {split!r} of phantoms; choose one of {', '.join(phantoms.SPLITS)}")
-    return {split: partial(phantoms.records, split, count) for split in splits or phantoms.SPLITS}
+        if split not in synthetic.SPLITS:
+            raise InputError(f"unknown split {split!r} of phantoms; choose one of {', '.join(synthetic.SPLITS)}")
+    return {split: partial(synthetic.records, split, count) for split in splits or synthetic.SPLITS}
 
 
 def _scheme(name: str, scheme: str | None) -> str:

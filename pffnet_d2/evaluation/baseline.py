@@ -13,9 +13,9 @@ from skimage.feature import peak_local_max
 from skimage.filters import gaussian, threshold_otsu
 from skimage.segmentation import watershed
 
-from pffnet_d2.data.images import read_image
 from pffnet_d2.evaluation.folders import prepared
 from pffnet_d2.evaluation.scores import Row, score
+from pffnet_d2.imaging.read import read_image
 
 SMOOTHING = 1.0  # sigma, pixels
 SEED_DISTANCE = 7  # seeds are at least so far apart, pixels

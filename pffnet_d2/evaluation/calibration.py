@@ -8,10 +8,10 @@ import numpy as np
 from detectron2.data import DatasetCatalog
 from numpy.typing import NDArray
 
-from pffnet_d2.data.coco import annotations_to_label_map
-from pffnet_d2.data.images import read_image
 from pffnet_d2.errors import InputError
-from pffnet_d2.inference.label_map import Window, render_windows
+from pffnet_d2.imaging.read import read_image
+from pffnet_d2.masks.coco import annotations_to_label_map
+from pffnet_d2.masks.compose import Window, render_windows
 
 
 def measure(predictor: Any, dataset: str, *, limit: int | None = None) -> dict[str, NDArray[np.float64]]:

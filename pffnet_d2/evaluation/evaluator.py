@@ -23,14 +23,14 @@ from detectron2.utils.logger import create_small_table
 from numpy.typing import NDArray
 from pycocotools.coco import COCO
 
-from pffnet_d2.data.coco import annotations_to_label_map, annotations_to_regions
-from pffnet_d2.data.images import AUTO, read_image, to_rgb8
+from pffnet_d2.atomic_write import write_text
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.metrics import DSB_THRESHOLDS, area_under_precision, voc_hits
 from pffnet_d2.evaluation.scores import METRICS, Row, read_groups, score, summaries, table_of, write_scores
-from pffnet_d2.files import write_text
-from pffnet_d2.inference.label_map import Window, instances_to_label_map, render_windows
-from pffnet_d2.pictures import side_by_side, write_png
+from pffnet_d2.imaging.read import AUTO, read_image, to_rgb8
+from pffnet_d2.masks.coco import annotations_to_label_map, annotations_to_regions
+from pffnet_d2.masks.compose import Window, instances_to_label_map, render_windows
+from pffnet_d2.visualization.overlay import side_by_side, write_png
 
 try:  # the same numbers, some fifty times faster
     import faster_coco_eval
@@ -72,7 +72,7 @@ class LabelMapEvaluator(DatasetEvaluator):
             dataset_name: a name in ``DatasetCatalog`` whose annotations are the truth.
             output_dir: where the files go; None writes none.
             distributed: collect the rows of all ranks; False scores this process alone.
-            rule: keyword arguments of :func:`~pffnet_d2.inference.label_map.instances_to_label_map`.
+            rule: keyword arguments of :func:`~pffnet_d2.masks.compose.instances_to_label_map`.
         """
         self._dataset_name = dataset_name
         self._rule = rule

@@ -17,10 +17,10 @@ from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 from numpy.typing import NDArray
 
-from pffnet_d2.data.coco import paint
+from pffnet_d2.atomic_write import write_text
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.contingency import ContingencyTable
-from pffnet_d2.files import write_text
+from pffnet_d2.masks.coco import paint
 
 logger = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from pffnet_d2.atomic_write import whole_file, write_text
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.scores import COLUMNS, LOWER_IS_BETTER, Row, by_group
 from pffnet_d2.evaluation.statistics import Summary, holm, paired_tests, summarise
-from pffnet_d2.files import whole_file, write_text
 
 # What the tables of the PFFNet paper show.
 SHOWN = ("AJI", "Dice", "F1", "PQ")

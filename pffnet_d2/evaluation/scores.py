@@ -12,11 +12,11 @@ from typing import Any
 
 from numpy.typing import ArrayLike
 
+from pffnet_d2.atomic_write import read_json, write_text
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import metrics
 from pffnet_d2.evaluation.contingency import ContingencyTable
 from pffnet_d2.evaluation.statistics import Summary, summarise
-from pffnet_d2.files import read_json, write_text
 
 Row = dict[str, Any]
 

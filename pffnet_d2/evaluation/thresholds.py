@@ -16,12 +16,12 @@ from detectron2.utils import comm
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pffnet_d2.data.coco import annotations_to_label_map
+from pffnet_d2.atomic_write import whole_file, write_text
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.contingency import ContingencyTable
 from pffnet_d2.evaluation.scores import LOWER_IS_BETTER, TABLE_METRICS
-from pffnet_d2.files import whole_file, write_text
-from pffnet_d2.inference.label_map import lay_windows, render_windows
+from pffnet_d2.masks.coco import annotations_to_label_map
+from pffnet_d2.masks.compose import lay_windows, render_windows
 
 SCORE_THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 MASK_THRESHOLDS = tuple(round(0.3 + 0.05 * i, 2) for i in range(9))
@@ -113,7 +113,7 @@ def choose(dataset_name: str, folder: Path, metric: str, **rule: Any) -> Choice:
         dataset_name: a name in ``DatasetCatalog`` whose annotations are the truth.
         folder: what :class:`PredictionStore` wrote for it.
         metric: a name of ``scores.TABLE_METRICS``, but DiC, which has no better and worse.
-        rule: keyword arguments of :func:`~pffnet_d2.inference.label_map.lay_windows`.
+        rule: keyword arguments of :func:`~pffnet_d2.masks.compose.lay_windows`.
 
     Raises:
         InputError: an unknown metric, a data set without images, an image without a stored prediction.

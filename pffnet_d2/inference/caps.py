@@ -22,9 +22,9 @@ from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
 from detectron2.structures import Instances
 from torch import Tensor, nn
 
-from pffnet_d2.inference.tta import TestTimeAugmentation
-from pffnet_d2.modeling.fcn import FCN8s
+from pffnet_d2.modeling.fcn8s import FCN8s
 from pffnet_d2.modeling.object_guided.meta_arch import ObjectGuided
+from pffnet_d2.modeling.tta import TestTimeAugmentation
 
 
 class CapsReached:

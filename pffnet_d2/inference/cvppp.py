@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import tifffile
 
+from pffnet_d2.atomic_write import whole_file
 from pffnet_d2.errors import InputError
-from pffnet_d2.files import whole_file
 
 FORMAT, ANSWER = "cvppp", "answer.h5"
 Plant = tuple[str, str]  # subset and name, as in ("A1", "plant003")

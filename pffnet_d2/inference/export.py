@@ -23,12 +23,12 @@ import tifffile
 from numpy.typing import NDArray
 from skimage.measure import regionprops_table
 
-from pffnet_d2.data.coco import CATEGORY_ID, label_map_to_annotations
+from pffnet_d2.atomic_write import whole_file
 from pffnet_d2.errors import InputError
-from pffnet_d2.files import whole_file
 from pffnet_d2.inference import cvppp
-from pffnet_d2.inference.outlines import Part, outlines
-from pffnet_d2.pictures import overlay, write_png
+from pffnet_d2.masks.coco import CATEGORY_ID, label_map_to_annotations
+from pffnet_d2.masks.outlines import Part, outlines
+from pffnet_d2.visualization.overlay import overlay, write_png
 
 Scores = Mapping[str, NDArray[Any]]
 

@@ -25,17 +25,17 @@ from scipy.ndimage import find_objects
 from tqdm import tqdm
 
 from pffnet_d2 import __version__
-from pffnet_d2.data.images import AUTO, Normalisation, normalisation_of, to_rgb8
-from pffnet_d2.data.micrographs import Micrograph
-from pffnet_d2.data.regions import Sliceable, digest, limits, open_micrograph, window
+from pffnet_d2.atomic_write import locked, whole_file, write_text
 from pffnet_d2.errors import InputError
-from pffnet_d2.files import locked, whole_file, write_text
+from pffnet_d2.imaging.lazy import Sliceable, digest, limits, open_micrograph, window
+from pffnet_d2.imaging.microscopy import Micrograph
+from pffnet_d2.imaging.read import AUTO, Normalisation, normalisation_of, to_rgb8
 from pffnet_d2.inference import caps
 from pffnet_d2.inference.export import FORMATS, check_square, csv_file, geojson_file, write_label_rows
 from pffnet_d2.inference.overview import Overview
 from pffnet_d2.inference.tiling import Box, Found, Tiles, View, overlap_for, stitch
-from pffnet_d2.pictures import write_png
-from pffnet_d2.pretrained import sha256
+from pffnet_d2.model_zoo.find import sha256
+from pffnet_d2.visualization.overlay import write_png
 
 # What can be written while the image is not in memory.
 STREAMED = ("label-tiff", "geojson", "csv", "overlay")

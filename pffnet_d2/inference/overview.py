@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pffnet_d2.inference.tiling import Box
-from pffnet_d2.pictures import overlay
+from pffnet_d2.visualization.overlay import overlay
 
 SIDE = 2048  # pixels of the longer side, at most
 # About how many rows and columns of the image are read together.

@@ -18,21 +18,21 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from numpy.typing import NDArray
 
-from pffnet_d2.checkpoint import Checkpointer
 from pffnet_d2.config import label_map_rule, override, read_config
 from pffnet_d2.config_values import check_value, check_values
 from pffnet_d2.data.augmentation import build_augmentations
-from pffnet_d2.data.images import BY_DEPTH, Normalisation, to_rgb8
-from pffnet_d2.data.kind import unlike_fluorescence
-from pffnet_d2.data.micrographs import parse_normalisation, read_micrograph
-from pffnet_d2.data.regions import Sliceable
 from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.lazy import Sliceable
+from pffnet_d2.imaging.microscopy import parse_normalisation, read_micrograph
+from pffnet_d2.imaging.read import BY_DEPTH, Normalisation, to_rgb8
 from pffnet_d2.inference import caps
-from pffnet_d2.inference.label_map import label_map_and_indices
 from pffnet_d2.inference.large import LargePrediction, Model, Plan, check_tiles, predict_large
-from pffnet_d2.inference.tta import augmented
+from pffnet_d2.inference.modality import unlike_fluorescence
+from pffnet_d2.masks.compose import label_map_and_indices
+from pffnet_d2.model_zoo.checkpoint import Checkpointer
+from pffnet_d2.model_zoo.find import DEFAULT, find_model
 from pffnet_d2.modeling.build import build_network
-from pffnet_d2.pretrained import DEFAULT, find_model
+from pffnet_d2.modeling.tta import augmented
 
 # Scores an Instances may hold, in the order of the columns of exports.
 SCORES = {"score": "scores", "class_score": "class_scores", "mask_quality": "mask_quality"}

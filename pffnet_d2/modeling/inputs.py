@@ -11,8 +11,8 @@ from detectron2.data import transforms as T
 from torch import Tensor
 
 from pffnet_d2.data.augmentation import build_augmentations
-from pffnet_d2.data.images import AUTO, BY_DEPTH, to_rgb8
 from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.read import AUTO, BY_DEPTH, to_rgb8
 
 
 class AsTrained:

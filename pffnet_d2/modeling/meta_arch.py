@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pffnet_d2.config import label_map_rule
 from pffnet_d2.errors import InputError
-from pffnet_d2.inference.label_map import instances_to_label_map
+from pffnet_d2.masks.compose import instances_to_label_map
 
 from .fusion_head import build_feature_fusion_head
 from .inputs import AsTrained

@@ -22,7 +22,7 @@ from pffnet_d2.data.augmentation import (
     ViewTransform,
     build_augmentations,
 )
-from pffnet_d2.data.phantoms import phantom
+from pffnet_d2.data.synthetic import phantom
 from pffnet_d2.errors import InputError
 
 

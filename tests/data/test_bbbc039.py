@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from skimage.measure import label
 
-from pffnet_d2.data.phantoms import phantom
 from pffnet_d2.data.readers import READERS, bbbc039
+from pffnet_d2.data.synthetic import phantom
 from pffnet_d2.errors import InputError
 
 

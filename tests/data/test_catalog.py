@@ -13,10 +13,10 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from pffnet_d2.data import catalog
-from pffnet_d2.data.coco import annotations_to_label_map
-from pffnet_d2.data.phantoms import phantom
 from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.synthetic import phantom
 from pffnet_d2.errors import InputError
+from pffnet_d2.masks.coco import annotations_to_label_map
 
 
 def test_names_and_registering_twice() -> None:

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pffnet_d2 import cli
+from pffnet_d2.cli import main as cli
 from pffnet_d2.data.check import check
-from pffnet_d2.data.coco import label_map_to_annotations, regions_to_annotations
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.data.readers.dsb2018 import bbbc039_fields
 from pffnet_d2.errors import InputError
+from pffnet_d2.masks.coco import label_map_to_annotations, regions_to_annotations
 
 
 @pytest.fixture(scope="module")

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pffnet_d2.atomic_write import locked
 from pffnet_d2.data import prepare as prepare_module
-from pffnet_d2.data.coco import annotations_to_label_map
-from pffnet_d2.data.images import AS_IS, PERCENTILE_16_BIT, Normalisation, to_rgb8
-from pffnet_d2.data.phantoms import phantom
 from pffnet_d2.data.prepare import fold_of, prepare, read_info
 from pffnet_d2.data.readers import READERS
 from pffnet_d2.data.readers.record import Record
+from pffnet_d2.data.synthetic import phantom
 from pffnet_d2.errors import InputError
-from pffnet_d2.files import locked
+from pffnet_d2.imaging.read import AS_IS, PERCENTILE_16_BIT, Normalisation, to_rgb8
+from pffnet_d2.masks.coco import annotations_to_label_map
 
 
 @pytest.fixture

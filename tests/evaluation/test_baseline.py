@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pffnet_d2 import cli
+from pffnet_d2.cli import main as cli
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import metrics

@@ -25,14 +25,14 @@ from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.structures import Boxes, BoxMode, Instances
 
-from pffnet_d2.data.coco import label_map_to_annotations
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import evaluator as evaluator_module
 from pffnet_d2.evaluation import metrics
 from pffnet_d2.evaluation.evaluator import DenseCOCOEvaluator, LabelMapEvaluator, VOCEvaluator, windows_to_rle
 from pffnet_d2.evaluation.scores import METRICS
-from pffnet_d2.inference.label_map import WindowMasks, render_windows
-from pffnet_d2.pictures import side_by_side
+from pffnet_d2.masks.coco import label_map_to_annotations
+from pffnet_d2.masks.compose import WindowMasks, render_windows
+from pffnet_d2.visualization.overlay import side_by_side
 
 SIZE = (60, 90)
 NAME = "evaluator_test"

@@ -14,7 +14,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pffnet_d2 import cli
+from pffnet_d2.cli import main as cli
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import metrics
@@ -101,7 +101,7 @@ class Without:
             return self.finder.find_spec(name, path, target)
 
 sys.meta_path[:] = [Without(finder) for finder in sys.meta_path]
-from pffnet_d2 import cli
+from pffnet_d2.cli import main as cli
 sys.exit(
     cli.main(["evaluate", "--truth", {str(folders[0])!r}, "--prediction", {str(folders[1])!r}])
     or cli.main(["report", {f"A={tmp_path}/a"!r}, "--out", {str(tmp_path / "report")!r}])

@@ -20,10 +20,10 @@ from detectron2.evaluation import SemSegEvaluator
 from detectron2.structures import BoxMode
 
 from pffnet_d2 import add_pffnet_config
-from pffnet_d2.data.coco import label_map_to_annotations
-from pffnet_d2.engine import Trainer
+from pffnet_d2.engine.trainer import Trainer
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.panoptic import PanopticEvaluator
+from pffnet_d2.masks.coco import label_map_to_annotations
 
 NAME = "panoptic_test"
 # Objects 1 and 2 are of class 0, object 3 of class 1; the second image is empty.

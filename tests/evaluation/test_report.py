@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pffnet_d2 import cli
+from pffnet_d2.cli import main as cli
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.report import Report, merge_runs
 from pffnet_d2.evaluation.scores import CSV, METRICS, Row, read_groups, read_scores, write_scores

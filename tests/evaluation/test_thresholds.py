@@ -16,10 +16,10 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 
-from pffnet_d2 import cli, engine
+from pffnet_d2 import cli
 from pffnet_d2.config import config_path
-from pffnet_d2.data.coco import annotations_to_label_map, paint
 from pffnet_d2.data.prepare import prepare
+from pffnet_d2.engine import trainer as engine
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import metrics
 from pffnet_d2.evaluation.thresholds import (
@@ -30,7 +30,8 @@ from pffnet_d2.evaluation.thresholds import (
     read_stored,
     stored_file,
 )
-from pffnet_d2.inference.label_map import WindowMasks, instances_to_label_map, render_windows
+from pffnet_d2.masks.coco import annotations_to_label_map, paint
+from pffnet_d2.masks.compose import WindowMasks, instances_to_label_map, render_windows
 
 NAME = "phantoms_val"
 

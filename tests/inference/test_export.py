@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from matplotlib.path import Path as Polygon
 
-from pffnet_d2.data.images import contiguous
+from pffnet_d2.atomic_write import whole_file
 from pffnet_d2.errors import InputError
-from pffnet_d2.files import whole_file
+from pffnet_d2.imaging.read import contiguous
 from pffnet_d2.inference.export import (
     FORMATS,
     Export,

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
+from pffnet_d2.atomic_write import locked
 from pffnet_d2.errors import InputError
-from pffnet_d2.files import locked
 from pffnet_d2.inference import tiling
 from pffnet_d2.inference.overview import Overview
 from pffnet_d2.inference.tiling import Found, Tiles, View, overlap_for, stitch
-from pffnet_d2.pictures import overlay
+from pffnet_d2.visualization.overlay import overlay
 
 Labels = NDArray[np.int32]
 

@@ -88,7 +88,7 @@ def test_pyramid_hands_on_normed_maps() -> None:
 
 
 def test_unknown_version() -> None:
-    with pytest.raises(InputError, match=r"VERSION 3 is not one of 0, 1, 2"):
+    with pytest.raises(InputError, match=r"EFFICIENTNET_LITE\.VERSION 3: give one of 0, 1, 2"):
         build_backbone(config("MODEL.EFFICIENTNET_LITE.VERSION", "3"))
 
 

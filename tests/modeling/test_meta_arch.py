@@ -12,7 +12,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.utils.events import EventStorage
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.inference.label_map import instances_to_label_map
+from pffnet_d2.masks.compose import instances_to_label_map
 from pffnet_d2.modeling.fusion import fuse
 from pffnet_d2.modeling.meta_arch import consistency_loss
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pffnet_d2.config import config_path
-from pffnet_d2.data.coco import label_map_to_annotations
+from pffnet_d2.masks.coco import label_map_to_annotations
 from tests.robustness.case import Case, by_name
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")

@@ -27,7 +27,7 @@ def start(arguments: Sequence[str]) -> int:
     import torch
 
     import pffnet_d2.data.prepare
-    import pffnet_d2.inference.files  # noqa: F401
+    import pffnet_d2.inference.batch  # noqa: F401
     from pffnet_d2.cli import main
 
     torch.set_num_threads(1)  # threads do not survive the copying

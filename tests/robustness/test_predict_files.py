@@ -15,7 +15,7 @@ import tifffile
 from numpy.typing import NDArray
 from PIL import Image
 
-from pffnet_d2.files import locked
+from pffnet_d2.atomic_write import locked
 from tests.robustness.case import Case, by_name, run_case
 
 WHOLE = "predict --model {run} --out out --stop-on-error "
@@ -318,7 +318,7 @@ def test_another_run_makes_the_same(
 ) -> None:
     """It is named, in the place of its image too; a run beside it in the same folder is no matter."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pffnet_d2.inference.files._PATIENCE", 0.1)
+    monkeypatch.setattr("pffnet_d2.inference.batch._PATIENCE", 0.1)
     case = Case(
         "",
         f"predict --model {{run}} --out out --stop-on-error {LABELS} {tiles} a.tif",

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from pffnet_d2.data.coco import Region, annotations_to_regions
 from pffnet_d2.data.readers.source import SourceFile
 from pffnet_d2.errors import InputError
+from pffnet_d2.masks.coco import Region, annotations_to_regions
 
 logger = logging.getLogger(__name__)
 

@@ -21,12 +21,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pffnet_d2.data.images import AS_IS
 from pffnet_d2.data.readers.cpm import Pairs, check_count, files_of, pair_records, pairs_of
 from pffnet_d2.data.readers.labels import image_size, text_size
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile
 from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.read import AS_IS
 
 SPLITS: tuple[str, ...] = ("all",)
 CATEGORY = "nucleus"

@@ -20,9 +20,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pffnet_d2.data.images import AS_IS
 from pffnet_d2.data.readers.cpm import folder_records, folder_splits
 from pffnet_d2.data.readers.record import Record
+from pffnet_d2.imaging.read import AS_IS
 
 IMAGES = {"train": 32, "test": 32}
 SPLITS: tuple[str, ...] = tuple(IMAGES)

@@ -45,11 +45,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pffnet_d2.data.images import AS_IS, decode_image
 from pffnet_d2.data.readers.labels import label_map
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, list_files, shipped
 from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.read import AS_IS, decode_image
 
 SUBSETS = ("A1", "A2", "A3", "A4")
 SPLITS: tuple[str, ...] = ("train", "test")

@@ -35,12 +35,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pffnet_d2.data.coco import regions_to_label_map
-from pffnet_d2.data.images import AS_IS, MAX_PIXELS, STRETCH, Normalisation
 from pffnet_d2.data.readers.masks import mask_region, one_mask_per_object
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, list_files, shipped
 from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.read import AS_IS, MAX_PIXELS, STRETCH, Normalisation
+from pffnet_d2.masks.coco import regions_to_label_map
 
 logger = logging.getLogger(__name__)
 

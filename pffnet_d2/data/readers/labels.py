@@ -14,8 +14,8 @@ from PIL import Image
 from scipy.io import loadmat
 from skimage.measure import label
 
-from pffnet_d2.data.images import DAMAGE, MAX_PIXELS, contiguous
 from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.read import DAMAGE, MAX_PIXELS, contiguous
 
 
 def label_map(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.int32]:

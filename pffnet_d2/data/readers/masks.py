@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from scipy.ndimage import binary_fill_holes, find_objects
 
-from pffnet_d2.data.coco import Region, regions_to_label_map
-from pffnet_d2.data.images import decode_image
 from pffnet_d2.data.readers.source import SourceFile
 from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.read import decode_image
+from pffnet_d2.masks.coco import Region, regions_to_label_map
 
 
 def one_mask_per_object(files: Sequence[SourceFile], threshold: int, fill_holes: bool) -> npt.NDArray[np.int32]:

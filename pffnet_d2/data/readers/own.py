@@ -28,14 +28,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pffnet_d2.data.coco import Region, regions_to_label_map
-from pffnet_d2.data.images import AS_IS, AUTO, BY_DEPTH, Normalisation, decode_image, read_bytes
 from pffnet_d2.data.readers.coco_json import CocoImage, read_coco
 from pffnet_d2.data.readers.labels import components, label_map, parts_of_one_id
 from pffnet_d2.data.readers.masks import one_mask_per_object
 from pffnet_d2.data.readers.record import IMAGE_TYPES, Record
 from pffnet_d2.data.readers.source import SourceFile, list_files
 from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.read import AS_IS, AUTO, BY_DEPTH, Normalisation, decode_image, read_bytes
+from pffnet_d2.masks.coco import Region, regions_to_label_map
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pffnet_d2.data.coco import Region
-from pffnet_d2.data.images import Normalisation
+from pffnet_d2.imaging.read import Normalisation
+from pffnet_d2.masks.coco import Region
 
 IMAGE_TYPES = ("fluorescence", "histology", "brightfield", "plant")
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from pffnet_d2.data.images import decode_image, read_bytes
 from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.read import decode_image, read_bytes
 
 MAX_MEMBER_BYTES = 2 << 30  # of one file in an archive, unpacked: beyond every image within images.MAX_PIXELS
 
@@ -60,7 +60,7 @@ class SourceFile:
             ) from error
 
     def image(self) -> npt.NDArray[Any]:
-        """The pixels, as :func:`~pffnet_d2.data.images.decode_image` gives them. Raises InputError naming the file."""
+        """The pixels, as :func:`~pffnet_d2.imaging.read.decode_image` gives them. Raises InputError naming the file."""
         return decode_image(self.read(), str(self))
 
     def __str__(self) -> str:

@@ -17,7 +17,7 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.inference.label_map import Window, render_windows
+from pffnet_d2.masks.compose import Window, render_windows
 from pffnet_d2.modeling.inputs import AsTrained
 
 from .backbone import LEVELS

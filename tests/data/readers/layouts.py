@@ -14,7 +14,7 @@ from scipy.io import savemat
 from scipy.ndimage import binary_fill_holes, find_objects
 from skimage.measure import find_contours, label
 
-from pffnet_d2.data.phantoms import phantom
+from pffnet_d2.data.synthetic import phantom
 
 Array = np.ndarray[Any, Any]
 Pair = tuple[Array, Array]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from pffnet_d2.data.catalog import load
-from pffnet_d2.data.coco import annotations_to_label_map, annotations_to_regions
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.data.readers import kumar
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.folders import prepared
+from pffnet_d2.masks.coco import annotations_to_label_map, annotations_to_regions
 
 
 def ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -12,11 +12,11 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pffnet_d2.data.coco import annotations_to_label_map, label_map_to_annotations
-from pffnet_d2.data.images import AS_IS, AUTO, MAX_PIXELS, Normalisation
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.data.readers import own
 from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.read import AS_IS, AUTO, MAX_PIXELS, Normalisation
+from pffnet_d2.masks.coco import annotations_to_label_map, label_map_to_annotations
 
 Pair = tuple[np.ndarray, np.ndarray]
 Files = dict[str, bytes]

@@ -12,9 +12,9 @@ from detectron2.config import CfgNode
 from detectron2.modeling import META_ARCH_REGISTRY, build_backbone, build_model
 from detectron2.modeling.backbone import build_resnet_backbone
 
-from pffnet_d2.checkpoint import Checkpointer
 from pffnet_d2.config import config_path, read_config
 from pffnet_d2.errors import InputError
+from pffnet_d2.model_zoo.checkpoint import Checkpointer
 
 
 def config(name: str = "dsb2018/ObjectGuided_R18_compact.yaml", *options: str) -> CfgNode:

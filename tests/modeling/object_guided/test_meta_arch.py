@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pffnet_d2.config import config_path, read_config
 from pffnet_d2.errors import InputError
-from pffnet_d2.inference.label_map import instances_to_label_map, render_windows
+from pffnet_d2.masks.compose import instances_to_label_map, render_windows
 from pffnet_d2.modeling.object_guided.centre_head import to_centres
 from pffnet_d2.modeling.object_guided.meta_arch import mask_nms
 from pffnet_d2.modeling.object_guided.rois import Rois, crop_masks

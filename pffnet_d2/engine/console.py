@@ -1,0 +1,103 @@
+"""A training run as a person watches it: short lines instead of pages of log, a table of scores, pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+from detectron2.engine import HookBase
+from tabulate import tabulate
+from torch import nn
+
+from pffnet_d2.config import label_map_rule
+from pffnet_d2.engine.trainer import Trainer, roi_masks
+from pffnet_d2.imaging.read import read_image
+from pffnet_d2.masks.coco import annotations_to_label_map
+from pffnet_d2.masks.compose import instances_to_label_map
+from pffnet_d2.visualization.overlay import side_by_side, write_png
+
+SECONDS_BETWEEN_LINES = 15
+# Loggers: what is fetched, and how a run is resumed.
+HEARD = ("pffnet_d2.model_zoo.checkpoint", "pffnet_d2.engine.resume")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Within, stdout and Python's warnings are dropped: pages of environment, config, model and COCO tables.
+
+    Loggers that Detectron2 sets up meanwhile write to their file only, but errors still show, and what HEARD warn of.
+    """
+    errors = logging.StreamHandler(sys.stdout)
+    errors.addFilter(lambda record: record.levelno >= logging.ERROR or record.name in HEARD)
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "pffnet_d2")]
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.addHandler(errors)
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.removeHandler(errors)
+                # Their handlers for the console took `nowhere` for it, which closes now.
+                for handler in list(logger.handlers):
+                    if isinstance(handler, logging.StreamHandler) and handler.stream is nowhere:
+                        logger.removeHandler(handler)
+
+
+class Progress(HookBase):
+    """A short line every few seconds: iterations done, loss, speed, time left."""
+
+    def __init__(self, say: Callable[[str], object]) -> None:
+        self.say = say
+
+    def before_train(self) -> None:
+        self.start = self.said = time.perf_counter()
+
+    def after_step(self) -> None:
+        now = time.perf_counter()
+        done = self.trainer.iter + 1
+        if now - self.said < SECONDS_BETWEEN_LINES and done < self.trainer.max_iter:
+            return
+        self.said = now
+        speed = (done - self.trainer.start_iter) / (now - self.start)
+        loss = self.trainer.storage.history("total_loss").median(20)
+        left = (self.trainer.max_iter - done) / speed
+        self.say(
+            f"     {done:4d}/{self.trainer.max_iter}  loss {loss:6.3f}  {speed:.1f} iterations/s  {left:3.0f} s left"
+        )
+
+
+def score_table(scores: dict[str, Any]) -> str:
+    """The scores that say most, each between 0 and 1, as a table of one row."""
+    row = {name: scores["label_map"][name] for name in ("AJI", "Dice", "F1", "PQ")}
+    row["mask AP"] = scores["segm"]["AP"] / 100
+    return str(tabulate([list(row.values())], headers=list(row), floatfmt=".3f", tablefmt="simple"))
+
+
+@torch.no_grad()
+def draw_overlays(cfg: CfgNode, model: nn.Module, dataset: str, folder: Path) -> int:
+    """Write a picture (image | truth | prediction) of every image of ``dataset``; returns how many."""
+    truths = {record["image_id"]: record for record in DatasetCatalog.get(dataset)}
+    rule = label_map_rule(cfg)
+    model.eval()
+    with roi_masks(model):
+        for batch in Trainer.build_test_loader(cfg, dataset):
+            for inputs, outputs in zip(batch, model(batch), strict=True):
+                record = truths[inputs["image_id"]]
+                prediction = instances_to_label_map(outputs["instances"], **rule)
+                truth = annotations_to_label_map(record["annotations"], record["height"], record["width"])
+                image = np.asarray(read_image(record["file_name"]), np.uint8)
+                write_png(folder / f"{Path(record['file_name']).stem}.png", side_by_side(image, truth, prediction))
+    return len(truths)

@@ -1,0 +1,213 @@
+"""``pffnet train --from MODEL FOLDER``: a model for a user's own images, from label images to a model folder."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog
+
+from pffnet_d2.atomic_write import write_text
+from pffnet_d2.config import config_path, differences, read_config
+from pffnet_d2.data import catalog
+from pffnet_d2.data.prepare import prepare, read_options
+from pffnet_d2.data.readers import own
+from pffnet_d2.engine.console import Progress, draw_overlays, quiet, score_table
+from pffnet_d2.engine.trainer import Trainer, setup
+from pffnet_d2.engine.trainer import argument_parser as engine_arguments
+from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.read import read_image
+from pffnet_d2.inference.modality import unlike_fluorescence
+from pffnet_d2.masks.coco import paint
+from pffnet_d2.model_zoo.find import CONFIG, DEFAULT, WEIGHTS, find_model
+
+RECIPE, SCRATCH = "finetune.yaml", "scratch.yaml"
+MIN_DIVIDED = 10  # images from which on a fifth is kept for validation
+NAME = "own"  # of the prepared data set
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pffnet train --from",
+        description="Fine-tunes a model on your images with truth (label images, a mask an object, or COCO: "
+        "docs/data.md). Writes DIR/config.yaml and DIR/model_final.pth for `pffnet predict --model DIR`, DIR/data, "
+        "DIR/log.txt. See docs/finetune.md.",
+    )
+    parser.add_argument(
+        "--from",
+        dest="start",
+        required=True,
+        metavar="MODEL",
+        help=f"pretrained (the model that comes with the package), its name, a folder with {CONFIG} and {WEIGHTS}, a "
+        "checkpoint with its --config-file (or config.yaml beside it), or scratch",
+    )
+    parser.add_argument("source", type=Path, metavar="FOLDER", help="images/ and labels/, or another layout")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: output/<name of FOLDER>")
+    parser.add_argument("--config-file", metavar="FILE", help="yaml of the checkpoint, or of what starts from scratch")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="how FOLDER is read; as of `prepare own`"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from DIR's last checkpoint")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="such as SOLVER.MAX_ITER 800")
+    return parser
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command; 0. Raises InputError as :func:`finetune`."""
+    args = argument_parser().parse_intermixed_args(argv)
+    options = read_options(args.option)
+    out = args.out or Path("output") / args.source.resolve().name
+    return finetune(
+        args.start, args.source, out, config=args.config_file, options=options, resume=args.resume, opts=args.opts
+    )
+
+
+def finetune(
+    start: str,
+    source: Path,
+    out: Path,
+    *,
+    config: str | None = None,
+    options: Mapping[str, str] | None = None,
+    resume: bool = False,
+    opts: Sequence[str] = (),
+) -> int:
+    """Prepare the images in ``out`` / data, train, and say what came of it.
+
+    Args:
+        start: "pretrained", "scratch", a model's name or folder, or a checkpoint file.
+        source: the user's folder, as the reader ``own`` takes it. Its folders train/ and val/ are kept; otherwise of
+            MIN_DIVIDED images or more a fifth, drawn at random, is for validation, and of fewer none.
+        out: the run's folder.
+        config: of a checkpoint file or of a start from scratch.
+        options: the reader's, as text.
+        resume: go on from the last checkpoint in ``out``.
+        opts: KEY VALUE pairs over the recipe.
+
+    Returns:
+        0.
+
+    Raises:
+        InputError: images, model, options or keys cannot be used.
+    """
+    began = time.perf_counter()
+    say = partial(print, file=sys.stdout, flush=True)
+    cfg = starting_config(start, config)
+    say(f"1/3  {source} -> {out / 'data'}")
+    given = {"normalisation": cfg.MODEL.PFFNET.NORMALISATION, **(options or {})}
+    splits = prepare_own(source, out / "data", given)
+    adapt(cfg, splits, measure_padding=start == "scratch" and config is None)
+    recipe = out / "recipe.yaml"
+    write_text(recipe, yaml.safe_dump(differences(cfg)))
+    if not resume:
+        # Detectron2 appends to it.
+        (out / "metrics.json").unlink(missing_ok=True)
+    arguments = ["--config-file", str(recipe), *(["--resume"] if resume else []), "OUTPUT_DIR", str(out), *opts]
+    with quiet():
+        frozen = setup(engine_arguments().parse_args(arguments))
+        trainer = Trainer(frozen)
+        trainer.resume_or_load(resume=resume)
+        device = "CPU" if frozen.MODEL.DEVICE == "cpu" else torch.cuda.get_device_name()
+        origin = frozen.MODEL.WEIGHTS or "random weights"
+        say(
+            f"2/3  from {origin} on the {device}, {frozen.SOLVER.MAX_ITER} iterations of {frozen.SOLVER.IMS_PER_BATCH} "
+            f"crops; all messages in {out / 'log.txt'}"
+        )
+        before = Trainer.test(frozen, trainer.model) if frozen.MODEL.WEIGHTS and "val" in splits and not resume else {}
+        trainer.register_hooks([Progress(say)])
+        scores = trainer.train()
+        pictured = draw_overlays(frozen, trainer.model, f"{NAME}_{splits[-1]}", out / "overlays")
+    if scores:
+        for title, results in (("before", before), ("after", scores)):
+            if results:
+                say(f"     {title}, on the images kept for validation:\n{score_table(results)}")
+    else:
+        say(f"     fewer than {MIN_DIVIDED} images: all were trained on, none kept to score the model")
+    say(f"     {pictured} pictures (image | truth | prediction) of {splits[-1]} in {out / 'overlays'}")
+    say(f"3/3  pffnet predict IMAGE --model {out}  ({time.perf_counter() - began:.0f} s in all)")
+    return 0
+
+
+def starting_config(start: str, config: str | None) -> CfgNode:
+    """The config of the model with the recipe over it, MODEL.WEIGHTS set to where training starts.
+
+    Raises:
+        InputError: the model or its files cannot be found or read.
+    """
+    if start == "scratch":
+        return read_config(config or str(config_path(SCRATCH)))
+    if start != "pretrained" and Path(start).is_file():
+        weights = start
+        beside = Path(start).with_name(CONFIG)
+        if config is None and not beside.is_file():
+            raise InputError(f"{start}: no {CONFIG} beside it; give the config of its training with --config-file")
+        config = config or str(beside)
+    else:
+        if config is not None:
+            raise InputError(f"--config-file {config}: the model {start} has its own; give --from a checkpoint file")
+        model = find_model(DEFAULT if start == "pretrained" else start)
+        config, weights = str(model.config), str(model.weights)
+    cfg = read_config(config)
+    cfg.merge_from_file(str(config_path(RECIPE)), allow_unsafe=False)
+    cfg.MODEL.WEIGHTS = weights
+    return cfg
+
+
+def prepare_own(source: Path, root: Path, options: Mapping[str, str]) -> list[str]:
+    """Prepare a user's images under ``root``, which becomes DETECTRON2_DATASETS, and register them as own_<split>.
+
+    They are read anew each time: corrected labels have the names of the old ones.
+
+    Returns:
+        The splits to use: train, and val where there is one.
+    """
+    options = {"category": "nucleus", **options}
+    count = own.count_undivided(source, **options)
+    if count and not {"fractions", "lists"} & options.keys():
+        options["fractions"] = "train=1" if count < MIN_DIVIDED else "train=0.8,val=0.2"
+    splits = prepare(NAME, source, root, dataset=NAME, options=options, force=True)
+    if "train" not in splits:
+        raise InputError(f"{source}: its splits are {', '.join(splits)}; one must be called train")
+    os.environ["DETECTRON2_DATASETS"] = str(root)
+    catalog.register_all()
+    return [split for split in ("train", "val") if split in splits]
+
+
+def adapt(cfg: CfgNode, splits: Sequence[str], *, measure_padding: bool) -> None:
+    """Set in ``cfg`` what the images decide: data sets, the objects' diameter, and whether all look like fluorescence.
+
+    Args:
+        measure_padding: also set MODEL.PIXEL_MEAN to the median of each channel, so that padding looks like most of
+            the images do; a model that was trained keeps its own.
+
+    Raises:
+        InputError: no image for training has an object.
+    """
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ((f"{NAME}_{s}",) if s in splits else () for s in ("train", "val"))
+    records = DatasetCatalog.get(f"{NAME}_train")
+    areas = np.concatenate([paint(r["annotations"], r["height"], r["width"])[1] for r in records])
+    if not areas.size:
+        raise InputError("no image for training has an object; give label images with ids from 1 on")
+    cfg.MODEL.PFFNET.DIAMETER = round(float((2 * np.sqrt(areas / np.pi)).mean()), 2)
+
+    fluorescence = True
+    counts = np.zeros((3, 256), np.int64)
+    for record in records:
+        rgb: Any = read_image(record["file_name"])
+        fluorescence &= not unlike_fluorescence(rgb)
+        counts += [np.bincount(rgb[:, :, channel].ravel(), minlength=256) for channel in range(3)]
+    cfg.MODEL.PFFNET.IMAGES = "fluorescence" if fluorescence else ""
+    if measure_padding:
+        below = counts.cumsum(axis=1) * 2 >= counts.sum(axis=1, keepdims=True)
+        red, green, blue = below.argmax(axis=1).astype(float).tolist()
+        cfg.MODEL.PIXEL_MEAN = [red, green, blue] if cfg.INPUT.FORMAT == "RGB" else [blue, green, red]

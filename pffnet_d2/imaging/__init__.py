@@ -1,0 +1,1 @@
+"""Pixels in: files of any microscope to arrays, and arrays to what a network sees."""

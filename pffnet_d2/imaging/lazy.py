@@ -1,0 +1,154 @@
+"""Images that are read window by window: files, and whatever slices like an array (memory maps, zarr, dask).
+
+The percentiles of a whole image are exact and take one pass over it for every 16 bits of its values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pffnet_d2.imaging.microscopy import Micrograph, is_tiff, read_micrograph, sound, with_scale
+from pffnet_d2.imaging.read import Normalisation
+from pffnet_d2.imaging.tiff import TiffPlane, damage_named, whole_tiff
+
+_BLOCK = (1024, 4096)
+
+
+class Sliceable(Protocol):
+    """(H, W) or (H, W, C), of which ``array[y0:y1, x0:x1]`` gives a part that ``np.asarray`` takes."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def __getitem__(self, key: Any, /) -> Any: ...
+
+
+@contextmanager
+def open_micrograph(
+    path: Path, *, plane: Mapping[str, int] | int | None = None, channels: Sequence[int] | None = None
+) -> Iterator[Micrograph]:
+    """A file as ``read_micrograph`` gives it, but with pixels that are read when sliced, while the block lasts.
+
+    TIFF (plain, Big, OME, ImageJ; of a pyramid the full resolution) has no limit of size. Other formats are read whole.
+
+    Raises:
+        InputError: as ``read_micrograph``; some of a TIFF's tiles or strips lie beyond its end. Slicing raises it where
+            values are not finite or a tile cannot be decoded.
+    """
+    if not is_tiff(path):
+        yield read_micrograph(path, plane=plane, channels=channels)
+        return
+    with ExitStack() as files:
+        with damage_named(path):
+            tiff = files.enter_context(whole_tiff(path))
+            pixels = TiffPlane(tiff, str(path), plane, channels)
+            pixels[0:1, 0:1]  # what cannot be decoded is said before hours of work
+            micrograph = with_scale(tiff, pixels)  # type: ignore[arg-type]
+        yield micrograph
+
+
+def window(pixels: Sliceable, rows: slice, columns: slice, name: str) -> NDArray[Any]:
+    """A part of an image as an array. Raises InputError where it cannot be worked with; signed bytes come unsigned."""
+    return sound(np.asarray(pixels[rows, columns]), name)
+
+
+def limits(pixels: Sliceable, normalisation: Normalisation, name: str) -> tuple[float, float] | None:
+    """The percentiles a normalisation needs, of the whole image; None where it needs none."""
+    if normalisation.name != "percentile":
+        return None
+    low, high = percentiles(pixels, (normalisation.low, normalisation.high), name)
+    return low, high
+
+
+def percentiles(pixels: Sliceable, percents: Sequence[float], name: str = "image") -> list[float]:
+    """``np.percentile`` over the first three channels of an image that is never whole in memory.
+
+    Exact, as the ordered values are found 16 bits at a time: each pass over the image counts the next 16 bits of those
+    values that share the bits found so far. One pass for up to 16 bits, two for 32 (floating values too), four for 64.
+
+    Raises:
+        InputError: naming ``name``: values that are not finite.
+    """
+    channels = min(pixels.shape[2], 3) if len(pixels.shape) == 3 and pixels.shape[2] != 2 else 1
+    count = pixels.shape[0] * pixels.shape[1] * channels
+    places = [percent / 100 * (count - 1) for percent in percents]
+    # By rank among all values: the bits found so far, and the rank among those that share them.
+    found = {rank: (0, rank) for place in places for rank in (math.floor(place), math.ceil(place))}
+    dtype = window(pixels, slice(0, 1), slice(0, 1), name).dtype
+    bits = 16 * max(dtype.itemsize // 2, 1)
+    for shift in range(bits - 16, -1, -16):
+        counts = {prefix: np.zeros(2**16, dtype=np.int64) for prefix, _ in found.values()}
+        for block in _blocks(pixels, channels, name):
+            ordered = _ordered(block).ravel()
+            unsigned = ordered.dtype.type
+            digits = (ordered >> unsigned(shift)).astype(np.uint16)  # the lowest 16 bits
+            for prefix, histogram in counts.items():
+                chosen = digits if shift == bits - 16 else digits[ordered >> unsigned(shift + 16) == prefix]
+                histogram += np.bincount(chosen, minlength=2**16)
+        for rank, (prefix, below) in found.items():
+            upto = np.cumsum(counts[prefix])
+            digit = int(np.searchsorted(upto, below, side="right"))
+            found[rank] = (prefix << 16) | digit, below - (int(upto[digit - 1]) if digit else 0)
+    values = {rank: _value(prefix, dtype) for rank, (prefix, _) in found.items()}
+    results = []
+    for at in places:
+        low, high, part = values[math.floor(at)], values[math.ceil(at)], at - math.floor(at)
+        # As numpy does it, from the nearer of the two.
+        results.append(low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part))
+    return results
+
+
+def _blocks(pixels: Sliceable, channels: int, name: str) -> Iterator[NDArray[Any]]:
+    height, width = pixels.shape[:2]
+    for y in range(0, height, _BLOCK[0]):
+        for x in range(0, width, _BLOCK[1]):
+            block = window(pixels, slice(y, min(y + _BLOCK[0], height)), slice(x, min(x + _BLOCK[1], width)), name)
+            yield block[..., :channels] if block.ndim == 3 else block
+
+
+def _ordered(values: NDArray[Any]) -> NDArray[Any]:
+    """Unsigned integers in the order of the values; those of floats from their bits, with the sign turned."""
+    values = np.ascontiguousarray(values)
+    if values.dtype.kind == "b":
+        return values.view(np.uint8)
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    unsigned: Any = np.dtype(f"u{values.dtype.itemsize}").type
+    sign = unsigned(1 << (8 * values.dtype.itemsize - 1))
+    bits = values.view(unsigned)
+    if values.dtype.kind == "i":
+        return bits ^ sign
+    if values.dtype.kind == "f":
+        return np.where(bits & sign, ~bits, bits | sign)
+    return bits
+
+
+def _value(ordered: int, dtype: np.dtype[Any]) -> float:
+    """The value that ``_ordered`` turned into this number."""
+    if dtype.kind in "bu":
+        return float(ordered)
+    width = 8 * dtype.itemsize
+    sign = 1 << (width - 1)
+    if dtype.kind == "i":
+        return float(ordered - sign)
+    bits = ordered ^ sign if ordered & sign else ~ordered & (2**width - 1)
+    return float(np.array([bits], dtype=f"u{dtype.itemsize}").view(f"f{dtype.itemsize}")[0])
+
+
+def digest(pixels: Sliceable, name: str) -> str:
+    """Hexadecimal digest of all values of an image, read block by block; raises InputError as :func:`window`."""
+    found = hashlib.sha256(f"{tuple(pixels.shape)} {pixels.dtype}".encode())
+    channels = pixels.shape[2] if len(pixels.shape) == 3 else 1
+    for block in _blocks(pixels, channels, name):
+        found.update(np.ascontiguousarray(block).tobytes())
+    return found.hexdigest()

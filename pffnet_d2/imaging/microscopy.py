@@ -1,0 +1,204 @@
+"""One plane of any microscopy file, with the size of its pixels: what prediction starts from.
+
+``images.decode_image`` reads the plain images that data sets are made of. A file from a microscope may hold several
+channels, a stack, palettes, 32-bit or floating values and metadata; which of its planes is meant, the user says.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.axes import check_choice, choice, reduce_axes
+from pffnet_d2.imaging.numbers import real_number
+from pffnet_d2.imaging.read import MAX_PIXELS, Normalisation, opened, pixels_of, read_bytes
+from pffnet_d2.imaging.tiff import TIFF_MAGIC, TiffPlane, damage_named, whole_tiff
+
+# To micrometres; the names of OME and ImageJ.
+UNITS = {"nm": 1e-3, "um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "mm": 1e3, "cm": 1e4}
+# Below this many pixels a centimetre (1270 an inch) a resolution is that of a screen or a printer.
+_OPTICAL = 500
+_SMALLEST = 1e-4  # micrometres: less than an atom
+
+
+@dataclass(frozen=True)
+class Micrograph:
+    """One plane of a file."""
+
+    pixels: NDArray[Any]  # (H, W) or RGB (H, W, 3), of the file's own depth; finite
+    pixel_size: tuple[float, float] | None = None  # height and width of a pixel in micrometres, where the file says
+    resolution: tuple[Any, Any, int] | None = None  # a TIFF's XResolution, YResolution, ResolutionUnit
+
+
+def read_micrograph(
+    path: str | Path, *, plane: Mapping[str, int] | int | None = None, channels: Sequence[int] | None = None
+) -> Micrograph:
+    """Read TIFF (plain, OME, ImageJ), PNG, JPEG, BMP, ... of 8, 16 or 32-bit integers or floating values.
+
+    Args:
+        path: the file.
+        plane: of a stack, the index (from 0) along each axis, as in {"Z": 3, "T": 0}, or the one index where there is
+            only one such axis.
+        channels: (from 0) one, which is taken as grey, or three as red, green and blue. Not asked for: grey and RGB(A)
+            files as they are. Where the file names no channel axis, its only stack axis holds the channels.
+
+    Raises:
+        InputError: naming the file: not readable, truncated or empty; a stack or several channels and nothing chosen,
+            saying how; an index that is not there; values that are not finite; more than MAX_PIXELS pixels.
+    """
+    path = Path(path)
+    if channels is not None and len(channels) not in (1, 3):
+        raise InputError(f"channels {','.join(map(str, channels))}: give one (grey) or three (red, green, blue)")
+    if is_tiff(path):
+        micrograph = _read_tiff(path, plane, channels)
+    else:
+        micrograph = Micrograph(_read_other(path, plane, channels))
+    return Micrograph(sound(micrograph.pixels, str(path)), micrograph.pixel_size, micrograph.resolution)
+
+
+def is_tiff(path: Path) -> bool:
+    """Whether a file begins as a TIFF does. Raises InputError naming it: it cannot be read, or is empty."""
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    if not magic:
+        raise InputError(f"{path}: the file is empty; fetch it again")
+    return magic in TIFF_MAGIC
+
+
+def describe(normalisation: Normalisation) -> str:
+    """A normalisation in words, for logs."""
+    if normalisation.name == "as_is":
+        return "8-bit values, inverted" if normalisation.invert else "8-bit values as they are"
+    at_least = f", at least {normalisation.minimum_range:g} grey values apart" if normalisation.minimum_range else ""
+    to = "255..0 (inverted)" if normalisation.invert else "0..255"
+    return f"percentiles {normalisation.low:g} to {normalisation.high:g}{at_least}, to {to}"
+
+
+def parse_normalisation(text: str) -> Normalisation | None:
+    """``auto`` (None: 8-bit images as they are, deeper ones by percentiles, as in training), ``as-is``, or
+    ``percentile[:LOW,HIGH[,RANGE]]`` in percent and grey values."""
+    if text == "auto":
+        return None
+    if text == "as-is":
+        return Normalisation("as_is")
+    name, _, numbers = text.partition(":")
+    try:
+        values = [real_number(number) for number in numbers.split(",")] if numbers else [0.1, 99.9]
+        low, high = values[:2]
+        if name != "percentile" or len(values) > 3 or not 0 <= low < high <= 100 or not 0 <= values[-1] < math.inf:
+            raise ValueError
+    except ValueError:
+        raise InputError(
+            f"normalisation {text}: use auto, as-is or percentile:LOW,HIGH,RANGE such as percentile:0.1,99.9,512"
+        ) from None
+    return Normalisation("percentile", low, high, values[2] if len(values) == 3 else 0.0)
+
+
+def _read_tiff(path: Path, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None) -> Micrograph:
+    with damage_named(path), whole_tiff(path) as tiff:
+        pixels = TiffPlane(tiff, str(path), plane, channels)
+        height, width = pixels.shape[:2]
+        if height * width > MAX_PIXELS:
+            raise InputError(
+                f"{path}: {height} x {width} pixels are more than {MAX_PIXELS:,}; "
+                "predict it in tiles (--tile 1024), or cut it"
+            )
+        return with_scale(tiff, pixels[:, :])
+
+
+def _read_other(path: Path, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None) -> NDArray[Any]:
+    """What Pillow reads; of several frames one."""
+    data, name = read_bytes(path), str(path)
+    with opened(data, name) as image:
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1:
+            check_choice({"I": frames}, name, plane, None, True)
+            image.seek(choice({"I": frames}, name, plane)["I"])
+            plane = None
+        pixels = pixels_of(image, data, name)
+    return reduce_axes(pixels, "YXS"[: pixels.ndim], name, plane, channels, True)
+
+
+def sound(pixels: NDArray[Any], name: str) -> NDArray[Any]:
+    """The pixels where they can be worked with; signed bytes as unsigned ones."""
+    if 0 in pixels.shape:
+        raise InputError(f"{name}: has no pixels (shape {pixels.shape}); fetch it again")
+    if pixels.dtype.kind not in "buif":
+        raise InputError(f"{name}: {pixels.dtype} values are not supported; save it as integers or floating values")
+    if pixels.dtype.kind == "f":
+        bad = pixels.size - np.count_nonzero(np.isfinite(pixels))
+        if bad:
+            raise InputError(f"{name}: {bad} values are NaN or infinite; replace them, by 0 say, and save it again")
+    if pixels.dtype == np.int8:
+        return (pixels.astype(np.int16) + 128).astype(np.uint8)
+    return pixels
+
+
+def with_scale(tiff: tifffile.TiffFile, pixels: NDArray[Any]) -> Micrograph:
+    """Pixels with what the TIFF says of their size."""
+    tags: Any = tiff.series[0].keyframe.tags
+    found = [tags.get(key) for key in ("XResolution", "YResolution", "ResolutionUnit")]
+    resolution = None
+    if found[0] is not None and found[1] is not None:
+        resolution = (found[0].value, found[1].value, int(found[2].value) if found[2] is not None else 2)
+    for x, y, unit in _pixel_sizes(tiff, resolution):
+        if unit in UNITS and all(_SMALLEST < side * UNITS[unit] < math.inf for side in (x, y)):
+            return Micrograph(pixels, (y * UNITS[unit], x * UNITS[unit]), resolution)
+    return Micrograph(pixels, None, resolution)
+
+
+def _pixel_sizes(
+    tiff: tifffile.TiffFile, resolution: tuple[Any, Any, int] | None
+) -> Iterator[tuple[float, float, str]]:
+    """Width, height and unit of a pixel as each of the programs that may have written the file says, the most
+    trustworthy first. Programs put 72 dots an inch where they know nothing."""
+    page = tiff.series[0].keyframe
+    if tiff.is_ome:
+        yield from _ome_pixel_size(tiff.ome_metadata)
+    stk = page.tags.get("UIC1tag")  # of MetaMorph
+    calibration = stk.value if stk is not None and isinstance(stk.value, dict) else {}
+    x, y = calibration.get("XCalibration"), calibration.get("YCalibration")
+    # tifffile gives whole numbers for places that are not in the file.
+    if calibration.get("SpatialCalibration") and isinstance(x, float) and isinstance(y, float):
+        yield x, y, str(calibration.get("CalibrationUnits")).strip("\x00 ")
+    if page.is_svs:
+        microns = re.search(r"\|\s*MPP\s*=\s*([0-9.]+)", page.description)
+        if microns:
+            yield float(microns[1]), float(microns[1]), "um"
+    if resolution is None:
+        return
+    x, y = (numerator / denominator if denominator else 0.0 for numerator, denominator in resolution[:2])
+    if not x or not y:
+        return
+    unit = str((tiff.imagej_metadata or {}).get("unit", "")) if tiff.is_imagej else ""
+    unit = re.sub(r"\\u00b5", "µ", unit, flags=re.IGNORECASE)
+    if unit != "cm":  # which ImageJ writes for the dots an inch of other programs
+        yield 1 / x, 1 / y, unit
+    per_cm = {3: 1.0, 2: 1 / 2.54}.get(resolution[2], 0.0)
+    if min(x, y) * per_cm > _OPTICAL:
+        yield 1 / (x * per_cm), 1 / (y * per_cm), "cm"
+
+
+def _ome_pixel_size(xml: str | None) -> Iterator[tuple[float, float, str]]:
+    try:
+        (pixels, *_) = [e for e in ElementTree.fromstring(xml or "").iter() if e.tag.endswith("}Pixels")]
+        x, y = (
+            float(pixels.attrib[f"PhysicalSize{axis}"]) * UNITS[pixels.attrib.get(f"PhysicalSize{axis}Unit", "µm")]
+            for axis in "XY"
+        )
+    except (ElementTree.ParseError, ValueError, KeyError):
+        return
+    yield x, y, "um"

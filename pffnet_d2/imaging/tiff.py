@@ -1,0 +1,365 @@
+"""One plane of a TIFF, read by its own tiles or strips: preparing, prediction and prediction in tiles all start here.
+
+No more of the file is read than the tiles or strips that a plane, or a window of it, needs.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import lzma
+import math
+import struct
+import zlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.axes import channel_axis_of, check_choice, choice, reduce_axes
+from pffnet_d2.imaging.codecs import JPEG, decode_segment
+
+# Its warnings repeat what the InputError says; they still reach whoever configures logging.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
+
+TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
+# What Pillow and tifffile raise on damaged files; Pillow's PNG reader raises SyntaxError for a broken chunk.
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    lzma.LZMAError,
+)
+# Decoded tiles or strips of a file that are kept: a strip as wide as the image serves several windows.
+_CACHE = 2**27
+# A tile or strip of more pixels is one that a damaged header made up.
+_MAX_SEGMENT = 2**31
+_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _YCBCR = 0, 1, 2, 3, 4, 6
+_PHOTOMETRIC = 262
+
+
+class TiffPlane:
+    """One plane of a TIFF, or three as colours; slicing it reads the tiles or strips it needs.
+
+    Attributes:
+        shape: (H, W) or (H, W, 3).
+        dtype: of the file, palettes 8 bit.
+    """
+
+    def __init__(
+        self,
+        tiff: tifffile.TiffFile,
+        name: str,
+        plane: Mapping[str, int] | int | None = None,
+        channels: Sequence[int] | None = None,
+        *,
+        single: bool = False,
+        as_stored: bool = False,
+    ) -> None:
+        """
+        Args:
+            tiff: the open file.
+            name: of the file, for messages.
+            plane: as ``micrographs.read_micrograph`` takes it.
+            channels: likewise.
+            single: refuse stacks and channels without naming the flags that would choose.
+            as_stored: the numbers as they are in the file, for label images: palettes are not looked up, and white is
+                not turned.
+
+        Raises:
+            InputError: it holds several images; its colours are not understood; ``plane`` and ``channels`` choose no
+                one plane of it.
+            ValueError, ...: as ``DAMAGE`` lists; some tiles or strips lie beyond the end of the file.
+        """
+        self._name, self._tiff, self._as_stored = name, tiff, as_stored
+        self._series, self._page = _only_series(tiff, name)
+        self._colours = _one_colour(self._page, name)
+        axes, shape = self._series.axes, self._series.shape
+        sizes = dict(zip(axes, shape, strict=True))
+        # Contiguous data are mapped into memory, whatever their axes; else every page holds the last few of them.
+        contiguous = self._series.dataoffset is not None and not self._series.is_multifile
+        self._mapped = contiguous and self._page.is_memmappable
+        inner = {"Y", "X", "S"} if self._mapped else set(axes[len(axes) - len(self._page.shape) :])
+        if not {"Y", "X"} <= inner or self._page.imagedepth > 1:
+            raise InputError(f"{name}: its axes {axes} of {shape} are not understood; save one plane as grey or RGB")
+        long = {axis: n for axis, n in sizes.items() if n > 1 and axis not in "YX"}
+        if self._page.photometric == _PALETTE and not as_stored:
+            long.setdefault("S", 3)
+        if single:
+            _check_single(long, name, self._colours)
+            self._colours = True
+        else:
+            check_choice(long, name, plane, channels, self._colours)
+        channel_axis = channel_axis_of(long, channels, self._colours)
+        stack = {axis: n for axis, n in long.items() if axis not in ("S", channel_axis)}
+        self._index = dict.fromkeys((axis for axis in axes if axis not in inner), 0) | choice(stack, name, plane)
+        # Channels that lie in planes of their own are read one by one, others with the pixels.
+        self._apart = channel_axis if channel_axis not in inner else None
+        self._channels = channels
+        self._cache: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
+        self._cached = 0
+        self._check_length()
+        nothing = np.zeros([1 if axis in "YX" else n for axis, n in sizes.items() if axis in inner], self._series.dtype)
+        probe = self._as_image([(nothing, "".join(axis for axis in axes if axis in inner))] * len(self._indices()))
+        self.shape: tuple[int, ...] = (sizes["Y"], sizes["X"], *probe.shape[2:])
+        self.dtype = probe.dtype
+        self.ndim = len(self.shape)
+
+    def __getitem__(self, key: tuple[slice, slice]) -> NDArray[Any]:
+        (top, bottom, _), (left, right, _) = (part.indices(n) for part, n in zip(key, self.shape, strict=False))
+        with damage_named(self._name):
+            return self._read(slice(top, bottom), slice(left, right))
+
+    def _check_length(self) -> None:
+        """Before hours of work, or memory for what a damaged header promises: whether all data lie in the file."""
+        if self._mapped:
+            end = self._series.dataoffset + math.prod(self._series.shape) * self._series.dtype.itemsize
+            if end > self._tiff.filehandle.size:
+                raise ValueError("data lie beyond the end of the file")
+            return
+        if math.prod(self._segment_size()) > _MAX_SEGMENT:
+            raise ValueError("no tile or strip is as large")
+        for number in self._pages_read():
+            page = self._series.pages[number]
+            if page is None:
+                raise InputError(
+                    f"{self._name}: the file that holds this plane is not beside it; put all files of the data set "
+                    "into one folder"
+                )
+            ends = [o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)]
+            if max(ends, default=0) > page.parent.filehandle.size:
+                raise ValueError("data lie beyond the end of the file")
+
+    def _pages_read(self) -> list[int]:
+        leading = self._series.shape[: len(self._series.shape) - len(self._page.shape)]
+        return [int(np.ravel_multi_index(list(index.values()), leading)) if index else 0 for index in self._indices()]
+
+    def _indices(self) -> list[dict[str, int]]:
+        """The index along each outer axis, of each plane that is read."""
+        if self._apart is None:
+            return [self._index]
+        return [self._index | {self._apart: c} for c in (self._channels or [0])]
+
+    def _read(self, rows: slice, columns: slice) -> NDArray[Any]:
+        if self._mapped:
+            return self._as_image(self._map(rows, columns))
+        axes = self._series.axes[len(self._series.axes) - len(self._page.shape) :]
+        return self._as_image([(self._segments(number, axes, rows, columns), axes) for number in self._pages_read()])
+
+    def _map(self, rows: slice, columns: slice) -> list[tuple[NDArray[Any], str]]:
+        # Mapped anew each time: pages that were read would stay resident.
+        values = np.memmap(
+            self._tiff.filehandle.path,
+            dtype=self._series.dtype.newbyteorder(self._tiff.byteorder),
+            mode="r",
+            offset=self._series.dataoffset,
+            shape=self._series.shape,
+        )
+        parts = []
+        for index in self._indices():
+            own: dict[str, Any] = index | {"Y": rows, "X": columns}
+            part = values[tuple(own.get(axis, slice(None)) for axis in self._series.axes)]
+            left = "".join(axis for axis in self._series.axes if axis not in index)
+            parts.append((np.array(part, dtype=self._series.dtype), left))
+        return parts
+
+    def _as_image(self, parts: list[tuple[NDArray[Any], str]]) -> NDArray[Any]:
+        """(H, W) or (H, W, 3) of the planes read, with their axes."""
+        chosen = None if self._apart else self._channels
+        planes = []
+        for pixels, axes in parts:
+            if self._series.transform is not None:
+                pixels = self._series.transform(pixels)
+            pixels, axes = as_meant(pixels, axes, self._page, as_stored=self._as_stored)
+            planes.append(reduce_axes(pixels, axes, self._name, None, chosen, self._colours))
+        return planes[0] if len(planes) == 1 else np.stack(planes, axis=2)
+
+    def _segment_size(self) -> tuple[int, int, int]:
+        """Height, width and samples of a tile or strip."""
+        page = self._page
+        height, width = (page.tilelength, page.tilewidth) if page.is_tiled else (page.rowsperstrip, page.imagewidth)
+        samples = 1 if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE else page.samplesperpixel
+        if min(height, width, samples) < 1:
+            raise ValueError("tiles or strips without pixels")
+        return height if page.is_tiled else min(height, page.imagelength), width, samples
+
+    def _segments(self, number: int, axes: str, rows: slice, columns: slice) -> NDArray[Any]:
+        """A window of a page, from its tiles or strips."""
+        page = self._page
+        height, width, samples = self._segment_size()
+        across, down = -(-page.imagewidth // width), -(-page.imagelength // height)
+        apart = page.samplesperpixel // samples
+        out = np.zeros((apart, rows.stop - rows.start, columns.stop - columns.start, samples), dtype=page.dtype)
+        for sample in range(apart):
+            for i in range(rows.start // height, -(-rows.stop // height)):
+                for j in range(columns.start // width, -(-columns.stop // width)):
+                    y, x = i * height, j * width
+                    high = height if page.is_tiled else min(height, page.imagelength - y)
+                    segment = self._segment(number, (sample * down + i) * across + j, (high, width, samples))
+                    top, bottom = max(y, rows.start), min(y + segment.shape[0], rows.stop)
+                    left, right = max(x, columns.start), min(x + segment.shape[1], columns.stop)
+                    out[
+                        sample, top - rows.start : bottom - rows.start, left - columns.start : right - columns.start
+                    ] = segment[top - y : bottom - y, left - x : right - x]
+        if len(axes) == 2:
+            return out[0, :, :, 0]
+        return out[0] if apart == 1 else out[..., 0]
+
+    def _segment(self, number: int, index: int, shape: tuple[int, int, int]) -> NDArray[Any]:
+        """A decoded tile or strip (h, w, samples); edge tiles may come cropped or not."""
+        key = number, index
+        if key in self._cache:
+            self._cache.move_to_end(key)
+            return self._cache[key]
+        page = self._series.pages[number]
+        if page.databytecounts[index]:
+            data = _bytes(page.parent.filehandle, page.dataoffsets[index], page.databytecounts[index])
+            segment = decode_segment(self._page, data, index, shape, page.jpegtables, self._name)
+        else:
+            segment = np.zeros(shape, self._page.dtype)
+        self._cache[key] = segment
+        self._cached += segment.nbytes
+        while self._cached > _CACHE and len(self._cache) > 1:
+            self._cached -= self._cache.popitem(last=False)[1].nbytes
+        return segment
+
+
+def _bytes(file: Any, offset: int, count: int) -> bytes:
+    """Of one of the files of a data set, which tifffile closes except the first."""
+    closed = file.closed
+    if closed:
+        file.open()
+    try:
+        file.seek(offset)
+        data: bytes = file.read(count)
+    finally:
+        if closed:
+            file.close()
+    if len(data) < count:
+        raise ValueError("a tile is cut off")
+    return data
+
+
+def decode_tiff(data: bytes, name: str, max_pixels: int, *, as_stored: bool = False) -> NDArray[Any]:
+    """The only plane of a TIFF in memory, (H, W) or (H, W, 3).
+
+    Raises:
+        InputError: naming it: a stack, several channels, damaged, more than ``max_pixels``.
+    """
+    with damage_named(name), whole_tiff(io.BytesIO(data)) as tiff:
+        plane = TiffPlane(tiff, name, single=True, as_stored=as_stored)
+        height, width = plane.shape[:2]
+        if height * width > max_pixels:
+            raise InputError(
+                f"{name}: {height} x {width} pixels are more than {max_pixels:,} pixels; cut it into smaller images"
+            )
+        return plane[:, :]
+
+
+@contextmanager
+def damage_named(name: str | Path) -> Iterator[None]:
+    """What damage to the file raises in the block becomes an InputError that names it."""
+    try:
+        yield
+    except InputError:
+        raise
+    except DAMAGE as error:
+        raise InputError(
+            f"{name}: cannot be read as an image; it is truncated, damaged or of another kind: fetch it again"
+        ) from error
+
+
+@contextmanager
+def whole_tiff(file: Path | io.BytesIO) -> Iterator[tifffile.TiffFile]:
+    """``TiffFile`` that raises where pages are cut off: tifffile logs that and goes on with those that are left."""
+    said: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("tifffile")
+    logger.addHandler(handler)
+    try:
+        with tifffile.TiffFile(file) as tiff:
+            _ = tiff.series
+            if any("invalid page offset" in message or "failed to reshape" in message for message in said):
+                raise ValueError("pages are missing")
+            yield tiff
+    finally:
+        logger.removeHandler(handler)
+
+
+def _only_series(tiff: tifffile.TiffFile, name: str) -> tuple[Any, Any]:
+    """The one image of a TIFF and its first page; smaller ones beside it are thumbnails."""
+    if not tiff.series:
+        raise ValueError("no image")
+    series, page = tiff.series[0], tiff.series[0].keyframe
+    rivals = [s for s in tiff.series[1:] if math.prod(s.shape) >= math.prod(series.shape)]
+    if rivals:
+        shapes = ", ".join("x".join(map(str, s.shape)) for s in [series, *rivals][:4])
+        raise InputError(f"{name}: holds {len(tiff.series)} images ({shapes}); save the one you want by itself")
+    if page.dtype is None:
+        raise InputError(
+            f"{name}: {page.bitspersample}-bit values of this kind cannot be read; save it as 8, 16 or 32-bit integers "
+            "or 32-bit floating values"
+        )
+    if page.dtype.kind not in "buif":
+        raise InputError(f"{name}: {page.dtype} values are not supported; save it as integers or floating values")
+    return series, page
+
+
+def _one_colour(page: Any, name: str) -> bool:
+    """Whether the samples of a pixel are one colour: RGB, or grey with alpha; else they are channels.
+
+    Raises:
+        InputError: they are colours of another kind, such as CMYK.
+    """
+    photometric = page.photometric
+    # JPEG decoders turn YCbCr into RGB; nothing does where it is not compressed so.
+    converted = photometric == _YCBCR and page.compression in JPEG
+    if photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK) and not converted:
+        kind = {5: "CMYK", 6: "YCbCr"}.get(int(photometric), str(getattr(photometric, "name", photometric)))
+        raise InputError(f"{name}: its colours are {kind}; save it as RGB, or as grey")
+    return photometric in (_RGB, _PALETTE, _YCBCR) or bool({1, 2} & {int(extra) for extra in page.extrasamples})
+
+
+def _check_single(long: Mapping[str, int], name: str, colours: bool) -> None:
+    """Whether axes longer than 1 other than Y and X are the samples of a pixel: alpha, RGB, RGBA."""
+    planes = math.prod(n for axis, n in long.items() if axis != "S")
+    if planes > 1:
+        raise InputError(f"{name}: holds a stack of {planes} planes; save one plane as grey or RGB")
+    if not colours and long.get("S", 1) not in (1, 3, 4):
+        raise InputError(f"{name}: holds {long['S']} channels; save one as grey, or three as RGB")
+
+
+def as_meant(pixels: NDArray[Any], axes: str, page: Any, *, as_stored: bool = False) -> tuple[NDArray[Any], str]:
+    """Pixels and axes of a TIFF with palettes looked up, white where the file counts down to it, and 2 or 4 bits
+    brought to the range of 8."""
+    kind, bits = pixels.dtype.kind, page.bitspersample
+    # tifffile calls its bits white where they are 0, but writes true for white.
+    if page.photometric == _WHITE_IS_ZERO and _PHOTOMETRIC in page.tags and (kind == "b" or not as_stored):
+        if kind == "b" and not str(page.software).startswith("tifffile"):
+            pixels = ~pixels
+        elif kind == "u":
+            pixels = pixels.dtype.type(2**bits - 1) - pixels
+    if as_stored:
+        return pixels, axes
+    if page.photometric == _PALETTE and page.colormap is not None:
+        colours = np.asarray(page.colormap)
+        colours = colours >> 8 if colours.max(initial=0) > 255 else colours  # some programs write 8 bit
+        return np.moveaxis(colours, 0, -1).astype(np.uint8)[pixels], axes + "S"
+    if kind == "u" and bits < 8:
+        return (pixels.astype(np.uint16) * 255 // (2**bits - 1)).astype(np.uint8), axes
+    return pixels, axes

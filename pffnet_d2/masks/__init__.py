@@ -1,0 +1,1 @@
+"""One object, many objects, label maps: what prediction, evaluation and export exchange. Numpy only."""

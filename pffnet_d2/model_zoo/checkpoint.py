@@ -1,0 +1,299 @@
+"""Reading and writing checkpoints: nothing but weights is taken from a file, and a file that does not fit says so.
+
+Upstream reads ``.pkl`` files with pickle, which runs whatever code such a file carries, and starts from whatever part
+of a checkpoint happens to fit. Here a file is refused in one line instead (:class:`~pffnet_d2.errors.InputError`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import re
+import zipfile
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from torch import Tensor, nn
+
+from pffnet_d2.atomic_write import whole_file, write_text
+from pffnet_d2.engine.optimizer import WeightAverage
+from pffnet_d2.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+AVERAGE = "weight_average"  # the key of a checkpoint of averaged weights under which those that train are
+# What to do where training finds no weights to start from, and where a trained model is needed.
+WITHOUT_WEIGHTS = "set MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 or a local file"
+OTHER_WEIGHTS = "give the file that training wrote (MODEL.WEIGHTS FILE, --weights FILE)"
+CLASSIFIER = re.compile(r"(catalog|detectron2)://ImageNetPretrained/")
+
+# What a pickled numpy array or scalar is rebuilt by, whatever numpy release wrote it (numpy.core or numpy._core).
+_NUMPY_REBUILDERS: dict[str, Any] = {
+    "_reconstruct": np.zeros(1).__reduce__()[0],
+    "scalar": np.float64(0).__reduce__()[0],
+    "_frombuffer": np.zeros(1).__reduce_ex__(5)[0],
+}
+_ADMITTED = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("collections", "OrderedDict"),
+    # How protocols 0 to 2 hold bytes, and no bytes.
+    ("_codecs", "encode"),
+    ("__builtin__", "bytes"),
+}
+
+
+class NumpyUnpickler(pickle.Unpickler):
+    """Unpickler of builtin containers, strings, numbers and numpy arrays; any other object is refused unread."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        # latin1: Caffe2's files were pickled by Python 2.
+        super().__init__(file, encoding="latin1")
+
+    def find_class(self, module: str, name: str) -> Any:
+        if re.fullmatch(r"numpy\._?core\.(multiarray|numeric)", module) and name in _NUMPY_REBUILDERS:
+            return _NUMPY_REBUILDERS[name]
+        if (module, name) in _ADMITTED:
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"it holds {module}.{name}, not only numpy arrays")
+
+
+def read_weights(path: str) -> dict[str, Any]:
+    """Read a checkpoint file without running anything in it.
+
+    Args:
+        path: a local file. ``.pkl``: of Detectron2's model zoo (``{"model", "__author__"}``) or of Caffe2 / Detectron
+            (names to arrays, perhaps under ``"blobs"``); any other ending: of PyTorch, read with ``weights_only``.
+
+    Returns:
+        ``{"model": {name: Tensor or ndarray}, ...}`` with what else the file holds (``trainer``, ``iteration``,
+        ``matching_heuristics``: names are matched by their endings, as upstream does for these files).
+
+    Raises:
+        InputError: the file is missing or cannot be read.
+        DamagedWeights: it is damaged, or holds anything but weights and plain values.
+    """
+    try:
+        if path.endswith(".pkl"):
+            with open(path, "rb") as file:
+                loaded = NumpyUnpickler(file).load()
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            _check_sums(path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such weights file; check the path") from None
+    except pickle.UnpicklingError as error:
+        raise DamagedWeights(f"{path}: not read: {_reason(error)}; give a file of weights only") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file ends in whatever its bytes happen to ask for
+        if isinstance(error, OSError) and error.errno is not None:
+            raise InputError(
+                f"{path}: cannot be read ({error.strerror}); check its permissions and the disk"
+            ) from error
+        raise DamagedWeights(
+            f"{path}: truncated, damaged or no weights file ({type(error).__name__}); give a whole one: fetch or copy "
+            "it again"
+        ) from error
+
+    if not isinstance(loaded, dict):
+        raise DamagedWeights(f"{path}: no checkpoint: it holds a {type(loaded).__name__}, not names and weights")
+    if path.endswith(".pkl") and not {"model", "__author__"} <= loaded.keys():
+        blobs = loaded.get("blobs", loaded)
+        weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum") and k != "weight_order"}
+        loaded = {"model": weights, "__author__": "Caffe2", "matching_heuristics": True}
+    elif "model" not in loaded:
+        loaded = {"model": loaded}
+    model = loaded["model"]
+    if not isinstance(model, dict) or not model or not all(isinstance(v, (Tensor, np.ndarray)) for v in model.values()):
+        raise DamagedWeights(f"{path}: no checkpoint: its weights are not a table of names and arrays")
+    return loaded
+
+
+class DamagedWeights(InputError):
+    """A file that should hold weights and does not, or not all of them as they were written."""
+
+
+def _check_sums(path: str) -> None:
+    """torch.load itself takes changed bytes for weights. Files of old releases hold no sums."""
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as file:
+        damaged = file.testzip()
+    if damaged:
+        raise zipfile.BadZipFile(f"the checksum of {damaged} does not fit")
+
+
+def _reason(error: pickle.UnpicklingError) -> str:
+    """The one thing worth saying of PyTorch's page-long refusal, or of ours."""
+    text = str(error)
+    if found := re.search(r"GLOBAL (\S+)", text):
+        return f"it holds {found.group(1)}, not only weights"
+    if "Weights only load failed" in text or not text.startswith("it holds"):
+        return "truncated, or no weights file"
+    return text
+
+
+class Checkpointer(DetectionCheckpointer):
+    """Detectron2's checkpointer with safe reading, whole files and an error where weights do not fit.
+
+    ``load(path)`` wants every weight of the model in the file (evaluation, prediction, resuming);
+    ``load(path, checkpointables=[])``, which is how training starts, wants the backbone's and lets heads be new, also
+    where those of the file are for other classes.
+    """
+
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, average: WeightAverage | None = None, **checkpointables: Any
+    ) -> None:
+        """
+        Args:
+            average: of the weights of ``model``. Files then hold the averaged ones as the model, for whoever reads
+                them, and beside them those that train.
+            checkpointables: what else to save, as upstream.
+        """
+        super().__init__(model, save_dir, **checkpointables)
+        self.average = average
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load ``path`` (a file, ``catalog://`` or a URL; "" loads nothing) and return what is left of it.
+
+        Raises:
+            InputError: the file cannot be had or read, or does not fit the model.
+        """
+        self._whole = checkpointables is None
+        if path:
+            path = self._local(path)
+        self._source = path
+        left: dict[str, Any] = super().load(path, checkpointables=checkpointables)
+        if self.average is not None and self._whole and AVERAGE in left:
+            self.average.resume(left.pop(AVERAGE))
+        elif self.average is not None:
+            self.average.restart()
+        return left
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """With ``resume``, and where there is a checkpoint, :meth:`load_last`; else start from ``path``."""
+        if resume and self.has_checkpoint():
+            return self.load_last()
+        return self.load(path, checkpointables=[])
+
+    def load_last(self) -> dict[str, Any]:
+        """Load the checkpoint that ``last_checkpoint`` names or, where it is missing or damaged, the newest whole one
+        before it, and say so.
+
+        Raises:
+            InputError: none of them is whole, or the last one cannot be read or does not fit.
+        """
+        last = Path(self.get_checkpoint_file() or os.path.join(self.save_dir, "?"))
+        trouble = f"{last}: no such file"
+        for file in [last, *self._before(last.name)]:
+            if not file.is_file():
+                continue
+            try:
+                left = self.load(str(file))
+            except DamagedWeights as error:
+                trouble = trouble if file != last else str(error).partition(";")[0]
+                continue
+            if file != last:
+                logger.warning(f"{trouble}; going on from {file}, the newest whole checkpoint before it")
+            return left
+        raise InputError(
+            f"{trouble}; {self.save_dir} holds no whole checkpoint before it: leave out --resume to begin anew"
+        )
+
+    def _before(self, name: str) -> list[Path]:
+        """Checkpoints that were written before one, newest first."""
+        numbered = {path.name: path for path in Path(self.save_dir).glob("model_*.pth") if _iteration(path.name) >= 0}
+        last = _iteration(name)
+        names = sorted((n for n in numbered if last < 0 or n < name), key=_iteration, reverse=True)
+        # Of a shorter run that was made longer.
+        return [*(numbered[n] for n in names), *([] if last < 0 else [Path(self.save_dir) / "model_final.pth"])]
+
+    def save(self, name: str, **kwargs: Any) -> None:
+        """Write ``<save_dir>/<name>.pth``; a run killed meanwhile leaves the checkpoint before it in force.
+
+        Scalars of numpy become Python's: files that hold them cannot be read back as weights only.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        data: dict[str, Any] = {"model": self.model.state_dict()}
+        if self.average is not None:
+            data = {"model": self.average.model.state_dict(), AVERAGE: self.average.training_state()}
+        data |= {key: stateful.state_dict() for key, stateful in self.checkpointables.items()}
+        data |= {key: value.item() if isinstance(value, np.generic) else value for key, value in kwargs.items()}
+        file = Path(self.save_dir) / f"{name}.pth"
+        self.logger.info(f"Saving checkpoint to {file}")
+        with whole_file(file, "wb") as stream:
+            try:
+                torch.save(data, stream)
+            except RuntimeError as error:  # torch reports what happened in the file, a full disk, say, as its own
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+        self.tag_last_checkpoint(file.name)
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        write_text(Path(self.save_dir) / "last_checkpoint", last_filename_basename)
+
+    def _local(self, path: str) -> str:
+        remedy = OTHER_WEIGHTS if self._whole else WITHOUT_WEIGHTS
+        if self._whole and CLASSIFIER.match(path):
+            raise InputError(f"{path}: an ImageNet classifier, which training starts from, no trained model; {remedy}")
+        if "://" in path:
+            logger.warning(f"fetching {path}, unless an earlier run did")
+        try:
+            local = str(self.path_manager.get_local_path(path))
+        except InputError:
+            raise
+        except Exception as error:  # no network, no such catalog entry, a page that is gone: one remedy
+            reason = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise InputError(f"{path}: these weights cannot be had ({reason}); {remedy}") from error
+        if os.path.isdir(local):
+            raise InputError(f"{path}: a folder, not a weights file; {remedy}")
+        if not os.path.isfile(local):
+            raise InputError(f"{path}: no such weights file; {remedy}")
+        return local
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        return read_weights(filename)
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        try:
+            incompatible = super()._load_model(checkpoint)
+        except ValueError as error:  # upstream's name matching found two places for one weight
+            raise InputError(f"{self._source}: {error} These weights do not fit the config") from error
+
+        misfits = [
+            f"{key} {file} in the file, {model} here"
+            for key, file, model in incompatible.incorrect_shapes
+            if self._whole or key.startswith("backbone.")
+        ]
+        if not misfits:
+            missing = sorted(set(incompatible.missing_keys))
+            if not self._whole:
+                # Upstream's name matching also counts a weight of another shape as missing.
+                missing = sorted(self._backbone_parameters().intersection(missing))
+            misfits = [f"{key} missing" for key in missing]
+        if misfits:
+            more = f" and {len(misfits) - 3} more" if len(misfits) > 3 else ""
+            raise InputError(
+                f"{self._source}: does not fit the model: {', '.join(misfits[:3])}{more}; "
+                "give the weights that belong to this config"
+            )
+        return incompatible
+
+    def _backbone_parameters(self) -> set[str]:
+        """Names of the parameters that files for starting from (ImageNet classifiers) must hold."""
+        names = [name for name, _ in self.model.named_parameters()]
+        bottom_up = {name for name in names if name.startswith("backbone.bottom_up.")}
+        return bottom_up or {name for name in names if name.startswith("backbone.")}
+
+
+def _iteration(name: str) -> int:
+    """That of a checkpoint's name; -1 for model_final.pth and other files."""
+    found = re.fullmatch(r"model_(\d+)\.pth", name)
+    return int(found[1]) if found else -1

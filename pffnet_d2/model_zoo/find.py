@@ -1,0 +1,90 @@
+"""Models by name or folder, their files found and verified; the one that comes with the package lies here.
+
+A model is a folder with ``config.yaml`` and ``model_final.pth``, as training leaves it. One that `pffnet pack` made
+also holds ``card.json``: what it was made of, what it scores, and the SHA-256 of the other two.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pffnet_d2.errors import InputError
+
+ROOT = Path(__file__).parent / "pretrained"  # the shipped models, a folder each
+DEFAULT = "nuclei"
+CONFIG, WEIGHTS, CARD = "config.yaml", "model_final.pth", "card.json"
+LFS_POINTER = b"version https://git-lfs"
+
+
+@dataclass(frozen=True)
+class Model:
+    """Where the files of a model are, and what its card says; {} without one."""
+
+    config: Path
+    weights: Path
+    card: dict[str, Any]
+
+
+def names() -> list[str]:
+    """The shipped models."""
+    return sorted(path.parent.name for path in ROOT.glob(f"*/{CARD}"))
+
+
+def find_model(model: str | os.PathLike[str] = DEFAULT) -> Model:
+    """A shipped model by its name, or any by its folder (``./nuclei`` for one that is called like a shipped one).
+
+    Raises:
+        InputError: there is none, a file is missing, is a Git LFS pointer, or is not the one that the card names.
+    """
+    name = os.fspath(model)
+    shipped = names()
+    if name == DEFAULT and name not in shipped:
+        raise InputError(
+            "the model that comes with the package is missing from this installation; give --config FILE and "
+            "--weights FILE, or --model FOLDER"
+        )
+    folder = ROOT / name if name in shipped else Path(name)
+    if not folder.is_dir():
+        raise InputError(
+            f"{name}: no such model; give {', '.join([*shipped, f'a folder with {CONFIG} and {WEIGHTS}'])}"
+        )
+    found = Model(folder / CONFIG, folder / WEIGHTS, _card(folder / CARD))
+    for path in (found.config, found.weights):
+        if not path.is_file():
+            hint = "train it to the end" if not found.card else "fetch it again, or reinstall the package"
+            raise InputError(f"{path}: is missing from this model; {hint}")
+        _verify(path, found.card.get("sha256", {}).get(path.name))
+    return found
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _card(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+        _ = {name: str(card["sha256"][name]) for name in (CONFIG, WEIGHTS)}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path}: damaged, or no card of a model; fetch it again") from error
+    return dict(card)
+
+
+def _verify(path: Path, expected: str | None) -> None:
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise InputError(f"{path}: a Git LFS pointer, not the file itself; type: git lfs pull")
+    if expected and sha256(path) != expected:
+        raise InputError(f"{path}: damaged or changed: its SHA-256 is not the one in {CARD}; fetch it again")

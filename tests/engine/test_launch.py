@@ -1,0 +1,136 @@
+"""Several processes on the CPU: what they compute together is what one computes, in every method."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from pffnet_d2.cli import main
+from pffnet_d2.config import config_path
+from pffnet_d2.data.prepare import prepare
+from pffnet_d2.engine.launch import launch_on_cpu
+from pffnet_d2.engine.trainer import run
+from pffnet_d2.evaluation.scores import read_scores
+
+pytestmark = pytest.mark.usefixtures("leave_no_trace")
+
+
+@pytest.fixture(scope="module")
+def two_ranks() -> Iterator[ModuleType]:
+    """The module, importable by name also from new processes, which get this one's path."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(Path(__file__).parent))
+        yield importlib.import_module("two_ranks")
+
+
+@pytest.fixture(scope="module")
+def found(two_ranks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What two ranks found, each on a machine of its own (so they are told)."""
+    out = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
+    machines = [
+        threading.Thread(
+            target=launch_on_cpu,
+            args=(two_ranks.compare, 1),
+            kwargs={"num_machines": 2, "machine_rank": i, "dist_url": url, "args": (str(out),)},
+        )
+        for i in range(2)
+    ]
+    for machine in machines:
+        machine.start()
+    for machine in machines:
+        machine.join()
+    return [torch.load(out / f"{i}.pt", weights_only=True) for i in range(2)]
+
+
+def test_ranks_know_their_machines(found: list[dict[str, Any]]) -> None:
+    for rank in found:
+        assert rank["size"] == 2
+        assert rank["local"] == (0, 1)
+
+
+@pytest.mark.parametrize("method", ["PFFNet", "CellRCNN_V2", "CellRCNN", "MaskRCNN_GN"])
+def test_two_ranks_with_one_image_are_one_rank(found: list[dict[str, Any]], method: str) -> None:
+    for rank in found:
+        losses, gradients = rank[method]["alone"][2]
+        assert losses["loss_mask"] > 0
+        together, averaged = rank[method]["same image"]
+        assert together == losses
+        for name, g, of_both in zip(rank[method]["names"], gradients, averaged, strict=True):
+            assert torch.equal(g, of_both), name
+
+
+@pytest.mark.parametrize("method", ["PFFNet", "CellRCNN_V2", "CellRCNN", "MaskRCNN_GN"])
+def test_a_rank_without_objects_counts_like_any_other(found: list[dict[str, Any]], method: str) -> None:
+    """Each rank's losses are its own; gradients are their mean, and no parameter is left without."""
+    for rank, objects in zip(found, (2, 0), strict=True):
+        losses, averaged = rank[method]["none here"]
+        assert losses == rank[method]["alone"][objects][0]
+        assert (losses["loss_mask"] > 0) == (objects > 0)
+        one, other = rank[method]["alone"][2][1], rank[method]["alone"][0][1]
+        for name, a, b, of_both in zip(rank[method]["names"], one, other, averaged, strict=True):
+            assert torch.allclose((a + b) / 2, of_both, rtol=1e-4, atol=1e-7), name
+
+
+def test_all_ranks_end_where_one_diverges(found: list[dict[str, Any]]) -> None:
+    told = [rank["diverged"] for rank in found]
+    assert told[0] == told[1]
+    assert told[0].startswith("iteration 0 on rank 1: loss is nan; images 11 (1.png); ")
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("datasets")
+    prepare("phantoms", None, root, count=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(root))
+        yield root
+
+
+def test_training_and_evaluation_on_two_ranks(
+    two_ranks: ModuleType, datasets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run of one iteration; its scores are those of one process, three images and two ranks notwithstanding."""
+    flags = ["--config-file", str(config_path("demo/PFFNet_R18_FPN.yaml"))]
+    options = [
+        *(*two_ranks.SMALL, "INPUT.CROP.SIZE", "[64, 64]", "MODEL.RPN.POST_NMS_TOPK_TEST", "50"),
+        *("TEST.DETECTIONS_PER_IMAGE", "20", "MODEL.PFFNET.OUTPUTS", "['instances', 'semantic', 'panoptic']"),
+        *("SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2", "SEED", "1"),
+    ]
+    out, alone = tmp_path / "together", tmp_path / "alone"
+    assert run([*flags, "--cpu-ranks", "2", "--dist-url", "auto", *options, "OUTPUT_DIR", str(out)]) == 0
+    assert (out / "log.txt.rank1").is_file()
+    weights = ["MODEL.WEIGHTS", str(out / "model_final.pth"), "OUTPUT_DIR", str(alone)]
+    assert run([*flags, "--eval-only", *options, *weights]) == 0
+    results = [folder / "inference" / "phantoms_val" for folder in (out, alone)]
+    together, by_one = (read_scores(folder) for folder in results)
+    assert len(by_one) == 3
+    for row, expected in zip(together, by_one, strict=True):
+        assert row == pytest.approx(expected, nan_ok=True)
+    assert json.loads((results[0] / "panoptic_seg.json").read_text()) == pytest.approx(
+        json.loads((results[1] / "panoptic_seg.json").read_text())
+    )
+
+
+def test_flags_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> None:
+    config = ["--config-file", str(config_path("demo/PFFNet_R18_FPN.yaml"))]
+    for flags, message in (
+        (["--cpu-ranks", "-1"], "--num-gpus 1 --cpu-ranks -1 --num-machines 1: no such number"),
+        (["--cpu-ranks", "2", "--num-gpus", "2"], "--num-gpus 2 and --cpu-ranks 2: give one of them"),
+        (["--num-machines", "2", "--machine-rank", "2", "--cpu-ranks", "1"], "--machine-rank 2: give 0 to 1"),
+        (["--num-machines", "2", "--dist-url", "auto", "--cpu-ranks", "1"], "--dist-url auto serves one machine"),
+        (["--num-machines", "2", "--num-gpus", "0"], "--num-machines without GPUs: "),
+    ):
+        assert main(["train", *config, *flags]) == 2
+        assert capsys.readouterr().err.startswith(f"pffnet: error: {message}")

@@ -1,0 +1,512 @@
+"""engine.py: one line for every mistake, the CPU where there is no GPU, runs that go on after a kill."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase
+from detectron2.utils.env import seed_all_rng
+from torch import nn
+from torch.multiprocessing.spawn import ProcessRaisedException
+
+from pffnet_d2.cli import main
+from pffnet_d2.config import config_path
+from pffnet_d2.data.prepare import prepare
+from pffnet_d2.engine import trainer as engine
+from pffnet_d2.engine.resume import tell_changes
+from pffnet_d2.engine.trainer import Trainer, argument_parser, check, read_config, roi_masks, run
+from pffnet_d2.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("leave_no_trace")
+
+COMPACT = str(config_path("demo/PFFNet_R18_FPN.yaml"))
+# A stock Mask R-CNN with GroupNorm, small enough for a test.
+STOCK = {
+    "MODEL.META_ARCHITECTURE": "GeneralizedRCNN",
+    "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+    "MODEL.ROI_HEADS.NAME": "StandardROIHeads",
+    "MODEL.ROI_BOX_HEAD.NAME": "FastRCNNConvFCHead",
+    "MODEL.ROI_MASK_HEAD.NAME": "MaskRCNNConvUpsampleHead",
+    "MODEL.ROI_MASK_HEAD.NUM_CONV": 1,
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": 32,
+    "MODEL.FPN.OUT_CHANNELS": 32,
+    "MODEL.ROI_BOX_HEAD.FC_DIM": 32,
+    "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": 16,
+    "MODEL.DEVICE": "cpu",
+    "INPUT.CROP.SIZE": [64, 64],
+    "SOLVER.IMS_PER_BATCH": 1,
+    "SEED": 1,
+}
+SCHEDULE = {
+    "SOLVER.MAX_ITER": 6,
+    "SOLVER.STEPS": (5,),
+    "SOLVER.WARMUP_ITERS": 4,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+}
+
+
+def options(values: dict[str, Any]) -> list[str]:
+    return [str(word) for pair in values.items() for word in pair]
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    root = tmp_path_factory.mktemp("datasets")
+    prepare("phantoms", None, root, count=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(root))
+        yield root
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+def yaml_file(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("MODEL:\n  NO_SUCH: 1\n", r"child\.yaml: Non-existent config key: MODEL\.NO_SUCH"),
+        ("_BASE_: none.yaml\n", r"child\.yaml: its _BASE_ .*none\.yaml does not exist"),
+        ("_BASE_: child.yaml\n", r"child\.yaml: its _BASE_ files name each other in a circle"),
+        ("_BASE_: base.yaml\n", r"child\.yaml: Non-existent config key: SOLVER\.BASE_LRR"),
+        ("MODEL: [1, 2\n", r"child\.yaml, line 2: no yaml of plain values"),
+        ("SOLVER:\n  MAX_ITER: many\n", r"child\.yaml: Type mismatch .*MAX_ITER"),
+        ("just words\n", r"child\.yaml: "),
+        ("", r"child\.yaml: "),
+    ],
+)
+def test_mistakes_in_a_config_file(tmp_path: Path, text: str, message: str) -> None:
+    yaml_file(tmp_path / "base.yaml", "SOLVER:\n  BASE_LRR: 1\n")
+    with pytest.raises(InputError, match=message) as error:
+        read_config(yaml_file(tmp_path / "child.yaml", text))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("through_base", [False, True])
+def test_yaml_runs_nothing(tmp_path: Path, through_base: bool) -> None:
+    trace = tmp_path / "ran"
+    file = yaml_file(tmp_path / "evil.yaml", f"SEED: !!python/object/apply:os.system ['touch {trace}']\n")
+    if through_base:
+        file = yaml_file(tmp_path / "child.yaml", "_BASE_: evil.yaml\n")
+    with pytest.raises(InputError, match=r"evil\.yaml, line 1: no yaml of plain values"):
+        read_config(file)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["MODEL.NO_SUCH", "1"], r"command line, MODEL\.NO_SUCH 1: Non-existent key"),
+        (["SEED"], "command line, SEED: give keys and values in pairs"),
+        (["SOLVER.MAX_ITER", "many"], "command line, .*: Type mismatch"),
+    ],
+)
+def test_mistakes_on_the_command_line(opts: list[str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        read_config(COMPACT, opts)
+
+
+def test_missing_config_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--config-file", "nowhere.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("pffnet: error: nowhere.yaml: no such config file; ")
+    for command, other in (("train", "--from pretrained FOLDER"), ("evaluate", "--truth DIR --prediction DIR")):
+        for folder in ((), ("images",)):
+            assert main([command, *folder]) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith("pffnet: error: no config file given; ")
+            assert other in line
+
+
+def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    for here, asked in ((0, 2), (1, 2), (2, 3)):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda here=here: here > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda here=here: here)
+        with pytest.raises(InputError, match=f"^--num-gpus {asked}: this machine has {here} CUDA device"):
+            run(["--config-file", COMPACT, "--num-gpus", str(asked)])
+
+
+def test_launches_one_process_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[Any] = []
+    alone: list[Any] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(engine, "launch", lambda *args, **kwargs: launched.append((args, kwargs)))
+    monkeypatch.setattr(engine, "train_or_evaluate", alone.append)
+    for number in ("0", "1"):
+        assert run(["--config-file", COMPACT, "--num-gpus", number]) == 0
+    assert (len(alone), len(launched)) == (2, 0)
+    assert run(["--config-file", COMPACT, "--num-gpus", "2"]) == 0
+    assert launched[0][0][1] == 2
+    assert launched[0][1]["num_machines"] == 1
+
+
+def test_mistakes_in_other_processes_are_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    traceback = 'Traceback (most recent call last):\n  File "x.py"\npffnet_d2.errors.InputError: a.png: truncated\n'
+    for error in (
+        InputError(f"Caught InputError in DataLoader worker process 0.\nOriginal {traceback}"),
+        ProcessRaisedException(f"-- Process 1 terminated with the following error:\n{traceback}", 1, 42),
+    ):
+
+        def fail(args: Any, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(engine, "train_or_evaluate", fail)
+        assert main(["train", "--config-file", COMPACT]) == 2
+        assert capsys.readouterr().err == "pffnet: error: a.png: truncated\n"
+
+    def break_down(args: Any) -> None:
+        raise ProcessRaisedException("-- Process 1 terminated ...\nRuntimeError: a bug", 1, 42)
+
+    monkeypatch.setattr(engine, "train_or_evaluate", break_down)
+    with pytest.raises(ProcessRaisedException):
+        main(["train", "--config-file", COMPACT])
+
+
+@pytest.mark.parametrize(
+    ("opts", "message"),
+    [
+        (["DATASETS.TEST", "('phantom_val',)"], r"phantom_val: no such data set; did you mean .*phantoms_val"),
+        (["DATASETS.TRAIN", "('xyzzy',)"], r"xyzzy: no such data set; did you mean .*phantoms_train"),
+        (["DATASETS.TRAIN", "()"], r"DATASETS\.TRAIN is empty"),
+        (["DATASETS.TEST", "('bbbc039_val',)"], r"bbbc039_val is not prepared: .*pffnet prepare bbbc039"),
+        (["MODEL.BACKBONE.FREEZE_AT", "2"], r"set MODEL\.BACKBONE\.FREEZE_AT 0"),
+        (["SOLVER.AMP.ENABLED", "True"], r"set SOLVER\.AMP\.ENABLED False"),
+        (["SOLVER.IMS_PER_BATCH", "3", "SOLVER.REFERENCE_WORLD_SIZE", "2"], "does not divide among 2 processes"),
+        (["SOLVER.IMS_PER_BATCH", "0"], "IMS_PER_BATCH 0"),
+        (
+            ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.PFFNET.OUTPUTS", "['panoptic']"],
+            r"OUTPUTS: GeneralizedRCNN has no output panoptic; leave it out, or set MODEL\.META_ARCHITECTURE PFFNet",
+        ),
+        (
+            ["MODEL.META_ARCHITECTURE", "PanopticFPN", "MODEL.PFFNET.OUTPUTS", "['semantic_fused']"],
+            "OUTPUTS: PanopticFPN has no output semantic_fused",
+        ),
+        (
+            ["MODEL.PFFNET.TTA", "['hflip']", "MODEL.PFFNET.OUTPUTS", "['semantic']"],
+            r"TTA merges instances only; set MODEL\.PFFNET\.OUTPUTS",
+        ),
+        (["SOLVER.STEPS", "(30, 30)"], r"SOLVER\.STEPS \(30, 30\): each must be later"),
+        (
+            ["SOLVER.PFFNET.CLIP_NORM", "1.0"],
+            r"CLIP_NORM and SOLVER\.CLIP_GRADIENTS\.ENABLED: gradients are clipped in one",
+        ),
+    ],
+)
+def test_check_finds_mistakes_before_training(datasets: Path, opts: list[str], message: str) -> None:
+    check(read_config(COMPACT), train=True)
+    with pytest.raises(InputError, match=message) as error:
+        check(read_config(COMPACT, opts), train=True)
+    assert "\n" not in str(error.value)
+
+
+def test_check_of_the_batch_on_several_gpus(datasets: Path) -> None:
+    cfg = read_config(COMPACT, ["SOLVER.IMS_PER_BATCH", "2"])
+    check(cfg, train=True, processes=2)
+    with pytest.raises(InputError, match="does not divide among 4 processes"):
+        check(cfg, train=True, processes=4)
+    cfg.SOLVER.REFERENCE_WORLD_SIZE = 1
+    check(cfg, train=True, processes=4)
+
+
+def test_evaluation_needs_neither_training_data_nor_starting_weights(datasets: Path) -> None:
+    check(read_config(COMPACT, ["DATASETS.TRAIN", "()", "MODEL.BACKBONE.FREEZE_AT", "2"]), train=False)
+    with pytest.raises(InputError, match=r"DATASETS\.TEST is empty"):
+        check(read_config(COMPACT, ["DATASETS.TEST", "()"]), train=False)
+
+
+def test_the_papers_config_scales_with_gpus() -> None:
+    cfg = read_config(str(config_path("PFFNet_R101_FPN.yaml")))
+    assert (cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH) == (1, 1)
+    scaled = DefaultTrainer.auto_scale_workers(cfg, 2)
+    assert scaled.SOLVER.IMS_PER_BATCH == 2
+    assert abs(scaled.SOLVER.BASE_LR - 2 * cfg.SOLVER.BASE_LR) < 1e-12
+    assert scaled.SOLVER.MAX_ITER == cfg.SOLVER.MAX_ITER // 2
+    assert list(scaled.SOLVER.STEPS) == [step // 2 for step in cfg.SOLVER.STEPS]
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_default_flags_run_on_the_cpu_and_say_so(datasets: Path, tmp_path: Path) -> None:
+    # A config written down on a machine with a GPU names it.
+    args = argument_parser().parse_args(
+        ["--config-file", COMPACT, "OUTPUT_DIR", str(tmp_path / "run"), "MODEL.DEVICE", "cuda"]
+    )
+    cfg = engine.setup(args)
+    assert cfg.MODEL.DEVICE == "cpu"
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("no CUDA device: running on the CPU") == 1
+    tiny = torch.tensor(1e-39)
+    assert (tiny * 0.5).item() == 0  # denormals are flushed
+
+
+def test_adam_decays_and_clips_as_told() -> None:
+    """FCN8s: VGG's 13 convolutions and the three scores decay, nothing else; one norm over all gradients."""
+    cfg = read_config(str(config_path("dsb2018/FCN8s_compact.yaml")), ["MODEL.DEVICE", "cpu"])
+    cfg.SOLVER.WEIGHT_DECAY = 0.25
+    model = Trainer.build_model(cfg)
+    optimizer = Trainer.build_optimizer(cfg, model)
+    assert type(optimizer) is torch.optim.Adam
+    groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    assert set(groups) == {id(p) for p in model.parameters()}
+    assert all((group["eps"], group["lr"]) == (1e-5, 0.001) for group in optimizer.param_groups)
+    decayed = {n for n, p in model.named_parameters() if groups[id(p)]["weight_decay"] == 0.25}
+    convolutions = {n for n in decayed if re.fullmatch(r"backbone\.features\.\d+\.weight", n)}
+    assert len(convolutions) == 13
+    assert decayed - convolutions == {f"score_{level}.weight" for level in ("pool3", "pool4", "fc7")}
+
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    assert norm.item() == pytest.approx(1.0, rel=1e-4)
+    # Detectron2's own types clip each parameter.
+    cfg.SOLVER.PFFNET.CLIP_NORM = 0.0
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = True
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = "norm"
+    optimizer = Trainer.build_optimizer(cfg, model)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert [round(p.grad.norm().item(), 3) for p in model.parameters()] == [1.0] * len(groups)
+
+
+def test_sgd_stays_detectron2s() -> None:
+    cfg = read_config(COMPACT, ["MODEL.DEVICE", "cpu"])
+    assert isinstance(Trainer.build_optimizer(cfg, nn.Linear(2, 2)), torch.optim.SGD)
+
+
+def test_output_folder_that_cannot_be_written(datasets: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    args = argument_parser().parse_args(["--config-file", COMPACT, "OUTPUT_DIR", str(tmp_path / "file" / "run")])
+    with pytest.raises(InputError, match=r"OUTPUT_DIR .*file/run: .*; choose a folder"):
+        engine.setup(args)
+
+
+def test_evaluation_without_weights(datasets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for command in (["train", "--eval-only"], ["evaluate"]):
+        assert main([*command, "--config-file", COMPACT, *options(STOCK), "OUTPUT_DIR", str(tmp_path)]) == 2
+        assert "no weights to evaluate; give MODEL.WEIGHTS FILE" in capsys.readouterr().err
+
+
+def test_roi_masks_switches_our_models_only_within() -> None:
+    ours, theirs = nn.Linear(1, 1), nn.Linear(1, 1)
+    ours.paste_masks = True
+    with roi_masks(ours):
+        assert not ours.paste_masks
+    assert ours.paste_masks
+    with pytest.raises(RuntimeError), roi_masks(ours):
+        raise RuntimeError
+    assert ours.paste_masks
+    with roi_masks(theirs):
+        assert not hasattr(theirs, "paste_masks")
+
+
+class KilledAfter(HookBase):
+    def __init__(self, iterations: int) -> None:
+        self.iterations = iterations
+
+    def after_step(self) -> None:
+        if self.trainer.iter + 1 == self.iterations:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture
+def stock_cfg(datasets: Path, tmp_path: Path) -> Callable[..., CfgNode]:
+    def make(*opts: str) -> CfgNode:
+        return read_config(COMPACT, [*options(STOCK | SCHEDULE), "OUTPUT_DIR", str(tmp_path), *opts])
+
+    return make
+
+
+def momenta(trainer: Trainer) -> list[torch.Tensor]:
+    states = trainer.optimizer.state_dict()["state"]
+    return [states[i]["momentum_buffer"] for i in sorted(states)]
+
+
+def killed_run(cfg: CfgNode, iterations: int) -> Trainer:
+    trainer = Trainer(cfg)
+    trainer.register_hooks([KilledAfter(iterations)])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    return trainer
+
+
+def test_resuming_after_a_kill_restores_optimizer_and_scheduler(stock_cfg: Callable[..., CfgNode]) -> None:
+    cfg = stock_cfg()
+    killed = killed_run(cfg, 3)
+    resumed = Trainer(cfg)
+    fresh_rates = [group["lr"] for group in resumed.optimizer.param_groups]
+    resumed.resume_or_load(resume=True)
+
+    assert resumed.start_iter == 3
+    assert len(momenta(resumed)) > 50
+    for before, after in zip(momenta(killed), momenta(resumed), strict=True):
+        assert torch.equal(before, after)
+    assert any(m.abs().max() > 0 for m in momenta(resumed))
+    rates = [group["lr"] for group in resumed.optimizer.param_groups]
+    assert rates == [group["lr"] for group in killed.optimizer.param_groups]
+    assert rates != fresh_rates  # warm-up goes on
+    assert resumed.scheduler.state_dict()["last_epoch"] == killed.scheduler.state_dict()["last_epoch"] == 3
+    for before, after in zip(killed.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_averaged_weights_are_saved_and_resume(stock_cfg: Callable[..., CfgNode], tmp_path: Path) -> None:
+    """Files hold the average as the model; a run that was stopped ends as one that was not."""
+    decay = ("SOLVER.PFFNET.EMA_DECAY", "0.5")
+    seed_all_rng(1)
+    killed = killed_run(stock_cfg(*decay), 3)
+    saved = torch.load(tmp_path / "model_0000002.pth", weights_only=True)
+    assert killed.average is not None
+    for name, value in killed.average.model.state_dict().items():
+        assert torch.equal(saved["model"][name], value)
+    assert any(not torch.equal(saved["model"][name], value) for name, value in killed.model.state_dict().items())
+
+    ends = []
+    for resume in (True, False):
+        seed_all_rng(1)  # as Detectron2's default_setup does, before the model is made
+        trainer = Trainer(stock_cfg(*decay))
+        trainer.resume_or_load(resume=resume)
+        assert trainer.start_iter == (3 if resume else 0)
+        killed_by = KilledAfter(5)
+        trainer.register_hooks([killed_by])
+        with pytest.raises(KeyboardInterrupt):
+            trainer.train()
+        ends.append((trainer.model.state_dict(), trainer.average.model.state_dict()))
+    for resumed, whole in zip(*ends, strict=True):
+        assert all(torch.equal(value, whole[name]) for name, value in resumed.items())
+
+
+def test_a_run_without_an_average_goes_on_with_one(stock_cfg: Callable[..., CfgNode]) -> None:
+    killed = killed_run(stock_cfg(), 2)
+    resumed = Trainer(stock_cfg("SOLVER.PFFNET.EMA_DECAY", "0.5"))
+    resumed.resume_or_load(resume=True)
+    for name, value in killed.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value)
+        assert torch.equal(resumed.average.model.state_dict()[name], value)
+
+
+def test_old_names_of_keys_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = yaml_file(
+        tmp_path / "old.yaml",
+        "SOLVER:\n  OPTIMIZER: ADAM\n  ADAM_EPSILON: 0.00001\n  CLIP_GRADIENTS:\n    ENABLED: True\n"
+        "    CLIP_TYPE: full_model\n    CLIP_VALUE: 2.0\nVERSION: 2\n",
+    )
+    solver = read_config(file).SOLVER
+    assert (solver.PFFNET.OPTIMIZER, solver.PFFNET.ADAM_EPSILON, solver.PFFNET.CLIP_NORM) == ("ADAM", 1e-5, 2.0)
+    assert not solver.CLIP_GRADIENTS.ENABLED
+    assert "OPTIMIZER" not in solver
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith(f"{file}: SOLVER.OPTIMIZER is now SOLVER.PFFNET.OPTIMIZER, ")
+    assert read_config(COMPACT, ["SOLVER.OPTIMIZER", "ADAM"]).SOLVER.PFFNET.OPTIMIZER == "ADAM"
+
+
+def test_what_a_resumed_run_changes_is_said(
+    stock_cfg: Callable[..., CfgNode], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cfg = stock_cfg()
+    cfg.SEED = 3
+    killed = killed_run(cfg, 3)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    caplog.clear()
+    tell_changes(tmp_path, cfg)
+    assert not caplog.records
+    changed = stock_cfg("SOLVER.MAX_ITER", "9", "SOLVER.BASE_LR", "0.5", "TEST.EVAL_PERIOD", "7")
+    tell_changes(tmp_path, changed)
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{tmp_path}: resumes with other settings than it was begun with: SEED 1 (was 3), SOLVER.BASE_LR 0.5 is not "
+        f"taken, the checkpoint's {cfg.SOLVER.BASE_LR} stays, SOLVER.MAX_ITER 9 (was 6)"
+    )
+    resumed = Trainer(changed)
+    resumed.resume_or_load(resume=True)
+    assert resumed.max_iter == 9
+    rates = [[group["lr"] for group in trainer.optimizer.param_groups] for trainer in (killed, resumed)]
+    assert rates[0] == rates[1]  # as said
+    resumed.scheduler.step()
+    assert max(group["lr"] for group in resumed.optimizer.param_groups) < 0.1
+    (tmp_path / "config.yaml").write_text("[" * 3)
+    caplog.clear()
+    tell_changes(tmp_path, changed)
+    assert not caplog.records
+
+
+def test_checkpoints_are_in_mains_format_and_weights_only(stock_cfg: Callable[..., CfgNode], tmp_path: Path) -> None:
+    killed_run(stock_cfg(), 1)
+    checkpoint = torch.load(tmp_path / "model_0000000.pth", weights_only=True)
+    assert {"model", "trainer", "iteration"} <= checkpoint.keys()
+    inner = checkpoint["trainer"]["_trainer"]
+    assert inner["iteration"] == checkpoint["trainer"]["iteration"] == 0
+    assert {"state", "param_groups"} <= inner["optimizer"].keys()
+
+
+def test_checkpoints_without_optimizer_are_resumed(stock_cfg: Callable[..., CfgNode], tmp_path: Path) -> None:
+    """Those of Detectron2 0.6's own DefaultTrainer."""
+    killed_run(stock_cfg(), 2)
+    file = tmp_path / "model_0000001.pth"
+    checkpoint = torch.load(file, weights_only=True)
+    del checkpoint["trainer"]["_trainer"]
+    torch.save(checkpoint, file)
+    resumed = Trainer(stock_cfg())
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 2
+    assert not momenta(resumed)
+
+
+def test_a_parent_that_keeps_the_optimizer_is_left_to_it(
+    stock_cfg: Callable[..., CfgNode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Upstream main's DefaultTrainer, imitated: it saves "_trainer" itself and fails where that is missing."""
+    parent_state, parent_load = DefaultTrainer.state_dict, DefaultTrainer.load_state_dict
+
+    def state_dict(self: Any) -> dict[str, Any]:
+        return {**parent_state(self), "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self: Any, state: dict[str, Any]) -> None:
+        parent_load(self, state)
+        self._trainer.load_state_dict(state["_trainer"])
+
+    killed = killed_run(stock_cfg(), 2)  # as 0.6
+    if not engine.TRAINER_KEEPS_OPTIMIZER:
+        monkeypatch.setattr(DefaultTrainer, "state_dict", state_dict)
+        monkeypatch.setattr(DefaultTrainer, "load_state_dict", load_state_dict)
+        monkeypatch.setattr(engine, "TRAINER_KEEPS_OPTIMIZER", True)
+    resumed = Trainer(stock_cfg())
+    resumed.resume_or_load(resume=True)
+    for before, after in zip(momenta(killed), momenta(resumed), strict=True):
+        assert torch.equal(before, after)
+    state = resumed.state_dict()
+    del state["_trainer"]
+    resumed.load_state_dict(state)  # as from 0.6's own trainer
+
+
+def test_adam() -> None:
+    """SOLVER.PFFNET.OPTIMIZER: its learning rate, weight decay (none for norms) and clipping are the config's."""
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1))
+    keys = {
+        "SOLVER.PFFNET.OPTIMIZER": "ADAM",
+        "SOLVER.BASE_LR": 1.25e-4,
+        "SOLVER.WEIGHT_DECAY": 0.01,
+        "SOLVER.WEIGHT_DECAY_NORM": 0.0,
+        "SOLVER.CLIP_GRADIENTS.ENABLED": True,
+    }
+    optimizer = Trainer.build_optimizer(read_config(COMPACT, options(keys)), model)
+    assert isinstance(optimizer, torch.optim.Adam)
+    assert {group["lr"] for group in optimizer.param_groups} == {1.25e-4}
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert [decay[id(p)] for p in model.parameters()] == [0.01, 0.01, 0, 0]
+    assert type(optimizer).step is not torch.optim.Adam.step  # clips
+    assert isinstance(Trainer.build_optimizer(read_config(COMPACT), model), torch.optim.SGD)

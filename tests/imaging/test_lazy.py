@@ -1,0 +1,97 @@
+"""Windows of files are those of the whole image; percentiles are numpy's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pffnet_d2.errors import InputError
+from pffnet_d2.imaging import lazy as regions
+from pffnet_d2.imaging.lazy import open_micrograph, percentiles
+from pffnet_d2.imaging.microscopy import read_micrograph
+
+GREY = np.random.default_rng(0).integers(0, 60_000, (90, 130)).astype(np.uint16)
+COLOUR = np.random.default_rng(1).integers(0, 255, (90, 130, 3)).astype(np.uint8)
+WINDOWS = [(0, 90, 0, 130), (0, 1, 0, 1), (17, 64, 31, 130), (89, 90, 129, 130), (20, 20, 5, 9)]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "how"),
+    [
+        (GREY, {}),
+        (GREY, {"byteorder": ">"}),
+        (GREY, {"bigtiff": True, "tile": (32, 48)}),
+        (GREY, {"rowsperstrip": 7, "compression": "zlib"}),
+        (GREY, {"tile": (16, 16), "compression": "zlib", "predictor": True}),
+        (COLOUR, {"photometric": "rgb"}),
+        (COLOUR, {"photometric": "rgb", "tile": (32, 32), "compression": "zlib"}),
+        (np.moveaxis(COLOUR, 2, 0), {"photometric": "rgb", "planarconfig": "separate", "tile": (32, 64)}),
+        (GREY.astype(np.float32) / 7, {"tile": (48, 32)}),
+    ],
+)
+def test_windows_are_those_of_the_whole(tmp_path: Path, pixels: np.ndarray, how: dict[str, Any]) -> None:
+    path = tmp_path / "image.tif"
+    tifffile.imwrite(path, pixels, **how)
+    whole = read_micrograph(path).pixels
+    with open_micrograph(path) as micrograph:
+        assert tuple(micrograph.pixels.shape) == whole.shape
+        assert micrograph.pixels.dtype == whole.dtype
+        for y0, y1, x0, x1 in WINDOWS:
+            np.testing.assert_array_equal(micrograph.pixels[y0:y1, x0:x1], whole[y0:y1, x0:x1])
+
+
+def test_a_plane_and_channels_of_a_stack(tmp_path: Path) -> None:
+    stack = np.random.default_rng(2).integers(0, 999, (3, 2, 40, 50)).astype(np.uint16)
+    path = tmp_path / "stack.ome.tif"
+    tifffile.imwrite(path, stack, metadata={"axes": "ZCYX"})
+    with open_micrograph(path, plane={"Z": 2}, channels=[1]) as micrograph:
+        np.testing.assert_array_equal(micrograph.pixels[5:30, 10:20], stack[2, 1, 5:30, 10:20])
+    with pytest.raises(InputError, match="Z"), open_micrograph(path, channels=[0]):
+        pass
+
+
+@pytest.mark.parametrize("how", [{}, {"tile": (32, 32)}, {"compression": "zlib", "rowsperstrip": 8}])
+def test_a_file_that_was_cut_off_is_named_before_hours_of_work(tmp_path: Path, how: dict[str, Any]) -> None:
+    path = tmp_path / "cut.tif"
+    tifffile.imwrite(path, GREY, **how)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(InputError, match=r"cut\.tif"), open_micrograph(path) as micrograph:
+        micrograph.pixels[0:90, 0:130]
+
+
+@given(
+    st.sampled_from(["u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8", "i8"]),
+    st.integers(0, 2**32 - 1),
+    st.floats(0, 100),
+)
+def test_percentiles_are_numpys(kind: str, seed: int, percent: float) -> None:
+    rng = np.random.default_rng(seed)
+    shape = tuple(rng.integers(1, 60, 2))
+    if kind[0] == "f":
+        values = (rng.standard_normal(shape) * 10.0 ** rng.integers(-3, 6)).astype(kind)
+    else:
+        limits = np.iinfo(kind)
+        spread = int(rng.integers(1, 64))
+        low = max(limits.min, -(2**spread) // 2) if kind[0] == "i" else 0
+        values = rng.integers(low, min(limits.max, low + 2**spread - 1), shape, endpoint=True).astype(kind)
+    expected = np.percentile(values, percent) + (128 if kind == "i1" else 0)  # signed bytes are read as unsigned ones
+    assert percentiles(values, [percent])[0] == pytest.approx(float(expected), rel=1e-6 if kind == "f4" else 1e-12)
+
+
+def test_percentiles_of_many_blocks_and_of_three_channels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(regions, "_BLOCK", (16, 32))
+    assert percentiles(GREY, [0.1, 99.9]) == pytest.approx(np.percentile(GREY, [0.1, 99.9]).tolist())
+    rgba = np.dstack([COLOUR, np.full((90, 130), 255, np.uint8)])
+    assert percentiles(rgba, [50]) == [np.percentile(COLOUR, 50)]
+
+
+def test_values_that_are_not_finite_are_named() -> None:
+    with pytest.raises(InputError, match=r"plate\.tif"):
+        percentiles(np.array([[1.0, np.nan]]), [50], "plate.tif")

@@ -1,0 +1,83 @@
+"""Bright, coloured, or neither: by hand, and on every real image at hand."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pffnet_d2.data import readers
+from pffnet_d2.imaging.read import STRETCH, to_rgb8
+from pffnet_d2.inference.modality import statistics, unlike_fluorescence
+
+
+def field(background: tuple[int, int, int], objects: tuple[int, int, int], part: float = 0.3) -> np.ndarray:
+    """(20, 50, 3) of a background with its first columns of another colour."""
+    image = np.full((20, 50, 3), background, np.uint8)
+    image[:, : round(50 * part)] = objects
+    return image
+
+
+def test_statistics_by_hand() -> None:
+    brightness, colourfulness = statistics(field((30, 60, 90), (200, 200, 200), 0.4))
+    assert brightness == 60  # of (30 + 60 + 90) / 3 in three fifths and 200 in the others
+    assert colourfulness == pytest.approx(0.6 * 60)
+
+
+@pytest.mark.parametrize(
+    ("background", "objects", "words"),
+    [
+        ((8, 8, 8), (120, 120, 120), ""),
+        ((63, 63, 63), (250, 250, 250), ""),
+        ((0, 0, 0), (0, 0, 0), ""),
+        ((230, 230, 230), (80, 80, 80), "bright background"),
+        ((230, 215, 228), (120, 70, 150), "coloured on a bright background"),
+        ((2, 2, 2), (10, 10, 220), "coloured; .*take the channel of the nuclei"),
+    ],
+)
+def test_what_is_said(background: tuple[int, int, int], objects: tuple[int, int, int], words: str) -> None:
+    said = unlike_fluorescence(field(background, objects))
+    assert bool(said) == bool(words)
+    assert "\n" not in said
+    assert re.search(words, said)
+
+
+def test_an_inverted_image_is_told_from_itself() -> None:
+    image = field((12, 12, 12), (200, 200, 200))
+    assert not unlike_fluorescence(image)
+    assert "add --invert" in unlike_fluorescence(255 - image)
+    assert "leave out --invert" in unlike_fluorescence(255 - image, inverted=True)
+    assert not unlike_fluorescence(image, inverted=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("bbbc039", {"fluorescence": 200}),
+        ("dsb2018", {"fluorescence": 546, "histology": 108, "brightfield": 16}),
+        ("kumar", {"histology": 30}),
+        ("tnbc", {"histology": 50}),
+    ],
+)
+def test_error_rates_on_real_images(pffnet_data: Callable[[str], Path], name: str, kinds: dict[str, int]) -> None:
+    """No false warning, nothing missed, also inverted, in as many of the publisher's images as are at hand."""
+    root = pffnet_data(name)
+    seen: Counter[str] = Counter()
+    wrong: Counter[str] = Counter()
+    for split in readers.READERS[name].splits(root):
+        for record in readers.READERS[name].records(root, split):
+            pixels = record.read_image()
+            rgb = to_rgb8(pixels, STRETCH)
+            kind = record.image_type if isinstance(record.image_type, str) else record.image_type(pixels)
+            seen[kind] += 1
+            wrong[kind] += bool(unlike_fluorescence(rgb)) != (kind != "fluorescence")
+            wrong["inverted"] += kind == "fluorescence" and not unlike_fluorescence(255 - rgb)
+    print(name, dict(seen), "wrong", dict(wrong))
+    assert set(seen) <= set(kinds)
+    assert all(0 < n <= kinds[kind] for kind, n in seen.items())
+    assert not +wrong

@@ -1,0 +1,119 @@
+"""Views there and back, one view is no augmentation, all eight do not see how the image lies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+from detectron2.modeling import build_model
+
+from pffnet_d2 import Predictor
+from pffnet_d2.config import read_config
+from pffnet_d2.errors import InputError
+from pffnet_d2.modeling.tta import VIEWS, turn, turn_back, turn_boxes, turn_boxes_back
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_boxes_go_where_pixels_go(name: str) -> None:
+    view, size = VIEWS[name], (7, 11)
+    mask = torch.zeros(size)
+    mask[1:3, 4:9] = 1
+    box = torch.tensor([[4.0, 1.0, 9.0, 3.0]])
+    ys, xs = torch.nonzero(turn(mask, view), as_tuple=True)
+    expected = [xs.min().item(), ys.min().item(), xs.max().item() + 1, ys.max().item() + 1]
+    turned = turn_boxes(box, view, size)
+    assert turned.tolist() == [expected]
+    assert turn_boxes_back(turned, view, size).tolist() == box.tolist()
+    some = torch.arange(77).reshape(size)
+    assert (turn_back(turn(some, view), view) == some).all()
+
+
+def test_views_by_hand() -> None:
+    square = torch.tensor([[1, 2], [3, 4]])
+    seen = {name: turn(square, view).flatten().tolist() for name, view in VIEWS.items()}
+    assert seen["hflip"] == [2, 1, 4, 3]
+    assert seen["vflip"] == [3, 4, 1, 2]
+    assert seen["rotate90"] == [2, 4, 1, 3]
+    assert seen["transpose"] == [1, 3, 2, 4]
+    assert seen["antitranspose"] == [4, 2, 3, 1]
+    assert len({tuple(view) for view in seen.values()}) == 8
+
+
+def outputs(small_model: Any, views: list[str], image: torch.Tensor, *opts: str) -> Any:
+    keys = ["MODEL.PFFNET.TTA", str(views), "MODEL.WEIGHTS", str(small_model.weights), *opts]
+    predictor = Predictor(read_config(str(small_model.config), keys))
+    with torch.no_grad():
+        (output,) = predictor.model([{"image": image, "height": image.shape[1], "width": image.shape[2]}])
+    return output["instances"]
+
+
+def picture() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(3, 96, 96, generator=generator) * 60
+    for y, x in torch.randint(0, 70, (7, 2), generator=generator).tolist():
+        image[:, y : y + 20, x : x + 26] += 120
+    return image
+
+
+def test_one_view_is_the_model_itself(small_model: Any) -> None:
+    """So scores are class score times mask quality once."""
+    plain, one = (outputs(small_model, views, picture()) for views in ([], ["identity"]))
+    order = plain.class_scores.argsort(descending=True, stable=True)
+    plain = plain[order]
+    assert len(one) == len(plain) > 5
+    for name in ("scores", "class_scores", "mask_quality"):
+        torch.testing.assert_close(one.get(name), plain.get(name), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(one.pred_boxes.tensor, plain.pred_boxes.tensor, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(one.pred_masks, plain.pred_masks, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(one.scores, one.class_scores * one.mask_quality)
+
+
+@pytest.mark.parametrize("name", ["hflip", "rotate90"])
+def test_all_views_do_not_see_how_the_image_lies(small_model: Any, name: str) -> None:
+    view = VIEWS[name]
+    straight = outputs(small_model, list(VIEWS), picture())
+    turned = outputs(small_model, list(VIEWS), turn(picture(), view))
+    boxes = turn_boxes(straight.pred_boxes.tensor, view, (96, 96))
+    # Equal scores may change places, and sums differ in their last bits: the best ones are compared.
+    best = straight.class_scores[:5]
+    torch.testing.assert_close(turned.class_scores[:5], best, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(turned.pred_boxes.tensor[:5], boxes[:5], rtol=1e-3, atol=0.05)
+    torch.testing.assert_close(turned.pred_masks[:5], turn(straight.pred_masks[:5], view), rtol=1e-2, atol=1e-2)
+
+
+def test_a_stock_model(small_model: Any) -> None:
+    keys = [
+        *("MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.BACKBONE.NAME", "build_resnet_fpn_backbone"),
+        *("MODEL.ROI_HEADS.NAME", "StandardROIHeads", "MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"),
+    ]
+    cfg = read_config(str(small_model.config), keys)
+    torch.manual_seed(1)
+    weights = small_model.weights.with_name("stock.pth")
+    torch.save({"model": build_model(cfg).state_dict()}, weights)
+    instances = outputs(small_model, ["identity", "hflip"], picture(), *keys, "MODEL.WEIGHTS", str(weights))
+    assert not instances.has("mask_quality")
+    assert instances.pred_masks.shape[1:] == (1, 28, 28)
+    predictor = Predictor(cfg, weights)  # pasted masks
+    prediction = predictor(np.uint8(picture().permute(1, 2, 0)))
+    assert prediction.label_map.max() == len(prediction.instances)
+    assert list(prediction.scores) == ["score"]
+
+
+def test_nothing_found(small_model: Any) -> None:
+    none = outputs(
+        small_model, ["identity", "rotate90"], picture()[:, :64], "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.9999"
+    )
+    assert len(none) == 0
+    assert none.pred_masks.shape == (0, 1, 28, 28)
+    assert none.image_size == (64, 96)
+
+
+@pytest.mark.parametrize(("views", "words"), [(["flip"], "unknown view 'flip'"), (["hflip", "hflip"], "twice")])
+def test_refused(small_model: Any, views: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        outputs(small_model, views, picture())
