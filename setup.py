@@ -32,7 +32,7 @@ setup(
         "pffnet_d2.data": ["splits/*.json"],
         "pffnet_d2.model_zoo": ["pretrained/*/config.yaml", "pretrained/*/model_final.pth", "pretrained/*/card.json"],
     },
-    entry_points={"console_scripts": ["pffnet = pffnet_d2.cli:main"]},
+    entry_points={"console_scripts": ["pffnet = pffnet_d2.cli.main:main"]},
     # Not here: torch and torchvision (CPU or CUDA is the choice of the user), OpenCV (several packages provide it) and
     # Detectron2 (on no index under its name: `pip install ./third_party/detectron2`). `pffnet env` names what is
     # missing.

@@ -3,7 +3,7 @@
 
 import sys
 
-from pffnet_d2.cli import main
+from pffnet_d2.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main(["prepare", *sys.argv[1:]]))

@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-import numpy as np
-
 from pffnet_d2.errors import InputError
 
 
@@ -244,7 +242,7 @@ VALUES: dict[str, Rule] = {
 
 def check_value(key: str, value: Any, name: str) -> None:
     """Raises InputError, which calls the key ``name``, where ``key`` does not accept a value."""
-    value = value.item() if isinstance(value, np.generic) else value
+    value = value.item() if hasattr(value, "item") else value  # a number of numpy
     rule = VALUES.get(key)
     if rule is not None and not rule.accepts(value):
         given = repr(value) if isinstance(value, str) else str(value)

@@ -14,7 +14,8 @@ import torch
 from detectron2.engine import DefaultPredictor
 from PIL import Image
 
-from pffnet_d2.cli import demo, main
+from pffnet_d2.cli import demo
+from pffnet_d2.cli.main import main
 from pffnet_d2.config import config_path
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.engine import read_config

@@ -26,7 +26,8 @@ def test_what_needs_neither_still_imports(modules: tuple[str, ...]) -> None:
         """
 import numpy as np
 import pffnet_d2
-from pffnet_d2 import cli, config_path, env, imaging, masks
+from pffnet_d2 import config_path, env, imaging, masks
+from pffnet_d2.cli import main as cli
 from pffnet_d2.data import prepare, readers, synthetic
 from pffnet_d2.imaging import read
 from pffnet_d2.masks import coco
@@ -66,7 +67,7 @@ except ImportError as error:
 
 @pytest.mark.parametrize("modules", MISSING, ids=" ".join)
 def test_report_names_what_is_missing(modules: tuple[str, ...]) -> None:
-    result = run_without(modules, "from pffnet_d2.cli import main\nsys.exit(main(['env']))")
+    result = run_without(modules, "from pffnet_d2.cli.main import main\nsys.exit(main(['env']))")
     assert result.returncode == 1, result.stderr
     last = result.stdout.splitlines()[-1]
     assert last.startswith("missing: ")
@@ -78,7 +79,7 @@ def test_report_names_what_is_missing(modules: tuple[str, ...]) -> None:
 
 def test_commands_that_need_detectron2_say_so_in_one_line() -> None:
     commands = ["train", "evaluate", "demo"]
-    code = f"from pffnet_d2.cli import main\nprint([main([command]) for command in {commands}])"
+    code = f"from pffnet_d2.cli.main import main\nprint([main([command]) for command in {commands}])"
     result = run_without(("detectron2",), code)
     assert result.stdout == "[2, 2, 2]\n"
     for command, line in zip(commands, result.stderr.splitlines(), strict=True):
@@ -89,7 +90,7 @@ def test_commands_that_need_detectron2_say_so_in_one_line() -> None:
 
 @pytest.mark.parametrize("module", ["numpy", "tifffile", "cv2"])
 def test_report_when_a_small_part_is_missing(module: str) -> None:
-    result = run_without((module,), "from pffnet_d2.cli import main\nsys.exit(main(['env']))")
+    result = run_without((module,), "from pffnet_d2.cli.main import main\nsys.exit(main(['env']))")
     assert result.returncode == 1, result.stderr
     name = dict(env.REQUIRED)[module]
     last = result.stdout.splitlines()[-1]

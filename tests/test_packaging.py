@@ -29,7 +29,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
     for name in ("pffnet_d2", "configs", "tests", "benchmarks", "third_party"):
         shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
     # A model is installed with the package, whether this checkout has the shipped one or not.
-    model = sources / "pffnet_d2" / "pretrained" / "of_the_test"
+    model = sources / "pffnet_d2" / "model_zoo" / "pretrained" / "of_the_test"
     model.mkdir()
     for name in MODEL_FILES:
         (model / name).write_text("{}")
@@ -60,13 +60,13 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     metadata = email.message_from_bytes(wheel.read(name))
     assert metadata["Version"] == pffnet_d2.__version__
     assert metadata["Requires-Python"] == ">=3.10"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"codecs", "export", "fast", "hdf5", "test"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {"codecs", "export", "fast", "hdf5", "lite", "test"}
     # The user's choice, or on no index: requiring them would break an installation that has them.
     required = {line.split(">")[0].split(";")[0].lower() for line in metadata.get_all("Requires-Dist", [])}
     assert "numpy" in required
     assert not {"torch", "torchvision", "detectron2", "opencv-python", "opencv-python-headless"} & required
     (entry_points,) = [name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt")]
-    assert "pffnet = pffnet_d2.cli:main" in wheel.read(entry_points).decode()
+    assert "pffnet = pffnet_d2.cli.main:main" in wheel.read(entry_points).decode()
     (licence,) = [name for name in wheel.namelist() if name.endswith("LICENSE")]
     assert "Apache License" in wheel.read(licence).decode()
 

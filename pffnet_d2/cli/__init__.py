@@ -1,5 +1,1 @@
-"""The command line, ``pffnet COMMAND ...``: one file a command."""
-
-from pffnet_d2.cli.main import main
-
-__all__ = ["main"]
+"""The command line, ``pffnet COMMAND ...``: ``pffnet_d2.cli.main.main``."""

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from pffnet_d2 import cli
 from pffnet_d2.cli import failure
+from pffnet_d2.cli import main as cli
 from pffnet_d2.cli.failure import command_line, exit_code, hide_traceback, one_line
 from pffnet_d2.errors import InputError, NonFiniteLoss
 

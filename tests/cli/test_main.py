@@ -11,7 +11,8 @@ from types import ModuleType
 import pytest
 
 import pffnet_d2
-from pffnet_d2 import cli, env
+from pffnet_d2 import env
+from pffnet_d2.cli import main as cli
 from pffnet_d2.data import prepare as prepare_module
 from pffnet_d2.errors import InputError
 

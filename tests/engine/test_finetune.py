@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from pffnet_d2 import Predictor, pretrained
-from pffnet_d2.cli import main
+from pffnet_d2.cli.main import main
 from pffnet_d2.config import config_path, read_config
 from pffnet_d2.engine.finetune import adapt, prepare_own, starting_config
 from pffnet_d2.errors import InputError

@@ -12,7 +12,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from pffnet_d2.cli import main
+from pffnet_d2.cli.main import main
 from pffnet_d2.config import config_path, read_config
 from pffnet_d2.data import synthetic as phantoms
 from pffnet_d2.data.prepare import prepare

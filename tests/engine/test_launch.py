@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from pffnet_d2.cli import main
+from pffnet_d2.cli.main import main
 from pffnet_d2.config import config_path
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.engine.launch import launch_on_cpu

@@ -17,7 +17,7 @@ from detectron2.structures import Boxes
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from pffnet_d2.cli import main
+from pffnet_d2.cli.main import main
 from pffnet_d2.config import config_path
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.engine.train_step import NonFiniteLoss, TrainStep, pool_in_float32

@@ -15,7 +15,7 @@ from detectron2.utils.env import seed_all_rng
 from torch import nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from pffnet_d2.cli import main
+from pffnet_d2.cli.main import main
 from pffnet_d2.config import config_path
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.engine import trainer as engine

@@ -16,7 +16,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 
-from pffnet_d2 import cli
+from pffnet_d2.cli import main as cli
 from pffnet_d2.config import config_path
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.engine import trainer as engine

@@ -14,7 +14,7 @@ from PIL import Image
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
-from pffnet_d2.cli import main
+from pffnet_d2.cli.main import main
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.batch import Job, Source, find_sources, predict_files
 

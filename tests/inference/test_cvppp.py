@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
-from pffnet_d2.cli import main
+from pffnet_d2.cli.main import main
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.cvppp import plants_of, write_answer
 

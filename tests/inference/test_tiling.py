@@ -601,7 +601,7 @@ def test_what_cannot_be(large: Any, spots: NDArray[np.uint16], tmp_path: Path, m
 
 
 def test_the_command(small_model: Any, tmp_path: Path, leave_no_trace: None, capfd: pytest.CaptureFixture[str]) -> None:
-    from pffnet_d2.cli import main
+    from pffnet_d2.cli.main import main
 
     rng = np.random.default_rng(0)
     tifffile.imwrite(tmp_path / "a.tif", rng.integers(0, 255, (150, 180, 3)).astype(np.uint8), photometric="rgb")

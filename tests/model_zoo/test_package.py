@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from pffnet_d2 import Predictor
-from pffnet_d2.cli import main
+from pffnet_d2.cli.main import main
 from pffnet_d2.config import add_pffnet_config, config_path, differences, read_config
 from pffnet_d2.errors import InputError
 from pffnet_d2.model_zoo.package import pack, read_about

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pffnet_d2.cli import main
+from pffnet_d2.cli.main import main
 
 
 def nothing(_: Path) -> None:

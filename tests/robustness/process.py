@@ -92,7 +92,7 @@ def _command(
         sys.stdout = None  # type: ignore[assignment]  # as Python makes it
     if file_size is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, resource.RLIM_INFINITY))
-    from pffnet_d2.cli import main
+    from pffnet_d2.cli.main import main
 
     code = main(arguments)
     with contextlib.suppress(AttributeError):

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pffnet_d2.cli import main
+from pffnet_d2.cli.main import main
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.evaluation.scores import score, write_scores
 from tests.robustness.case import Case, by_name

@@ -15,7 +15,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pffnet_d2.cli import main
+from pffnet_d2.cli.main import main
 from tests.robustness.case import Case, by_name
 
 RNG = np.random.default_rng(0)

@@ -28,7 +28,7 @@ def start(arguments: Sequence[str]) -> int:
 
     import pffnet_d2.data.prepare
     import pffnet_d2.inference.batch  # noqa: F401
-    from pffnet_d2.cli import main
+    from pffnet_d2.cli.main import main
 
     torch.set_num_threads(1)  # threads do not survive the copying
     process = os.fork()

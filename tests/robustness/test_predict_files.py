@@ -280,7 +280,7 @@ LATIN = os.fsdecode(b"caf\xe9")  # as archives of other systems unpack
 def predict(
     tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch, leave_no_trace: None
 ) -> Callable[..., int]:
-    from pffnet_d2.cli import main
+    from pffnet_d2.cli.main import main
 
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: main(["predict", "--model", str(tiny_run), "--out", "out", *map(str, arguments)])
@@ -330,7 +330,7 @@ def test_another_run_makes_the_same(
     with locked(tmp_path / "out" / "a"):
         run_case(case, tmp_path, tiny_run, capfd)
     with locked(tmp_path / "out" / "b"):
-        from pffnet_d2.cli import main
+        from pffnet_d2.cli.main import main
 
         assert main([str(tiny_run) if word == "{run}" else word for word in case.command.split()]) == 0
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["a_labels.tif"]
