@@ -262,7 +262,7 @@ def add_pffnet_config(cfg: Any) -> None:
 
     cfg.MODEL.PFFNET = CN()
     # How the images of training became 8 bit, for those to predict on: "auto" leaves images of 8 bit as they are,
-    # "stretch" brings them to the full range too (data/images.py).
+    # "stretch" brings them to the full range too (imaging/read.py).
     cfg.MODEL.PFFNET.NORMALISATION = "auto"
     # What inference returns beside the instances: "panoptic", and as sem_seg either "semantic" (S_sem of the GCN
     # branch) or "semantic_fused" (S_ins, the detections above beta fused into F_0). Without them neither branch runs.
@@ -297,7 +297,7 @@ def add_pffnet_config(cfg: Any) -> None:
     # What the model was made for; `pffnet pack` and fine-tuning carry both on.
     # Mean diameter of its objects in pixels, 2 sqrt(area / pi), which --diameter refers to; 0: unknown.
     cfg.MODEL.PFFNET.DIAMETER = 0.0
-    # "fluorescence" (bright objects on dark): other images are warned of (data/kind.py). "": any image is taken.
+    # "fluorescence" (bright objects on dark): of other images there is a warning (inference/modality.py). "": none.
     cfg.MODEL.PFFNET.IMAGES = ""
     # Pixels of an image for which TEST.DETECTIONS_PER_IMAGE and MODEL.RPN.{PRE,POST}_NMS_TOPK_TEST are enough (one of
     # BBBC039's, 520 x 696). `predict` and Predictor multiply the three for larger images (inference/caps.py), training

@@ -55,7 +55,7 @@ def test_any_value_is_accepted_or_refused_in_one_line(key: str) -> None:
         (["MODEL.RESNETS.DEPTH", "18"], "MODEL.RESNETS.RES2_OUT_CHANNELS 256: a ResNet of DEPTH 18 has 64"),
         (["MODEL.META_ARCHITECTURE", "None"], "MODEL.META_ARCHITECTURE None: give one of"),
         (["MODEL.RPN.POST_NMS_TOPK_TEST", "-1"], "MODEL.RPN.POST_NMS_TOPK_TEST -1: give a whole number of 1 or more"),
-        (["SEED", "-2"], "SEED -2: give a whole number of -1 or more"),
+        (["SEED", "-2"], "SEED -2: give a whole number from -1 to 2147483648"),
     ],
 )
 def test_the_line_names_source_key_value_and_remedy(opts: list[str], says: str) -> None:

@@ -62,8 +62,8 @@ def choose_thresholds(arguments: Sequence[str]) -> int:
     """
     from detectron2.evaluation import inference_on_dataset
 
-    from pffnet_d2 import engine
     from pffnet_d2.config import label_map_rule
+    from pffnet_d2.engine import trainer as engine
     from pffnet_d2.evaluation import thresholds
 
     parser = engine.argument_parser("thresholds")

@@ -15,7 +15,7 @@ from pffnet_d2.cli import failure
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.numbers import whole_number
 
-# These take the flags of train_net.py, which engine.py parses.
+# These take the flags of train_net.py, which engine/trainer.py parses.
 FORWARDED = {
     "train": "fine-tune on your images: --from pretrained FOLDER; or train a model: the flags of train_net.py",
     "evaluate": "score a trained model (the flags of train_net.py), or label images: --truth DIR --prediction DIR",

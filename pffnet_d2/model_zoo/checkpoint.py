@@ -12,7 +12,7 @@ import pickle
 import re
 import zipfile
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from detectron2.checkpoint import DetectionCheckpointer
 from torch import Tensor, nn
 
 from pffnet_d2.atomic_write import whole_file, write_text
-from pffnet_d2.engine.optimizer import WeightAverage
 from pffnet_d2.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -138,6 +137,18 @@ def _reason(error: pickle.UnpicklingError) -> str:
     return text
 
 
+class Average(Protocol):
+    """A moving average of weights (``engine.optimizer.WeightAverage``)."""
+
+    model: nn.Module
+
+    def restart(self) -> None: ...
+
+    def resume(self, state: dict[str, Any]) -> None: ...
+
+    def training_state(self) -> dict[str, Any]: ...
+
+
 class Checkpointer(DetectionCheckpointer):
     """Detectron2's checkpointer with safe reading, whole files and an error where weights do not fit.
 
@@ -147,7 +158,7 @@ class Checkpointer(DetectionCheckpointer):
     """
 
     def __init__(
-        self, model: nn.Module, save_dir: str = "", *, average: WeightAverage | None = None, **checkpointables: Any
+        self, model: nn.Module, save_dir: str = "", *, average: Average | None = None, **checkpointables: Any
     ) -> None:
         """
         Args:

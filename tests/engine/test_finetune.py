@@ -12,11 +12,12 @@ import tifffile
 import torch
 from PIL import Image
 
-from pffnet_d2 import Predictor, pretrained
+from pffnet_d2 import Predictor
 from pffnet_d2.cli.main import main
 from pffnet_d2.config import config_path, read_config
 from pffnet_d2.engine.finetune import adapt, prepare_own, starting_config
 from pffnet_d2.errors import InputError
+from pffnet_d2.model_zoo import find as pretrained
 
 pytestmark = pytest.mark.usefixtures("leave_no_trace")
 

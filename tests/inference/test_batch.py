@@ -162,7 +162,7 @@ def test_options(small_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "1 of 1 images predicted, 0 objects" in capsys.readouterr().out
 
 
-def test_two_processes_give_what_one_gives(small_model: Any, images: Path, tmp_path: Path) -> None:
+def test_two_processes_give_what_one_gives(small_model: Any, images: Path, tmp_path: Path, one_thread: None) -> None:
     (images / "d.tif").write_bytes(b"II*\0 no more")
     sources = find_sources([str(images)], tmp_path, [])
     summaries = []

@@ -600,7 +600,13 @@ def test_what_cannot_be(large: Any, spots: NDArray[np.uint16], tmp_path: Path, m
         large.predict_large(model, spots, large.Plan(tmp_path / "out", "a", 128, 24))
 
 
-def test_the_command(small_model: Any, tmp_path: Path, leave_no_trace: None, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_command(
+    small_model: Any,
+    tmp_path: Path,
+    one_thread: None,
+    leave_no_trace: None,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
     from pffnet_d2.cli.main import main
 
     rng = np.random.default_rng(0)

@@ -67,6 +67,6 @@ def run_case(case: Case, folder: Path, run: Path, capfd: pytest.CaptureFixture[s
     assert lines[0].startswith("pffnet"), said
     assert "error: " in lines[0], said
     for part in case.says:
-        assert part in lines[0]
+        assert part in lines[0], said
     new = {str(path) for path in files_below(folder) - before}
     assert not {path for path in new if not any(fnmatch(path, pattern) for pattern in case.leaves)}

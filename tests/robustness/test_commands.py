@@ -265,7 +265,7 @@ EVALUATE_FOLDERS = [
     Case(
         "score a folder as image",
         SCORE,
-        ("prediction/a.png",),
+        ("prediction: holds no label images",),
         all_of(label_images(), lambda f: ((f / "prediction/a.png").unlink(), (f / "prediction/a.png").mkdir())),
     ),
     Case(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,9 @@ from tests.robustness.case import Case, by_name, nothing
 from tests.robustness.publishers import COLOURED, LABELS, Files
 
 LABEL = png(LABELS.astype(np.uint8))
+# A PNG that says it has 100,000 x 100,000 pixels.
+HEAD = b"IHDR" + (100_000).to_bytes(4, "big") * 2 + LABEL[24:29]
+HUGE = LABEL[:12] + HEAD + zlib.crc32(HEAD).to_bytes(4, "big") + LABEL[33:]
 MASK = png((LABELS > 0).astype(np.uint8) * 255)
 PAIRS = {f"{folder}/{name}.png": LABEL for folder in ("truth", "results") for name in "ab"}
 EVALUATE = "evaluate --truth truth --prediction results --out scores"
@@ -136,14 +140,14 @@ IMAGES = [
     of_b("text called png", "cannot be read", b"a note"),
     of_b("cut short", "cannot be read", LABEL[:60]),
     of_b("only the head of a png", "cannot be read", LABEL[:20]),
-    of_b("of 10^10 pixels", "100000 x 100000 pixels", LABEL[:16] + (100_000).to_bytes(4, "big") * 2 + LABEL[24:]),
+    of_b("of 10^10 pixels", "more than 134,217,728 pixels", HUGE),
     of_b("only the head of a tiff", "cannot be read", b"II*\0\x08\0\0\0"),
     of_b("tiff without pages", "cannot be read", b"II*\0\0\0\0\0"),
     of_b("tiff that points beyond its end", "cannot be read", b"II*\0\xff\xff\xff\x7f"),
     tif_of_b("floats", "prediction is of float32", LABELS.astype(np.float32)),
     tif_of_b("probabilities", "prediction is of float64", LABELS / 2),
     tif_of_b("not a number", "prediction is of float32", np.full((8, 10), np.nan, np.float32)),
-    tif_of_b("complex", "prediction is of complex64", LABELS.astype(np.complex64)),
+    tif_of_b("complex", "complex64 values are not supported", LABELS.astype(np.complex64)),
     tif_of_b("negative ids", "negative id -2", -LABELS),
     tif_of_b("a stack", "(5, 8, 10) planes", np.stack([LABELS] * 5)),
     tif_of_b("a line", "2-D", np.arange(12, dtype=np.int32)),

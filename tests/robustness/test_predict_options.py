@@ -105,7 +105,7 @@ NUMBERS = [
         if v != "percentile:"
     ),
     *(row(f"format {v or 'empty'}", f"--format '{v}'", "format") for v in ("png", "csv,,geojson", "CSV")),
-    row("format that tiles do not have", "--tile 64 --format overlay", "overlay", "label-tiff"),
+    row("format that tiles do not have", "--tile 64 --format roi", "roi", "label-tiff"),
     *(row(f"device {v}", f"--device {v}", f"device {v}", "cpu") for v in ("meta", "gpu", "cuda:97", "0", "cpu:x")),
     row("device without a name", "--device ''", "device", "cpu"),
 ]
@@ -155,7 +155,7 @@ KEYS = [
     key("TEST.DETECTIONS_PER_IMAGE", "0", "1 or more"),
     key("TEST.DETECTIONS_PER_IMAGE", "-1", "1 or more"),
     key("TEST.DETECTIONS_PER_IMAGE", "None", "1 or more"),
-    key("SEED", "-2", "-1 or more"),
+    key("SEED", "-2", "from -1 to"),
     row("unknown feature", "--opts MODEL.FPN.IN_FEATURES '[\"res9\"]'", "MODEL", "res9"),
     row("unknown view", "--opts MODEL.PFFNET.TTA '[\"flip\"]'", "MODEL.PFFNET.TTA", "hflip"),
     row("a device of the config", "--opts MODEL.DEVICE meta", "device meta"),

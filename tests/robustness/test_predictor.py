@@ -155,7 +155,7 @@ LARGE: list[tuple[dict[str, Any], str]] = [
     ({"batch": 0}, "batches of 0: must be at least 1"),
     ({"batch": 1.5}, "batch 1.5: give a whole number"),
     ({"formats": "csv"}, "formats 'csv': give a list"),
-    ({"formats": ["overlay"]}, "format overlay is not written in tiles"),
+    ({"formats": ["roi"]}, "format roi is not written in tiles"),
     ({"pixel_size": -1}, "pixel_size -1: give micrometres"),
     ({"pixel_size": float("nan")}, "pixel_size nan: give micrometres"),
     ({"pixel_size": float("inf")}, "pixel_size inf: give micrometres"),

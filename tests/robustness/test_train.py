@@ -128,13 +128,13 @@ CONFIGS = [
     Case(
         "base of itself",
         "train --config-file c.yaml",
-        ("c.yaml: its _BASE_ files", "circle"),
+        ("a.yaml: its _BASE_ files", "circle"),
         config("_BASE_: c.yaml\n"),
     ),
     Case(
         "bases in a circle",
         "train --config-file a.yaml",
-        ("c.yaml: its _BASE_ files", "circle"),
+        ("a.yaml: its _BASE_ files", "circle"),
         several(a="_BASE_: b.yaml\n", b="_BASE_: c.yaml\n", c="_BASE_: b.yaml\n"),
     ),
     Case(
