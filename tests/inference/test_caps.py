@@ -18,7 +18,7 @@ from detectron2.modeling import build_model
 from pffnet_d2 import Predictor, config_path
 from pffnet_d2.config import read_config
 from pffnet_d2.inference import caps
-from tests.inference.conftest import SmallModel
+from tests.conftest import SmallModel
 
 
 def noise(height: int, width: int) -> NDArray[np.uint8]:
