@@ -143,10 +143,14 @@ def _lay_over(cfg: Any, method: str) -> None:
 
 def _check_chain(file: str, above: tuple[str, ...] = ()) -> None:
     """Raises InputError where a config, or one that it is based on (``_BASE_``, a file or several), holds no plain
-    keys and values. ``above``: the real paths of the configs that are based on it."""
-    content = _read_yaml(file)
-    bases = content.get("_BASE_", [])
-    here = (*above, os.path.realpath(file))
+    keys and values.
+
+    Args:
+        file: the config.
+        above: the configs that are based on it, the one that the user named first.
+    """
+    bases = _read_yaml(file).get("_BASE_", [])
+    chain = (*above, file)
     for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str):
             raise InputError(f"{file}: its _BASE_ {base} is no file name; name a yaml file")
@@ -155,9 +159,9 @@ def _check_chain(file: str, above: tuple[str, ...] = ()) -> None:
         base = os.path.join(os.path.dirname(file), os.path.expanduser(base))  # as fvcore resolves it
         if not os.path.exists(base):
             raise InputError(f"{file}: its _BASE_ {base} does not exist; correct the name")
-        if os.path.realpath(base) in here:
-            raise InputError(f"{here[0]}: its _BASE_ files name each other in a circle; take one of them out")
-        _check_chain(base, here)
+        if os.path.realpath(base) in map(os.path.realpath, chain):
+            raise InputError(f"{chain[0]}: its _BASE_ files name each other in a circle; take one of them out")
+        _check_chain(base, chain)
 
 
 def _read_yaml(file: str) -> dict[str, Any]:

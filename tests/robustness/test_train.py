@@ -128,7 +128,7 @@ CONFIGS = [
     Case(
         "base of itself",
         "train --config-file c.yaml",
-        ("a.yaml: its _BASE_ files", "circle"),
+        ("c.yaml: its _BASE_ files", "circle"),
         config("_BASE_: c.yaml\n"),
     ),
     Case(
