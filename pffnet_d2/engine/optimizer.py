@@ -38,7 +38,6 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
     if own is None:
         return build_sgd(cfg, model)
     check_optimizer(cfg)
-    check_value("SOLVER.PFFNET.OPTIMIZER", own.OPTIMIZER, "SOLVER.PFFNET.OPTIMIZER")
     optimizer = build_sgd(cfg, model) if own.OPTIMIZER == "SGD" else _build_adam(cfg, model)
     if own.CLIP_NORM > 0:
 
@@ -53,9 +52,10 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
 def check_optimizer(cfg: Any) -> None:
     """
     Raises:
-        InputError: gradients are to be clipped in two ways.
+        InputError: an optimizer that does not exist, or gradients that are to be clipped in two ways.
     """
     own = cfg.SOLVER.PFFNET
+    check_value("SOLVER.PFFNET.OPTIMIZER", own.OPTIMIZER, "SOLVER.PFFNET.OPTIMIZER")
     if own.CLIP_NORM > 0 and cfg.SOLVER.CLIP_GRADIENTS.ENABLED:
         raise InputError(
             "SOLVER.PFFNET.CLIP_NORM and SOLVER.CLIP_GRADIENTS.ENABLED: gradients are clipped in one way; set "

@@ -18,7 +18,8 @@ from pffnet_d2.atomic_write import read_json
 from pffnet_d2.data.readers.labels import components, parts_of_one_id
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.scores import Row, report_group, score
-from pffnet_d2.imaging.read import DAMAGE, MAX_PIXELS, TIFF_MAGIC, decode_image, read_bytes
+from pffnet_d2.imaging.read import MAX_PIXELS, decode_image, read_bytes
+from pffnet_d2.imaging.tiff import DAMAGE, TIFF_MAGIC
 from pffnet_d2.masks.coco import annotations_to_label_map
 
 SUFFIXES = (".png", ".tif", ".tiff")

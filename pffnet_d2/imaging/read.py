@@ -19,9 +19,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.tiff import DAMAGE as DAMAGE
-from pffnet_d2.imaging.tiff import TIFF_MAGIC as TIFF_MAGIC
-from pffnet_d2.imaging.tiff import damage_named, decode_tiff
+from pffnet_d2.imaging.tiff import TIFF_MAGIC, damage_named, decode_tiff
 
 MAX_PIXELS = 1 << 27  # 11,585 x 11,585; more is refused unread
 # Pillow's modes that numpy takes as grey, RGB or RGBA, or that are converted to RGB.

@@ -15,7 +15,8 @@ from scipy.io import loadmat
 from skimage.measure import label
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import DAMAGE, MAX_PIXELS, contiguous
+from pffnet_d2.imaging.read import MAX_PIXELS, contiguous
+from pffnet_d2.imaging.tiff import DAMAGE
 
 
 def label_map(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.int32]:
