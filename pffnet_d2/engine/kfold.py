@@ -18,7 +18,6 @@ from pffnet_d2.config import read_config
 from pffnet_d2.data.catalog import register_all, root
 from pffnet_d2.data.prepare import OWN, check_folds, prepare, read_info
 from pffnet_d2.data.readers import READERS
-from pffnet_d2.engine import trainer as engine
 from pffnet_d2.engine.resume import changes
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.report import SHOWN, Report, merge_runs, shown_of
@@ -26,22 +25,11 @@ from pffnet_d2.evaluation.scores import CSV, Row, read_scores
 from pffnet_d2.evaluation.statistics import Summary, summarise
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """The flags of train_net.py, and what concerns the folds."""
-    parser = engine.argument_parser("kfold")
-    parser.description = (
-        "Prepares the K folds of a data set where they are not there, trains and evaluates each in OUTPUT_DIR/fold<i>, "
-        "and writes OUTPUT_DIR/{folds.md,report.md,report.csv,boxes.png}. Called again it goes on where it stopped."
-    )
-    parser.add_argument("--dataset", required=True, metavar="NAME", help="as in `pffnet prepare`")
-    parser.add_argument("--folds", type=int, required=True, metavar="K", help="how many parts, at least 2")
-    parser.add_argument("--source", type=Path, metavar="DIR", help="the publisher's files, where folds are to be made")
-    parser.add_argument("--seed", type=int, metavar="S", help="of the division (default: as prepared, else 0)")
-    return parser
-
-
-def main(argv: Sequence[str]) -> int:
+def cross_validate(args: argparse.Namespace) -> int:
     """Prepare, train, evaluate, report.
+
+    Args:
+        args: the flags of ``pffnet kfold``.
 
     Returns:
         The exit code: that of the first fold that did not end well, else 0.
@@ -49,7 +37,6 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         InputError: folds that are not there and cannot be made, or a fold begun with another config.
     """
-    args = argument_parser().parse_args(argv)
     if args.num_machines > 1 or args.eval_only:
         raise InputError("kfold: trains and evaluates on one machine; leave out --num-machines and --eval-only")
     check_folds(args.folds, args.seed)

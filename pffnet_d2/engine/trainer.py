@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, create_ddp_model, default_argument_parser, default_setup, launch
+from detectron2.engine import DefaultTrainer, create_ddp_model, default_setup, launch
 from detectron2.engine.hooks import EvalHook
 from detectron2.engine.train_loop import HookBase, TrainerBase
 from detectron2.evaluation import DatasetEvaluators, SemSegEvaluator, verify_results
@@ -30,6 +30,7 @@ from torch import nn
 from pffnet_d2.cli.failure import hide_traceback
 from pffnet_d2.config import label_map_rule, read_config
 from pffnet_d2.data.mapper import PFFNetDatasetMapper
+from pffnet_d2.engine.arguments import argument_parser
 from pffnet_d2.engine.compat import TRAINER_KEEPS_OPTIMIZER
 from pffnet_d2.engine.launch import launch_on_cpu
 from pffnet_d2.engine.loader import TrainLoader, build_train_loader, chosen_seed
@@ -44,43 +45,6 @@ from pffnet_d2.modeling.build import build_network
 from pffnet_d2.modeling.tta import augmented
 
 logger = logging.getLogger(__name__)
-
-# What each command's help gives beside a config file.
-EXAMPLES = {
-    "train": "SOLVER.BASE_LR 0.01 OUTPUT_DIR output/mine",
-    "kfold": "--dataset bbbc039 --folds 5 OUTPUT_DIR output/folds",
-    "evaluate": "MODEL.WEIGHTS output/mine/model_final.pth",
-    "thresholds": "--metric PQ MODEL.WEIGHTS output/mine/model_final.pth",
-}
-
-
-def argument_parser(command: str = "train") -> argparse.ArgumentParser:
-    """Detectron2's (--config-file, --resume, --eval-only, --num-gpus, --num-machines ... and KEY VALUE pairs),
-    --cpu-ranks and --method.
-
-    Args:
-        command: of ``pffnet``, that usage and help name.
-    """
-    parser: argparse.ArgumentParser = default_argument_parser(
-        f"example:\n  pffnet {command} --config-file configs/bbbc039/PFFNet_R18_FPN.yaml {EXAMPLES[command]}\n"
-    )
-    parser.prog = f"pffnet {command}"
-    parser.add_argument(
-        "--cpu-ranks",
-        type=int,
-        default=0,
-        metavar="N",
-        help="run in N processes on the CPU of each machine, over gloo, instead of on GPUs",
-    )
-    parser.add_argument(
-        "--method",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a part of a config, such as configs/ablations/Without_quality.yaml, that is laid over the config file; "
-        "may be repeated",
-    )
-    return parser
 
 
 def check(cfg: CfgNode, *, train: bool, processes: int = 1) -> None:
@@ -372,9 +336,25 @@ def train_or_evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def run(argv: Sequence[str], command: str = "train") -> int:
-    """``pffnet train --config-file FILE [--num-gpus N] [--resume] [--eval-only] [KEY VALUE ...]``.
+    """``pffnet train --config-file FILE [--num-gpus N] [--resume] [--eval-only] [KEY VALUE ...]``, for scripts.
 
     Args:
+        command: "train", or "evaluate", which evaluates without --eval-only too.
+
+    Returns:
+        0.
+
+    Raises:
+        InputError, NonFiniteLoss: see :func:`start`.
+    """
+    return start(argument_parser(command).parse_args(argv), command)
+
+
+def start(args: argparse.Namespace, command: str = "train") -> int:
+    """Train or evaluate in as many processes as the flags ask for.
+
+    Args:
+        args: the flags of :mod:`pffnet_d2.engine.arguments`.
         command: "train", or "evaluate", which evaluates without --eval-only too.
 
     Returns:
@@ -384,13 +364,12 @@ def run(argv: Sequence[str], command: str = "train") -> int:
         InputError, NonFiniteLoss: of this process; those of others arrive as torch hands them over
             (:mod:`pffnet_d2.cli.failure`).
     """
-    args = argument_parser(command).parse_args(argv)
     args.eval_only |= command == "evaluate"
     if not args.config_file:
         other = (
-            "score label images with --truth DIR --prediction DIR"
+            "score label images: pffnet score --truth DIR --prediction DIR"
             if command == "evaluate"
-            else "fine-tune on your own images: pffnet train --from pretrained FOLDER"
+            else "fine-tune on your own images: pffnet finetune FOLDER"
         )
         raise InputError(
             f"no config file given; name one with --config-file, such as configs/PFFNet_R101_FPN.yaml, or {other}"

@@ -121,7 +121,7 @@ def test_commands_end_in_one_line(
     def fail(arguments: list[str]) -> int:
         raise error
 
-    monkeypatch.setattr(cli, "_run", fail)
+    monkeypatch.setattr(cli, "parse", fail)
     assert cli.main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"pffnet: error: {says}")
@@ -133,7 +133,7 @@ def test_a_broken_pipe_that_is_not_ours_is_an_error(
     def fail(arguments: list[str]) -> int:
         raise BrokenPipeError(errno.EPIPE, "Broken pipe")
 
-    monkeypatch.setattr(cli, "_run", fail)
+    monkeypatch.setattr(cli, "parse", fail)
     assert cli.main([]) == 2
     assert capsys.readouterr().err.startswith("pffnet: error: Broken pipe; ")
 

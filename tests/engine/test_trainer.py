@@ -19,8 +19,9 @@ from pffnet_d2.cli.main import main
 from pffnet_d2.config import config_path
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.engine import trainer as engine
+from pffnet_d2.engine.arguments import argument_parser
 from pffnet_d2.engine.resume import tell_changes
-from pffnet_d2.engine.trainer import Trainer, argument_parser, check, read_config, roi_masks, run
+from pffnet_d2.engine.trainer import Trainer, check, read_config, roi_masks, run
 from pffnet_d2.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("leave_no_trace")
@@ -121,7 +122,7 @@ def test_mistakes_on_the_command_line(opts: list[str], message: str) -> None:
 def test_missing_config_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--config-file", "nowhere.yaml"]) == 2
     assert capsys.readouterr().err.startswith("pffnet: error: nowhere.yaml: no such config file; ")
-    for command, other in (("train", "--from pretrained FOLDER"), ("evaluate", "--truth DIR --prediction DIR")):
+    for command, other in (("train", "pffnet finetune FOLDER"), ("evaluate", "--truth DIR --prediction DIR")):
         for folder in ((), ("images",)):
             assert main([command, *folder]) == 2
             (line,) = capsys.readouterr().err.splitlines()
