@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +21,7 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.report import SHOWN, Report, merge_runs, shown_of
 from pffnet_d2.evaluation.scores import CSV, Row, read_scores
 from pffnet_d2.evaluation.statistics import Summary, summarise
+from pffnet_d2.launch import run_command
 
 
 def cross_validate(args: argparse.Namespace) -> int:
@@ -55,7 +54,9 @@ def cross_validate(args: argparse.Namespace) -> int:
             continue
         flags = ["--config-file", args.config_file, "--resume", "--dist-url", args.dist_url]
         flags += [word for method in args.method for word in ("--method", method)]
-        code = train_fold([*flags, "--num-gpus", str(args.num_gpus), "--cpu-ranks", str(args.cpu_ranks), *opts])
+        code = run_command(
+            ["train", *flags, "--num-gpus", str(args.num_gpus), "--cpu-ranks", str(args.cpu_ranks), *opts]
+        )
         if code:
             print(f"{folder}: ended with exit code {code}; the same command goes on from there", file=sys.stderr)
             return code if code > 0 else 1
@@ -76,12 +77,6 @@ def cross_validate(args: argparse.Namespace) -> int:
 def options(train: str, val: str) -> list[str]:
     """KEY VALUE pairs of a fold."""
     return ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{val}',)"]
-
-
-def train_fold(arguments: list[str]) -> int:
-    """``pffnet train`` in a process of its own, which leaves no loggers, seeds or memory behind; its exit code."""
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as train_net.py
-    return subprocess.run([sys.executable, "-m", "pffnet_d2.cli", "train", *arguments], env=environment).returncode
 
 
 def prepared_folds(dataset: str, folds: int, source: Path | None, seed: int | None) -> list[tuple[str, str]]:

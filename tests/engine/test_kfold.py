@@ -52,11 +52,12 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stands in for training: the folds trained, each scored with the truth of its images against itself."""
     trained: list[str] = []
 
-    def train_fold(arguments: list[str]) -> int:
+    def run_command(arguments: list[str]) -> int:
         parts = [after for word, after in pairwise(arguments) if word == "--method"]
         cfg = read_config(CONFIG, arguments[arguments.index("0", arguments.index("--cpu-ranks")) + 1 :], parts)
         (val,), out = cfg.DATASETS.TEST, Path(cfg.OUTPUT_DIR)
         assert (val.replace("_val", "_train"),) == cfg.DATASETS.TRAIN
+        assert arguments[0] == "train"
         assert "--resume" in arguments
         trained.append(out.name)
         square = np.pad(np.ones((4, 4), int), 2)
@@ -67,7 +68,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         write_scores(out / "inference" / val, rows, {})
         return 1 if len(trained) == 2 else 0
 
-    monkeypatch.setattr(kfold, "train_fold", train_fold)
+    monkeypatch.setattr(kfold, "run_command", run_command)
     return trained
 
 

@@ -143,7 +143,7 @@ def test_launches_one_process_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     alone: list[Any] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(engine, "launch", lambda *args, **kwargs: launched.append((args, kwargs)))
+    monkeypatch.setattr(engine, "launch_on_gpus", lambda *args, **kwargs: launched.append((args, kwargs)))
     monkeypatch.setattr(engine, "train_or_evaluate", alone.append)
     for number in ("0", "1"):
         assert run(["--config-file", COMPACT, "--num-gpus", number]) == 0
