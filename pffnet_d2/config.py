@@ -284,7 +284,7 @@ def add_pffnet_config(cfg: Any) -> None:
     # find; names of inference/tta.py. Empty: the image as it is, once.
     cfg.MODEL.PFFNET.TTA = []
 
-    # What the model was made for; `pffnet pack` and fine-tuning carry both on.
+    # What the model was made for; `pffnet package` and fine-tuning carry both on.
     # Mean diameter of its objects in pixels, 2 sqrt(area / pi), which --diameter refers to; 0: unknown.
     cfg.MODEL.PFFNET.DIAMETER = 0.0
     # "fluorescence" (bright objects on dark): of other images there is a warning (inference/modality.py). "": none.
