@@ -246,9 +246,16 @@ def add_pffnet_config(cfg: Any) -> None:
 
     cfg.INPUT.PFFNET = CN()
     # On-line augmentations, in order: flip, rotate90, gaussian_blur, median_blur, gaussian_noise, emboss, sharpen,
-    # channel_shuffle, jitter, contrast, brightness; and scale, which happens before the crop ([P] IV-A: flips and
-    # rotations for every data set, blurs and noise for all but BBBC039).
+    # channel_shuffle, jitter, contrast, brightness, stain, colour, invert; and scale, which happens before the crop
+    # ([P] IV-A: flips and rotations for every data set, blurs and noise for all but BBBC039).
     cfg.INPUT.PFFNET.AUGMENTATIONS = ["flip", "rotate90"]
+    # Range of the factor by which "scale" resizes.
+    cfg.INPUT.PFFNET.SCALE_RANGE = [0.5, 2.0]
+    # Strength of "stain": largest change of a stain's concentration, as a factor and as an offset (Tellez et al., 2019:
+    # 0.05 light, 0.2 strong; on densities as here 0.1 still looks like real slides, 0.2 no longer does).
+    cfg.INPUT.PFFNET.STAIN_SIGMA = 0.1
+    # Probability that "invert" inverts an image.
+    cfg.INPUT.PFFNET.INVERT_CHANCE = 0.1
 
     # Training where SOLVER.AMP.ENABLED is True: "float16" (CUDA only; gradients are scaled) or "bfloat16" (also CPU).
     cfg.SOLVER.AMP.DTYPE = "float16"

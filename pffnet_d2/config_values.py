@@ -212,6 +212,9 @@ VALUES: dict[str, Rule] = {
     "INPUT.SQUARE.TRAIN": whole(0),
     "INPUT.SQUARE.SCALES": each(real(0, above=True)),
     "INPUT.SQUARE.TEST": whole(0),
+    "INPUT.PFFNET.SCALE_RANGE": each(real(0.1, 10), 2),
+    "INPUT.PFFNET.STAIN_SIGMA": _FRACTION,
+    "INPUT.PFFNET.INVERT_CHANCE": _FRACTION,
     # Training
     "DATALOADER.NUM_WORKERS": whole(0),
     "SOLVER.MAX_ITER": _COUNT,
