@@ -377,6 +377,17 @@ def add_pffnet_config(cfg: Any) -> None:
     # the true foreground of DSB2018's training images 4 gave the best AJI and DSB mAP of 0 to 8.
     cfg.MODEL.FCN8S.EROSION_RADIUS = 4
 
+    cfg.DATALOADER.PFFNET = CN()
+    # Draws images of groups that have few more often: 0 every image equally often, 1 every group, 0.5 in between (an
+    # image of a group of n, where the largest has m, (m / n) ** BALANCE times as often as one of the largest). A group
+    # is a type of image, such as "histology", or a data set whose images have none.
+    cfg.DATALOADER.PFFNET.BALANCE = 0.0
+    # How many times more often at most.
+    cfg.DATALOADER.PFFNET.MAX_REPEAT = 4.0
+    # Beside that, "NAME=FACTOR" each: how much more often images of a type or a data set of DATASETS.TRAIN are drawn,
+    # such as ["histology=2", "bbbc039_train=0.5"].
+    cfg.DATALOADER.PFFNET.WEIGHTS = []
+
     cfg.SOLVER.PFFNET = CN()
     # "SGD" (Detectron2's), "ADAM" (weight decay is coupled, L2) or "ADAMW" (it is not); the last two do not read
     # SOLVER.MOMENTUM.

@@ -75,6 +75,19 @@ def maybe(rule: Rule, value: Any) -> Rule:
     return Rule(lambda given: given == value or rule.accepts(given), lambda: f"{rule.wants()}, or {value!r}")
 
 
+def weight(low: float, high: float) -> Rule:
+    """A text "NAME=FACTOR" whose factor is a number from ``low`` to ``high``."""
+
+    def accepts(value: Any) -> bool:
+        name, _, factor = value.rpartition("=") if isinstance(value, str) else ("", "", "")
+        try:
+            return bool(name) and low <= float(factor) <= high
+        except ValueError:
+            return False
+
+    return Rule(accepts, lambda: f"NAME=FACTOR with a factor from {low:g} to {high:g}")
+
+
 def registered(registry: str) -> Rule:
     """A name in a registry, "MODULE:NAME", as it is when the config is checked: others may add to it."""
 
@@ -217,6 +230,9 @@ VALUES: dict[str, Rule] = {
     "INPUT.PFFNET.INVERT_CHANCE": _FRACTION,
     # Training
     "DATALOADER.NUM_WORKERS": whole(0),
+    "DATALOADER.PFFNET.BALANCE": _FRACTION,
+    "DATALOADER.PFFNET.MAX_REPEAT": real(1),
+    "DATALOADER.PFFNET.WEIGHTS": maybe(each(weight(0.01, 100)), []),
     "SOLVER.MAX_ITER": _COUNT,
     "SOLVER.CHECKPOINT_PERIOD": _COUNT,
     "SOLVER.IMS_PER_BATCH": _COUNT,

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetFromList, get_detection_dataset_dicts
-from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pffnet_d2.engine.sampling import build_sampler
 from pffnet_d2.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -108,19 +108,19 @@ def build_train_loader(cfg: Any, mapper: Callable[[dict[str, Any]], dict[str, An
     """From DATASETS.TRAIN, DATALOADER, SOLVER.IMS_PER_BATCH (of all ranks together) and SEED.
 
     Raises:
-        InputError: a sampler that does not serve.
+        InputError: a sampler that does not serve, or a weight for images that there are none of.
     """
     dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     seed = chosen_seed(cfg)
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise InputError(
             f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN}: with one class of objects there is nothing to "
-            "balance; set it to TrainingSampler"
+            "balance; set it to TrainingSampler (DATALOADER.PFFNET.BALANCE balances types of images)"
         )
     return TrainLoader(
         dicts,
         mapper,
-        sampler=TrainingSampler(len(dicts), seed=seed),
+        sampler=build_sampler(cfg, dicts, seed),
         batch_size=cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
         seed=seed,
         by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
