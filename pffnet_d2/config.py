@@ -246,8 +246,8 @@ def add_pffnet_config(cfg: Any) -> None:
 
     cfg.INPUT.PFFNET = CN()
     # On-line augmentations, in order: flip, rotate90, gaussian_blur, median_blur, gaussian_noise, emboss, sharpen,
-    # channel_shuffle, jitter, contrast, brightness, stain, colour, invert; and scale, which happens before the crop
-    # ([P] IV-A: flips and rotations for every data set, blurs and noise for all but BBBC039).
+    # channel_shuffle, jitter, contrast, brightness, stain, colour, invert, copy_paste; and scale, which happens before
+    # the crop ([P] IV-A: flips and rotations for every data set, blurs and noise for all but BBBC039).
     cfg.INPUT.PFFNET.AUGMENTATIONS = ["flip", "rotate90"]
     # Range of the factor by which "scale" resizes.
     cfg.INPUT.PFFNET.SCALE_RANGE = [0.5, 2.0]
@@ -256,6 +256,8 @@ def add_pffnet_config(cfg: Any) -> None:
     cfg.INPUT.PFFNET.STAIN_SIGMA = 0.1
     # Probability that "invert" inverts an image.
     cfg.INPUT.PFFNET.INVERT_CHANCE = 0.1
+    # Probability that "copy_paste" pastes objects of another image of the same data set and type.
+    cfg.INPUT.PFFNET.COPY_PASTE_CHANCE = 0.5
 
     # Training where SOLVER.AMP.ENABLED is True: "float16" (CUDA only; gradients are scaled) or "bfloat16" (also CPU).
     cfg.SOLVER.AMP.DTYPE = "float16"

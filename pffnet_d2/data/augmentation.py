@@ -10,6 +10,9 @@ Grey values, which leave the truth untouched:
 - "brightness" (from the DSB2018 coursework; Detectron2's, grey values times 0.8 to 1.2), "stain" and "colour" change
   every image.
 - "invert" changes an image with probability INPUT.PFFNET.INVERT_CHANCE.
+
+"copy_paste" pastes objects of another crop (``data/copy_paste.py``), with probability INPUT.PFFNET.COPY_PASTE_CHANCE;
+what the list names behind it changes the result as one image.
 """
 
 from __future__ import annotations
@@ -118,6 +121,17 @@ class RandomSquare(T.Augmentation):
         while length - border <= border:
             border //= 2
         return int(self._rand_range(border, length - border))
+
+
+class CopyPaste(T.Augmentation):
+    """Tells the mapper when to paste, and with which probability; does nothing itself."""
+
+    def __init__(self, chance: float) -> None:
+        super().__init__()
+        self.chance = chance
+
+    def get_transform(self, image: npt.NDArray[Any]) -> Transform:
+        return NoOpTransform()
 
 
 Picture = npt.NDArray[np.uint8]  # (H, W, 3)
@@ -307,7 +321,9 @@ AUGMENTATIONS: dict[str, Callable[[Any], list[T.Augmentation]]] = {
     "stain": lambda given: [GreyValues(partial(stain, given.PFFNET.STAIN_SIGMA, given.FORMAT == "BGR"), 1.0)],
     "colour": lambda _: [GreyValues(colour, 1.0)],
     "invert": lambda given: [GreyValues(invert, given.PFFNET.INVERT_CHANCE)],
+    "copy_paste": lambda given: [CopyPaste(given.PFFNET.COPY_PASTE_CHANCE)],
 }
+GEOMETRY = ("flip", "hflip", "rotate90")  # "scale" always comes first
 
 
 def build_augmentations(cfg: Any, is_train: bool) -> list[T.Augmentation]:
@@ -316,7 +332,7 @@ def build_augmentations(cfg: Any, is_train: bool) -> list[T.Augmentation]:
     crop, which so keeps the size that the network is to see. INPUT.RANDOM_FLIP is not read: "flip" stands for it.
 
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown name, "copy_paste" twice, or before one that moves objects.
     """
     square = cfg.INPUT.SQUARE
     if not is_train:
@@ -335,10 +351,16 @@ def build_augmentations(cfg: Any, is_train: bool) -> list[T.Augmentation]:
         chain.append(
             T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
         )
-    for name in cfg.INPUT.PFFNET.AUGMENTATIONS:
+    names = list(cfg.INPUT.PFFNET.AUGMENTATIONS)
+    for place, name in enumerate(names):
         if name not in AUGMENTATIONS:
             raise InputError(
                 f"INPUT.PFFNET.AUGMENTATIONS: unknown augmentation {name!r}; choose from {', '.join(AUGMENTATIONS)}"
+            )
+        if "copy_paste" in names[:place] and name in (*GEOMETRY, "copy_paste"):
+            raise InputError(
+                f"INPUT.PFFNET.AUGMENTATIONS: {name} follows copy_paste; list copy_paste once, after "
+                f"{', '.join(GEOMETRY)}"
             )
         if name == "scale":
             chain = [*AUGMENTATIONS[name](cfg.INPUT), *chain]

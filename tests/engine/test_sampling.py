@@ -106,6 +106,29 @@ def test_without_the_keys_the_order_is_the_old_one(two_sets: Any) -> None:
     assert list(itertools.islice(sampler, 30)) == list(itertools.islice(TrainingSampler(7, seed=3), 30))
 
 
+def test_copy_paste_gets_two_images_of_one_data_set_and_type(two_sets: Any) -> None:
+    two_sets.INPUT.PFFNET.AUGMENTATIONS = ["flip", "copy_paste"]
+
+    def pair(entry: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+        return {"pair": (name(entry)["image"], name(other)["image"])}
+
+    def pairs(number: int, start: int = 0) -> list[Any]:
+        train_loader = loader.build_train_loader(two_sets, pair)
+        train_loader.start = start
+        return [[x["pair"] for x in batch] for batch in itertools.islice(train_loader, number)]
+
+    drawn = pairs(60)
+    partners: dict[Any, set[Any]] = {}
+    for image, other in itertools.chain(*drawn):
+        partners.setdefault(image, set()).add(other)
+    fluorescence = {("sampling_a", f"{i}.png") for i in range(1, 7)}
+    histology = {("sampling_a", "7.png"), ("sampling_a", "8.png")}
+    assert set().union(*(partners[image] for image in fluorescence)) == fluorescence
+    assert partners["sampling_a", "7.png"] == partners["sampling_a", "8.png"] == histology
+    assert partners["sampling_b", "1.png"] == {("sampling_b", "1.png")}
+    assert pairs(40, start=20) == drawn[20:]
+
+
 def test_data_sets_that_others_registered_are_one_group_each() -> None:
     DatasetCatalog.register("sampling_other", lambda: [{"file_name": "x.png"}, {"file_name": "y.png"}])
     try:
