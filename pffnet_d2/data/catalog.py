@@ -130,7 +130,9 @@ def origins(names: Sequence[str]) -> dict[str, Origin]:
         meta = MetadataCatalog.get(name)
         if isinstance(meta, PreparedMetadata):
             for image in json.loads(Path(meta.json_file).read_text(encoding="utf-8"))["images"]:
-                found[os.path.join(meta.image_root, image["file_name"])] = Origin(name, image.get("image_type") or "")
+                found[os.path.join(meta.image_root, image["file_name"])] = Origin(
+                    name, str(image.get("image_type") or "")
+                )
         else:
             found.update((entry["file_name"], Origin(name, "")) for entry in DatasetCatalog.get(name))
     return found

@@ -20,8 +20,9 @@ from pffnet_d2.data import copy_paste
 from pffnet_d2.data.augmentation import CopyPaste, GreyValues, build_augmentations, invert
 from pffnet_d2.data.copy_paste import Crop, Partners, paste
 from pffnet_d2.data.mapper import PFFNetDatasetMapper
+from pffnet_d2.data.prepared import write_semantic
 from pffnet_d2.errors import InputError
-from pffnet_d2.masks.coco import label_map_to_annotations, write_semantic
+from pffnet_d2.masks.coco import label_map_to_annotations
 
 
 def crop_of(label_map: np.ndarray, grey: int, category: int = 0) -> Crop:
