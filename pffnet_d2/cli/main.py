@@ -295,7 +295,7 @@ def _check(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     _need_everything("predict")
     from pffnet_d2.config_values import check_value
-    from pffnet_d2.imaging.microscopy import parse_normalisation
+    from pffnet_d2.imaging.normalisation import parse_normalisation
     from pffnet_d2.inference import cvppp
     from pffnet_d2.inference.batch import Job, find_sources, predict_files
     from pffnet_d2.inference.export import check_formats

@@ -27,7 +27,8 @@ from pffnet_d2.atomic_write import write_text
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.metrics import DSB_THRESHOLDS, area_under_precision, voc_hits
 from pffnet_d2.evaluation.scores import METRICS, Row, read_groups, score, summaries, table_of, write_scores
-from pffnet_d2.imaging.read import AUTO, read_image, to_rgb8
+from pffnet_d2.imaging.normalisation import AUTO, to_rgb8
+from pffnet_d2.imaging.read import read_image
 from pffnet_d2.masks.coco import annotations_to_label_map, annotations_to_regions
 from pffnet_d2.masks.compose import Window, instances_to_label_map, render_windows
 from pffnet_d2.visualization.overlay import side_by_side, write_png

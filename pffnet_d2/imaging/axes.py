@@ -15,7 +15,7 @@ from pffnet_d2.errors import InputError
 def check_choice(
     sizes: dict[str, int], name: str, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None, rgb: bool
 ) -> None:
-    """Whether plane and channels choose one image out of axes longer than 1; see ``read_micrograph``."""
+    """Whether plane and channels choose one image out of axes longer than 1; see ``read_microscopy_image``."""
     sizes = {axis: n for axis, n in sizes.items() if axis not in "YX"}
     channel_axis = channel_axis_of(sizes, channels, rgb)
     stack = {axis: n for axis, n in sizes.items() if axis != channel_axis and axis != "S"}

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pffnet_d2.imaging.microscopy import Micrograph, is_tiff, read_micrograph, sound, with_scale
-from pffnet_d2.imaging.read import Normalisation
+from pffnet_d2.imaging.microscopy import MicroscopyImage, is_tiff, read_microscopy_image, sound, with_scale
+from pffnet_d2.imaging.normalisation import Normalisation
 from pffnet_d2.imaging.tiff import TiffPlane, damage_named, whole_tiff
 
 _BLOCK = (1024, 4096)
@@ -35,27 +35,27 @@ class Sliceable(Protocol):
 
 
 @contextmanager
-def open_micrograph(
+def open_microscopy_image(
     path: Path, *, plane: Mapping[str, int] | int | None = None, channels: Sequence[int] | None = None
-) -> Iterator[Micrograph]:
-    """A file as ``read_micrograph`` gives it, but with pixels that are read when sliced, while the block lasts.
+) -> Iterator[MicroscopyImage]:
+    """A file as ``read_microscopy_image`` gives it, but with pixels that are read when sliced, while the block lasts.
 
     TIFF (plain, Big, OME, ImageJ; of a pyramid the full resolution) has no limit of size. Other formats are read whole.
 
     Raises:
-        InputError: as ``read_micrograph``; some of a TIFF's tiles or strips lie beyond its end. Slicing raises it where
-            values are not finite or a tile cannot be decoded.
+        InputError: as ``read_microscopy_image``; some of a TIFF's tiles or strips lie beyond its end. Slicing raises
+            it where values are not finite or a tile cannot be decoded.
     """
     if not is_tiff(path):
-        yield read_micrograph(path, plane=plane, channels=channels)
+        yield read_microscopy_image(path, plane=plane, channels=channels)
         return
     with ExitStack() as files:
         with damage_named(path):
             tiff = files.enter_context(whole_tiff(path))
             pixels = TiffPlane(tiff, str(path), plane, channels)
             pixels[0:1, 0:1]  # what cannot be decoded is said before hours of work
-            micrograph = with_scale(tiff, pixels)  # type: ignore[arg-type]
-        yield micrograph
+            image = with_scale(tiff, pixels)  # type: ignore[arg-type]
+        yield image
 
 
 def window(pixels: Sliceable, rows: slice, columns: slice, name: str) -> NDArray[Any]:

@@ -1,6 +1,6 @@
 """One plane of any microscopy file, with the size of its pixels: what prediction starts from.
 
-``images.decode_image`` reads the plain images that data sets are made of. A file from a microscope may hold several
+``read.decode_image`` reads the plain images that data sets are made of. A file from a microscope may hold several
 channels, a stack, palettes, 32-bit or floating values and metadata; which of its planes is meant, the user says.
 """
 
@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.axes import check_choice, choice, reduce_axes
-from pffnet_d2.imaging.numbers import real_number
-from pffnet_d2.imaging.read import MAX_PIXELS, Normalisation, opened, pixels_of, read_bytes
+from pffnet_d2.imaging.read import MAX_PIXELS, opened, pixels_of, read_bytes
 from pffnet_d2.imaging.tiff import TIFF_MAGIC, TiffPlane, damage_named, whole_tiff
 
 # To micrometres; the names of OME and ImageJ.
@@ -32,7 +31,7 @@ _SMALLEST = 1e-4  # micrometres: less than an atom
 
 
 @dataclass(frozen=True)
-class Micrograph:
+class MicroscopyImage:
     """One plane of a file."""
 
     pixels: NDArray[Any]  # (H, W) or RGB (H, W, 3), of the file's own depth; finite
@@ -40,9 +39,9 @@ class Micrograph:
     resolution: tuple[Any, Any, int] | None = None  # a TIFF's XResolution, YResolution, ResolutionUnit
 
 
-def read_micrograph(
+def read_microscopy_image(
     path: str | Path, *, plane: Mapping[str, int] | int | None = None, channels: Sequence[int] | None = None
-) -> Micrograph:
+) -> MicroscopyImage:
     """Read TIFF (plain, OME, ImageJ), PNG, JPEG, BMP, ... of 8, 16 or 32-bit integers or floating values.
 
     Args:
@@ -60,10 +59,10 @@ def read_micrograph(
     if channels is not None and len(channels) not in (1, 3):
         raise InputError(f"channels {','.join(map(str, channels))}: give one (grey) or three (red, green, blue)")
     if is_tiff(path):
-        micrograph = _read_tiff(path, plane, channels)
+        image = _read_tiff(path, plane, channels)
     else:
-        micrograph = Micrograph(_read_other(path, plane, channels))
-    return Micrograph(sound(micrograph.pixels, str(path)), micrograph.pixel_size, micrograph.resolution)
+        image = MicroscopyImage(_read_other(path, plane, channels))
+    return MicroscopyImage(sound(image.pixels, str(path)), image.pixel_size, image.resolution)
 
 
 def is_tiff(path: Path) -> bool:
@@ -78,36 +77,7 @@ def is_tiff(path: Path) -> bool:
     return magic in TIFF_MAGIC
 
 
-def describe(normalisation: Normalisation) -> str:
-    """A normalisation in words, for logs."""
-    if normalisation.name == "as_is":
-        return "8-bit values, inverted" if normalisation.invert else "8-bit values as they are"
-    at_least = f", at least {normalisation.minimum_range:g} grey values apart" if normalisation.minimum_range else ""
-    to = "255..0 (inverted)" if normalisation.invert else "0..255"
-    return f"percentiles {normalisation.low:g} to {normalisation.high:g}{at_least}, to {to}"
-
-
-def parse_normalisation(text: str) -> Normalisation | None:
-    """``auto`` (None: 8-bit images as they are, deeper ones by percentiles, as in training), ``as-is``, or
-    ``percentile[:LOW,HIGH[,RANGE]]`` in percent and grey values."""
-    if text == "auto":
-        return None
-    if text == "as-is":
-        return Normalisation("as_is")
-    name, _, numbers = text.partition(":")
-    try:
-        values = [real_number(number) for number in numbers.split(",")] if numbers else [0.1, 99.9]
-        low, high = values[:2]
-        if name != "percentile" or len(values) > 3 or not 0 <= low < high <= 100 or not 0 <= values[-1] < math.inf:
-            raise ValueError
-    except ValueError:
-        raise InputError(
-            f"normalisation {text}: use auto, as-is or percentile:LOW,HIGH,RANGE such as percentile:0.1,99.9,512"
-        ) from None
-    return Normalisation("percentile", low, high, values[2] if len(values) == 3 else 0.0)
-
-
-def _read_tiff(path: Path, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None) -> Micrograph:
+def _read_tiff(path: Path, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None) -> MicroscopyImage:
     with damage_named(path), whole_tiff(path) as tiff:
         pixels = TiffPlane(tiff, str(path), plane, channels)
         height, width = pixels.shape[:2]
@@ -147,7 +117,7 @@ def sound(pixels: NDArray[Any], name: str) -> NDArray[Any]:
     return pixels
 
 
-def with_scale(tiff: tifffile.TiffFile, pixels: NDArray[Any]) -> Micrograph:
+def with_scale(tiff: tifffile.TiffFile, pixels: NDArray[Any]) -> MicroscopyImage:
     """Pixels with what the TIFF says of their size."""
     tags: Any = tiff.series[0].keyframe.tags
     found = [tags.get(key) for key in ("XResolution", "YResolution", "ResolutionUnit")]
@@ -156,8 +126,8 @@ def with_scale(tiff: tifffile.TiffFile, pixels: NDArray[Any]) -> Micrograph:
         resolution = (found[0].value, found[1].value, int(found[2].value) if found[2] is not None else 2)
     for x, y, unit in _pixel_sizes(tiff, resolution):
         if unit in UNITS and all(_SMALLEST < side * UNITS[unit] < math.inf for side in (x, y)):
-            return Micrograph(pixels, (y * UNITS[unit], x * UNITS[unit]), resolution)
-    return Micrograph(pixels, None, resolution)
+            return MicroscopyImage(pixels, (y * UNITS[unit], x * UNITS[unit]), resolution)
+    return MicroscopyImage(pixels, None, resolution)
 
 
 def _pixel_sizes(

@@ -74,7 +74,7 @@ class TiffPlane:
         Args:
             tiff: the open file.
             name: of the file, for messages.
-            plane: as ``micrographs.read_micrograph`` takes it.
+            plane: as ``microscopy.read_microscopy_image`` takes it.
             channels: likewise.
             single: refuse stacks and channels without naming the flags that would choose.
             as_stored: the numbers as they are in the file, for label images: palettes are not looked up, and white is
@@ -86,7 +86,7 @@ class TiffPlane:
             ValueError, ...: as ``DAMAGE`` lists; some tiles or strips lie beyond the end of the file.
         """
         self._name, self._tiff, self._as_stored = name, tiff, as_stored
-        self._series, self._page = _only_series(tiff, name)
+        self._series, self._page = _only_series(tiff, name, thumbnails=not as_stored)
         self._colours = _one_colour(self._page, name)
         axes, shape = self._series.axes, self._series.shape
         sizes = dict(zip(axes, shape, strict=True))
@@ -301,12 +301,25 @@ def whole_tiff(file: Path | io.BytesIO) -> Iterator[tifffile.TiffFile]:
         logger.removeHandler(handler)
 
 
-def _only_series(tiff: tifffile.TiffFile, name: str) -> tuple[Any, Any]:
-    """The one image of a TIFF and its first page; smaller ones beside it are thumbnails."""
+def _only_series(tiff: tifffile.TiffFile, name: str, *, thumbnails: bool) -> tuple[Any, Any]:
+    """The one image of a TIFF and its first page.
+
+    Args:
+        tiff: the open file.
+        name: of the file, for messages.
+        thumbnails: take smaller images beside it for thumbnails even where the file does not say so.
+
+    Raises:
+        InputError: there are several images; their values cannot be read.
+    """
     if not tiff.series:
         raise ValueError("no image")
     series, page = tiff.series[0], tiff.series[0].keyframe
-    rivals = [s for s in tiff.series[1:] if math.prod(s.shape) >= math.prod(series.shape)]
+    rivals = [
+        other
+        for other in tiff.series[1:]
+        if math.prod(other.shape) >= math.prod(series.shape) or not (thumbnails or other.keyframe.is_reduced)
+    ]
     if rivals:
         shapes = ", ".join("x".join(map(str, s.shape)) for s in [series, *rivals][:4])
         raise InputError(f"{name}: holds {len(tiff.series)} images ({shapes}); save the one you want by itself")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pffnet_d2.data.augmentation import build_augmentations
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import AUTO, BY_DEPTH, to_rgb8
+from pffnet_d2.imaging.normalisation import AUTO, BY_DEPTH, to_rgb8
 
 
 class AsTrained:

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging import lazy as regions
-from pffnet_d2.imaging.lazy import open_micrograph, percentiles
-from pffnet_d2.imaging.microscopy import read_micrograph
+from pffnet_d2.imaging.lazy import open_microscopy_image, percentiles
+from pffnet_d2.imaging.microscopy import read_microscopy_image
 
 GREY = np.random.default_rng(0).integers(0, 60_000, (90, 130)).astype(np.uint16)
 COLOUR = np.random.default_rng(1).integers(0, 255, (90, 130, 3)).astype(np.uint8)
@@ -38,21 +38,21 @@ WINDOWS = [(0, 90, 0, 130), (0, 1, 0, 1), (17, 64, 31, 130), (89, 90, 129, 130),
 def test_windows_are_those_of_the_whole(tmp_path: Path, pixels: np.ndarray, how: dict[str, Any]) -> None:
     path = tmp_path / "image.tif"
     tifffile.imwrite(path, pixels, **how)
-    whole = read_micrograph(path).pixels
-    with open_micrograph(path) as micrograph:
-        assert tuple(micrograph.pixels.shape) == whole.shape
-        assert micrograph.pixels.dtype == whole.dtype
+    whole = read_microscopy_image(path).pixels
+    with open_microscopy_image(path) as image:
+        assert tuple(image.pixels.shape) == whole.shape
+        assert image.pixels.dtype == whole.dtype
         for y0, y1, x0, x1 in WINDOWS:
-            np.testing.assert_array_equal(micrograph.pixels[y0:y1, x0:x1], whole[y0:y1, x0:x1])
+            np.testing.assert_array_equal(image.pixels[y0:y1, x0:x1], whole[y0:y1, x0:x1])
 
 
 def test_a_plane_and_channels_of_a_stack(tmp_path: Path) -> None:
     stack = np.random.default_rng(2).integers(0, 999, (3, 2, 40, 50)).astype(np.uint16)
     path = tmp_path / "stack.ome.tif"
     tifffile.imwrite(path, stack, metadata={"axes": "ZCYX"})
-    with open_micrograph(path, plane={"Z": 2}, channels=[1]) as micrograph:
-        np.testing.assert_array_equal(micrograph.pixels[5:30, 10:20], stack[2, 1, 5:30, 10:20])
-    with pytest.raises(InputError, match="Z"), open_micrograph(path, channels=[0]):
+    with open_microscopy_image(path, plane={"Z": 2}, channels=[1]) as image:
+        np.testing.assert_array_equal(image.pixels[5:30, 10:20], stack[2, 1, 5:30, 10:20])
+    with pytest.raises(InputError, match="Z"), open_microscopy_image(path, channels=[0]):
         pass
 
 
@@ -62,8 +62,8 @@ def test_a_file_that_was_cut_off_is_named_before_hours_of_work(tmp_path: Path, h
     tifffile.imwrite(path, GREY, **how)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 2 // 3])
-    with pytest.raises(InputError, match=r"cut\.tif"), open_micrograph(path) as micrograph:
-        micrograph.pixels[0:90, 0:130]
+    with pytest.raises(InputError, match=r"cut\.tif"), open_microscopy_image(path) as image:
+        image.pixels[0:90, 0:130]
 
 
 @given(
