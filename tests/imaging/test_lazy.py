@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +97,42 @@ def test_percentiles_of_many_blocks_and_of_three_channels(monkeypatch: pytest.Mo
 def test_values_that_are_not_finite_are_named() -> None:
     with pytest.raises(InputError, match=r"plate\.tif"):
         percentiles(np.array([[1.0, np.nan]]), [50], "plate.tif")
+
+
+# Kilobytes of peak memory before and after reading each file window by window, at most 16 MiB of tiles being kept.
+PEAK = """
+import re, sys
+from pathlib import Path
+
+from pffnet_d2.imaging import tiff
+from pffnet_d2.imaging.lazy import open_microscopy_image
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+tiff._CACHE = 2**24
+print(peak())
+for name in sys.argv[1:]:
+    with open_microscopy_image(Path(name)) as image:
+        for y in range(0, 8192, 1024):
+            for x in range(0, 8192, 1024):
+                assert image.pixels[y : y + 1024, x : x + 1024].shape == (1024, 1024)
+    print(peak())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_peak_memory_is_far_below_the_image(tmp_path: Path) -> None:
+    """Of a single strip, of strips and of tiles, 128 MiB of pixels each."""
+    layouts: dict[str, dict[str, Any]] = {
+        "single strip.tif": {"rowsperstrip": 8192},
+        "strips.tif": {"rowsperstrip": 64, "compression": "zlib"},
+        "tiles.tif": {"tile": (256, 256), "compression": "zlib"},
+    }
+    for name, how in layouts.items():
+        tifffile.imwrite(tmp_path / name, np.zeros((8192, 8192), np.uint16), **how)
+    run = [sys.executable, "-c", PEAK, *(str(tmp_path / name) for name in layouts)]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    before, *peaks = map(int, done.stdout.split())
+    for name, peak in zip(layouts, peaks, strict=True):
+        assert peak - before < 40 * 1024, name
