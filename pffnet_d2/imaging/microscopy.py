@@ -1,7 +1,7 @@
-"""One plane of any microscopy file, with the size of its pixels: what prediction starts from.
+"""One plane of any microscopy file, with the size of its pixels, for prediction.
 
-``read.decode_image`` reads the plain images that data sets are made of. A file from a microscope may hold several
-channels, a stack, palettes, 32-bit or floating values and metadata; which of its planes is meant, the user says.
+``read.decode_image`` reads the plain images of data sets. A file from a microscope may hold several channels, a stack,
+palettes, 32-bit or floating values and metadata; the user says which of its planes to take.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from pffnet_d2.imaging.axes import check_choice, choice, reduce_axes
 from pffnet_d2.imaging.read import MAX_PIXELS, opened, pixels_of, read_bytes
 from pffnet_d2.imaging.tiff import TIFF_MAGIC, TiffPlane, damage_named, whole_tiff
 
-# To micrometres; the names of OME and ImageJ.
+# Factors to micrometres, by the names that OME and ImageJ use.
 UNITS = {"nm": 1e-3, "um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "mm": 1e3, "cm": 1e4}
-# Below this many pixels a centimetre (1270 an inch) a resolution is that of a screen or a printer.
+# Fewer pixels per centimetre than this (1270 per inch) are the resolution of a screen or a printer.
 _OPTICAL = 500
-_SMALLEST = 1e-4  # micrometres: less than an atom
+_SMALLEST = 1e-4  # micrometres; smaller than an atom
 
 
 @dataclass(frozen=True)
 class MicroscopyImage:
     """One plane of a file."""
 
-    pixels: NDArray[Any]  # (H, W) or RGB (H, W, 3), of the file's own depth; finite
-    pixel_size: tuple[float, float] | None = None  # height and width of a pixel in micrometres, where the file says
-    resolution: tuple[Any, Any, int] | None = None  # a TIFF's XResolution, YResolution, ResolutionUnit
+    pixels: NDArray[Any]  # (H, W) or RGB (H, W, 3), in the file's own depth; finite
+    pixel_size: tuple[float, float] | None = None  # height and width in micrometres, where the file says so
+    resolution: tuple[Any, Any, int] | None = None  # XResolution, YResolution, ResolutionUnit of a TIFF
 
 
 def read_microscopy_image(
@@ -46,14 +46,15 @@ def read_microscopy_image(
 
     Args:
         path: the file.
-        plane: of a stack, the index (from 0) along each axis, as in {"Z": 3, "T": 0}, or the one index where there is
-            only one such axis.
-        channels: (from 0) one, which is taken as grey, or three as red, green and blue. Not asked for: grey and RGB(A)
+        plane: of a stack: the index (from 0) along each axis, as in {"Z": 3, "T": 0}, or just the index where the
+            stack has only one axis.
+        channels: one channel (from 0), read as grey, or three, read as red, green and blue. None takes grey and RGB(A)
             files as they are. Where the file names no channel axis, its only stack axis holds the channels.
 
     Raises:
-        InputError: naming the file: not readable, truncated or empty; a stack or several channels and nothing chosen,
-            saying how; an index that is not there; values that are not finite; more than MAX_PIXELS pixels.
+        InputError: naming the file: it is not readable, truncated or empty; it is a stack or has several channels and
+            nothing was chosen (the message says how to); an index is out of range; values are not finite; it has more
+            than MAX_PIXELS pixels.
     """
     path = Path(path)
     if channels is not None and len(channels) not in (1, 3):
@@ -66,7 +67,7 @@ def read_microscopy_image(
 
 
 def is_tiff(path: Path) -> bool:
-    """Whether a file begins as a TIFF does. Raises InputError naming it: it cannot be read, or is empty."""
+    """Whether a file begins like a TIFF. Raises InputError naming it where it cannot be read or is empty."""
     try:
         with open(path, "rb") as file:
             magic = file.read(4)
@@ -90,7 +91,7 @@ def _read_tiff(path: Path, plane: Mapping[str, int] | int | None, channels: Sequ
 
 
 def _read_other(path: Path, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None) -> NDArray[Any]:
-    """What Pillow reads; of several frames one."""
+    """One frame of a file that Pillow reads."""
     data, name = read_bytes(path), str(path)
     with opened(data, name) as image:
         frames = getattr(image, "n_frames", 1)
@@ -103,7 +104,11 @@ def _read_other(path: Path, plane: Mapping[str, int] | int | None, channels: Seq
 
 
 def sound(pixels: NDArray[Any], name: str) -> NDArray[Any]:
-    """The pixels where they can be worked with; signed bytes as unsigned ones."""
+    """The same pixels, signed bytes as unsigned ones (-128 becomes 0).
+
+    Raises:
+        InputError: naming ``name``: no pixels, complex or other values, or values that are not finite.
+    """
     if 0 in pixels.shape:
         raise InputError(f"{name}: has no pixels (shape {pixels.shape}); fetch it again")
     if pixels.dtype.kind not in "buif":
@@ -118,7 +123,7 @@ def sound(pixels: NDArray[Any], name: str) -> NDArray[Any]:
 
 
 def with_scale(tiff: tifffile.TiffFile, pixels: NDArray[Any]) -> MicroscopyImage:
-    """Pixels with what the TIFF says of their size."""
+    """Pixels with the size that the TIFF gives them."""
     tags: Any = tiff.series[0].keyframe.tags
     found = [tags.get(key) for key in ("XResolution", "YResolution", "ResolutionUnit")]
     resolution = None
@@ -133,15 +138,15 @@ def with_scale(tiff: tifffile.TiffFile, pixels: NDArray[Any]) -> MicroscopyImage
 def _pixel_sizes(
     tiff: tifffile.TiffFile, resolution: tuple[Any, Any, int] | None
 ) -> Iterator[tuple[float, float, str]]:
-    """Width, height and unit of a pixel as each of the programs that may have written the file says, the most
-    trustworthy first. Programs put 72 dots an inch where they know nothing."""
+    """Width, height and unit of a pixel as each kind of metadata in the file gives them, the most trustworthy first.
+    Many programs write 72 dots per inch where they know no size."""
     page = tiff.series[0].keyframe
     if tiff.is_ome:
         yield from _ome_pixel_size(tiff.ome_metadata)
     stk = page.tags.get("UIC1tag")  # of MetaMorph
     calibration = stk.value if stk is not None and isinstance(stk.value, dict) else {}
     x, y = calibration.get("XCalibration"), calibration.get("YCalibration")
-    # tifffile gives whole numbers for places that are not in the file.
+    # tifffile returns an integer, the offset, where a value is not in the file.
     if calibration.get("SpatialCalibration") and isinstance(x, float) and isinstance(y, float):
         yield x, y, str(calibration.get("CalibrationUnits")).strip("\x00 ")
     if page.is_svs:
@@ -155,7 +160,7 @@ def _pixel_sizes(
         return
     unit = str((tiff.imagej_metadata or {}).get("unit", "")) if tiff.is_imagej else ""
     unit = re.sub(r"\\u00b5", "µ", unit, flags=re.IGNORECASE)
-    if unit != "cm":  # which ImageJ writes for the dots an inch of other programs
+    if unit != "cm":  # ImageJ writes cm for the dots per inch of other programs
         yield 1 / x, 1 / y, unit
     per_cm = {3: 1.0, 2: 1 / 2.54}.get(resolution[2], 0.0)
     if min(x, y) * per_cm > _OPTICAL:

@@ -26,11 +26,11 @@ class Normalisation:
       that colours keep their ratio; percentiles instead of extremes so that a few hot pixels do not darken the rest.
       The range is at least ``minimum_range`` grey values, so that an image of nothing but noise stays dark instead of
       being stretched into a picture.
-    - "auto": "as_is" for 8-bit images, "percentile" for deeper ones, without a minimum range for those of floats, whose
-      unit is unknown.
-    - "stretch": as "auto", but 8-bit images from their percentiles too, at least 24 grey values apart.
+    - "auto": "as_is" for 8-bit images, "percentile" for deeper ones. Images of floats, whose unit is unknown, have no
+      minimum range.
+    - "stretch": like "auto", but 8-bit images use percentiles too, at least 24 grey values apart.
 
-    With ``invert`` dark becomes bright: 0 and 255, and so the two percentiles, change places.
+    With ``invert`` dark becomes bright: the two percentiles become 255 and 0.
     """
 
     name: str
@@ -42,25 +42,25 @@ class Normalisation:
     def info(self) -> dict[str, Any]:
         """The json form kept in a prepared data set; ``Normalisation(**info)`` reads it back."""
         info = asdict(self)
-        if not self.invert:  # which data sets prepared before did not say
+        if not self.invert:  # data sets that were prepared before the key existed do not have it
             del info["invert"]
         return info
 
 
 AS_IS = Normalisation("as_is")
-# Percentiles of Caicedo et al., Cytometry A 95(9), 2019. The range of BBBC039 (12 bit), measured on its 150 training
-# and validation fields: 39 to 52 grey values in the three empty fields, 661 or more in all others (median 1228). At 512
-# no field with nuclei is changed and the noise of an empty one stays below a tenth of the scale.
+# Percentiles of Caicedo et al., Cytometry A 95(9), 2019. The range was measured on the 150 training and validation
+# fields of BBBC039 (12 bit): 39 to 52 grey values in the three empty fields, 661 or more in all others (median 1228).
+# 512 changes no field with nuclei and keeps the noise of an empty one below a tenth of the scale.
 PERCENTILE_16_BIT = Normalisation("percentile", 0.1, 99.9, 512.0)
 # The range of DSB2018's 318 fluorescence images at hand: 26 to 252 grey values, median 67.
 PERCENTILE_8_BIT = Normalisation("percentile", 0.1, 99.9, 24.0)
 AUTO = replace(PERCENTILE_16_BIT, name="auto")
 STRETCH = replace(PERCENTILE_16_BIT, name="stretch")
-BY_DEPTH = {each.name: each for each in (AUTO, STRETCH)}  # what depends on the image's depth
+BY_DEPTH = {each.name: each for each in (AUTO, STRETCH)}  # those that depend on the depth of the image
 
 
 def normalisation_of(image: npt.NDArray[Any], given: Normalisation = AUTO) -> Normalisation:
-    """What "auto" and "stretch" mean for an image; another is returned as it is."""
+    """What "auto" or "stretch" means for an image. Any other normalisation is returned unchanged."""
     if given.name not in BY_DEPTH:
         return given
     if image.dtype == np.uint8 and given.name == STRETCH.name:
@@ -78,10 +78,10 @@ def to_rgb8(
     Args:
         image: the pixels.
         normalisation: how they become 8 bit.
-        limits: the two percentiles where they are not this image's own: of the larger one that it is cut from.
+        limits: the values of the two percentiles, where they are those of a larger image that this one is cut from.
 
     Raises:
-        InputError: another shape; values that are not finite; "as_is" asked for an image that is not 8 bit.
+        InputError: the image has another shape, or values that are not finite; "as_is" for an image that is not 8 bit.
     """
     if image.ndim == 2:
         image = image[:, :, None]
@@ -94,7 +94,7 @@ def to_rgb8(
             raise InputError("the image has values that are not finite; replace them first")
         low, high = limits or np.percentile(image, (normalisation.low, normalisation.high))
         scale = 255 / max(high - low, normalisation.minimum_range, np.finfo(np.float32).tiny)
-        # 32-bit floating values cannot tell large 32-bit integers apart.
+        # float32 cannot tell large 32-bit integers apart.
         real: Any = np.float64 if image.dtype.kind in "ui" and image.dtype.itemsize > 2 else np.float32
         above = real(high) - image.astype(real) if normalisation.invert else image.astype(real) - real(low)
         return _as_rgb(np.clip(np.rint(above * real(scale)), 0, 255).astype(np.uint8))
@@ -122,8 +122,8 @@ def describe(normalisation: Normalisation) -> str:
 
 
 def parse_normalisation(text: str) -> Normalisation | None:
-    """``auto`` (None: 8-bit images as they are, deeper ones by percentiles, as in training), ``as-is``, or
-    ``percentile[:LOW,HIGH[,RANGE]]`` in percent and grey values."""
+    """The normalisation that a user typed: ``auto`` (None: that of training), ``as-is``, or
+    ``percentile[:LOW,HIGH[,RANGE]]`` in percent and grey values. Raises InputError for any other text."""
     if text == "auto":
         return None
     if text == "as-is":

@@ -16,14 +16,14 @@ from PIL import Image
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.tiff import TIFF_MAGIC, damage_named, decode_tiff
 
-MAX_PIXELS = 1 << 27  # 11,585 x 11,585; more is refused unread
-# Pillow's modes that numpy takes as grey, RGB or RGBA, or that are converted to RGB.
+MAX_PIXELS = 1 << 27  # 11,585 x 11,585; larger images are refused before their pixels are read
+# Pillow's modes that numpy reads as grey, RGB or RGBA, and those that are converted to RGB first.
 _AS_ARRAY = ("L", "LA", "RGB", "RGBA", "I", "F", "I;16", "I;16L", "I;16B", "I;16N", "1", "P")
 _AS_RGB = ("CMYK", "YCbCr", "LAB", "HSV", "RGBX", "PA")
 
 
 def decode_image(data: bytes, name: str, *, palette: bool = True) -> npt.NDArray[Any]:
-    """Decode PNG, TIFF, JPEG, ... without changing the depth: (H, W) or (H, W, C), channels in the order RGBA.
+    """Decode PNG, TIFF, JPEG, ... in the file's own depth: (H, W) or (H, W, C), channels in the order RGBA.
 
     Args:
         data: content of the file.
@@ -32,14 +32,14 @@ def decode_image(data: bytes, name: str, *, palette: bool = True) -> npt.NDArray
             palette, and white that a TIFF counts down to is not turned.
 
     Raises:
-        InputError: naming ``name``, when it is truncated, damaged, no image, a stack, deeper than can be read, or has
-            more than MAX_PIXELS pixels.
+        InputError: naming ``name``: it is truncated, damaged, not an image or a stack; it has more bits than can be
+            read, or more than MAX_PIXELS pixels.
     """
     if data[:4] in TIFF_MAGIC:
         return decode_tiff(data, name, MAX_PIXELS, as_stored=not palette)
     with opened(data, name) as image:
         frames = getattr(image, "n_frames", 1)
-        if frames > 1 and image.format != "MPO":  # a camera's, with its preview
+        if frames > 1 and image.format != "MPO":  # MPO: a camera's image with its preview
             raise InputError(f"{name}: holds a stack of {frames} planes; save one plane as grey or RGB")
         return pixels_of(image, data, name, palette=palette)
 
@@ -72,11 +72,11 @@ def decode_label_image(data: bytes, name: str) -> npt.NDArray[Any]:
 
 @contextmanager
 def opened(data: bytes, name: str) -> Iterator[Image.Image]:
-    """An image as Pillow opens it. Damage that is met in the block raises an InputError that names it, and Pillow's
-    warnings, which would say the same again, are dropped.
+    """Open an image with Pillow. Damage found inside the block raises an InputError that names the file; Pillow's
+    warnings, which would repeat it, are suppressed.
 
     Raises:
-        InputError: naming ``name``: truncated, damaged, no image, or more than MAX_PIXELS pixels.
+        InputError: naming ``name``: truncated, damaged, not an image, or more than MAX_PIXELS pixels.
     """
     with damage_named(name), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -85,16 +85,22 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
                 if image.height * image.width > MAX_PIXELS:
                     raise InputError(f"{name}: {image.height} x {image.width} pixels are {_TOO_LARGE}")
                 yield image
-        except Image.DecompressionBombError as error:  # Pillow's bound, above ours
+        except Image.DecompressionBombError as error:  # Pillow's own limit, which is above ours
             raise InputError(f"{name}: {_TOO_LARGE}") from error
 
 
 def pixels_of(image: Image.Image, data: bytes, name: str, *, palette: bool = True) -> npt.NDArray[Any]:
-    """The pixels of the file ``data`` that Pillow opened, in the file's own depth; see ``decode_image``.
+    """The pixels of a file that Pillow opened, in the file's own depth.
+
+    Args:
+        image: the file as opened.
+        data: its content.
+        name: of the file, for messages.
+        palette: as for ``decode_image``.
 
     Raises:
-        InputError: colours of another kind than RGB; more than 8 bits a channel, which Pillow cuts, in another form
-            than PNG.
+        InputError: the colours cannot be converted to RGB; a format other than PNG with more than 8 bits per channel,
+            which Pillow would cut to 8.
     """
     if image.mode not in (*_AS_ARRAY, *_AS_RGB):
         raise InputError(f"{name}: Pillow's mode {image.mode} is not supported; save it as grey or RGB")
@@ -113,10 +119,10 @@ def pixels_of(image: Image.Image, data: bytes, name: str, *, palette: bool = Tru
 
 
 def _bits(form: str | None, data: bytes) -> int:
-    """Bits of a sample in a file of a form that may hold more than 8; else 8."""
+    """Bits per sample of a file in one of the formats that may hold more than 8; 8 for other formats."""
     if form == "PNG":
         return data[24]
-    if form == "JPEG2000":  # the depth less 1 is in the codestream's header, of which the first channel tells
+    if form == "JPEG2000":  # the header of the codestream holds the depth less 1, first that of channel 1
         start = data.find(b"\xff\x4f\xff\x51")
         return (data[start + 42] & 0x7F) + 1 if start >= 0 else 8
     if form == "PPM":
@@ -124,16 +130,16 @@ def _bits(form: str | None, data: bytes) -> int:
         return 16 if words[0] in (b"P5", b"P6") and int(words[3]) > 255 else 8
     if form == "SGI":
         return 8 * data[3]
-    if form == "AVIF":  # av1C: the bit of the third byte says more than 8
+    if form == "AVIF":  # av1C: a bit of its third byte marks more than 8
         start = data.find(b"av1C")
         return 10 if start >= 0 and data[start + 6] & 0x40 else 8
     return 8
 
 
 def _deep_png(data: bytes) -> npt.NDArray[np.uint16]:
-    """A PNG of 16 bits and several channels, which Pillow cuts to 8 bits: (H, W, 2 to 4) grey and alpha, RGB(A).
+    """A PNG of 16 bits and several channels, which Pillow would cut to 8 bits: (H, W, 2 to 4), grey with alpha or RGB.
 
-    OpenCV prints what it finds wrong; so Pillow must have read the file before.
+    Pillow must have read the file before, because OpenCV prints the damage that it finds.
     """
     import cv2
 
@@ -160,7 +166,7 @@ def contiguous(labels: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
 
 
 def read_bytes(path: Path) -> bytes:
-    """The file's content. Raises InputError naming the file when there is none."""
+    """The content of a file. Raises InputError naming it where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
