@@ -22,7 +22,7 @@ from pffnet_d2.imaging.normalisation import (
     PERCENTILE_16_BIT,
     to_rgb8,
 )
-from pffnet_d2.imaging.read import contiguous, decode_image, decode_label_image, read_image, read_label_image
+from pffnet_d2.imaging.read import decode_image, decode_label_image, read_image, read_label_image
 
 
 def encode(array: np.ndarray, kind: str, **options: object) -> bytes:
@@ -228,16 +228,6 @@ def test_palette_as_meant() -> None:
     image.save(buffer, "PNG")
     assert decode_image(buffer.getvalue(), "x")[0, 1].tolist() == [40, 50, 60]
     assert decode_image(buffer.getvalue(), "x", palette=False).tolist() == [[0, 2], [1, 2]]
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, np.float32])
-def test_contiguous(dtype: type) -> None:
-    labels = np.array([[0, 7, 7], [200, 0, 3]], dtype)
-    found = contiguous(labels)
-    assert found.dtype == np.int32
-    assert found.tolist() == [[0, 2, 2], [3, 0, 1]]
-    np.testing.assert_array_equal(contiguous(found), found)
-    assert contiguous(np.zeros((2, 3), dtype)).tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
 # --- Label images ----------------------------------------------------------------------------------------------------

@@ -37,7 +37,8 @@ from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, list_files, shipped
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.normalisation import AS_IS
-from pffnet_d2.imaging.read import contiguous, decode_image
+from pffnet_d2.imaging.read import decode_image
+from pffnet_d2.masks.compose import contiguous
 
 _SHIPPED = shipped("tnbc")
 IMAGES: dict[str, int] = _SHIPPED["images_per_patient"]
