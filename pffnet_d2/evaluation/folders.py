@@ -1,4 +1,4 @@
-"""Scoring label images in folders, of any tool: ``pffnet evaluate --truth DIR --prediction DIR``."""
+"""Scoring label images in folders, of any tool: ``pffnet score --truth DIR --prediction DIR``."""
 
 from __future__ import annotations
 

@@ -15,10 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from detectron2.utils import comm
-from torch.multiprocessing import spawn
-from torch.multiprocessing.spawn import ProcessRaisedException
 from tqdm import tqdm
 
 from pffnet_d2.atomic_write import work_folder
@@ -29,6 +26,7 @@ from pffnet_d2.inference import caps, cvppp
 from pffnet_d2.inference.export import FORMATS, Export, check_formats
 from pffnet_d2.inference.large import check_streamed
 from pffnet_d2.inference.predictor import Prediction, Predictor, check_device
+from pffnet_d2.launch import check_processes, launch_over_gloo
 
 # What a folder is searched for.
 ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".gif")
@@ -195,6 +193,7 @@ def predict_files(job: Job) -> Summary:
         check_streamed(job.formats)
     if job.processes < 1 or job.batch < 1:
         raise InputError(f"{job.processes} processes, batches of {job.batch}: both must be at least 1")
+    check_processes(job.processes)
     if job.channels is not None and len(job.channels) not in (1, 3):
         raise InputError(f"--channels {','.join(map(str, job.channels))}: give one (grey) or three (red, green, blue)")
     cuda = torch.cuda.is_available() if job.device is None else job.device.startswith("cuda")
@@ -227,32 +226,20 @@ def _predict_all(job: Job) -> Summary:
     if job.processes == 1:
         return _work(job)
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            spawn(_rank, (job, f"{folder}/rendezvous", f"{folder}/summary.pt"), nprocs=job.processes)
-        except ProcessRaisedException as error:
-            prefix = f"{InputError.__module__}.{InputError.__qualname__}: "
-            said = [line for line in str(error).splitlines() if line.startswith(prefix)]
-            if not said:
-                raise
-            raise InputError(said[-1].removeprefix(prefix)) from None
-        outcomes, seconds, stages = torch.load(f"{folder}/summary.pt", weights_only=True)
+        # Nothing but the outcomes passes between them, after perhaps hours apart.
+        result = f"{folder}/summary.pt"
+        launch_over_gloo(_share, job.processes, args=(job, result), timeout=timedelta(days=7))
+        outcomes, seconds, stages = torch.load(result, weights_only=True)
     return Summary([Outcome(**outcome) for outcome in outcomes], seconds, stages)
 
 
-def _rank(rank: int, job: Job, rendezvous: str, result: str) -> None:
-    """One of several processes; the first leaves the summary of all in a file."""
+def _share(job: Job, result: str) -> None:
+    """What one of several processes does; the first leaves the summary of all in a file."""
     if job.device != "cpu" and torch.cuda.is_available():
-        job = Job(**{**vars(job), "device": f"cuda:{rank}"})
-    else:
-        torch.set_num_threads(max(1, torch.get_num_threads() // job.processes))
-    # Nothing but the outcomes passes between them, after perhaps hours apart.
-    dist.init_process_group("gloo", f"file://{rendezvous}", timedelta(days=7), job.processes, rank)
-    try:
-        summary = _work(job)
-        if rank == 0:
-            torch.save(([vars(outcome) for outcome in summary.outcomes], summary.seconds, summary.stages), result)
-    finally:
-        dist.destroy_process_group()
+        job = Job(**{**vars(job), "device": f"cuda:{comm.get_rank()}"})
+    summary = _work(job)
+    if comm.is_main_process():
+        torch.save(([vars(outcome) for outcome in summary.outcomes], summary.seconds, summary.stages), result)
 
 
 def _work(job: Job) -> Summary:

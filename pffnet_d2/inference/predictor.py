@@ -88,8 +88,8 @@ class Predictor:
         Args:
             config: a merged config (not changed), or a yaml file; None takes ``model``.
             weights: a checkpoint; None takes MODEL.WEIGHTS.
-            model: instead of config and weights: a folder that training or `pffnet pack` wrote, or the name of a model
-                that comes with the package; None takes its only one, "nuclei".
+            model: instead of config and weights: a folder that training or `pffnet package` wrote, or the name of a
+                model that comes with the package; None takes its only one, "nuclei".
             diameter: mean diameter of the objects in pixels, 2 sqrt(area / pi): images pass through the network
                 enlarged or reduced to the diameter that it knows (MODEL.PFFNET.DIAMETER), and results are of the
                 original size. None leaves images as they are.
