@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
     """
     env.require("predict")
     from pffnet_d2.config_values import check_value
-    from pffnet_d2.imaging.microscopy import parse_normalisation
+    from pffnet_d2.imaging.normalisation import parse_normalisation
     from pffnet_d2.inference import cvppp
     from pffnet_d2.inference.batch import Job, find_sources, predict_files
     from pffnet_d2.inference.export import check_formats

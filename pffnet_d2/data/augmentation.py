@@ -30,6 +30,7 @@ from PIL import Image
 from skimage.color import hed_from_rgb, rgb_from_hed
 
 from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.square import resize_to_square
 
 
 class Rotate90Transform(Transform):
@@ -336,10 +337,8 @@ def build_augmentations(cfg: Any, is_train: bool) -> list[T.Augmentation]:
     """
     square = cfg.INPUT.SQUARE
     if not is_train:
-        if square.TEST and square.STRETCH:
-            return [T.Resize((square.TEST, square.TEST))]
         if square.TEST:
-            return [T.ResizeShortestEdge(square.TEST, square.TEST, "choice")]  # its limit on the longer side binds
+            return [resize_to_square(square.TEST, stretch=square.STRETCH)]
         shortest = cfg.INPUT.MIN_SIZE_TEST
         return [T.ResizeShortestEdge(shortest, cfg.INPUT.MAX_SIZE_TEST, "choice")] if shortest else []
     chain: list[T.Augmentation] = []

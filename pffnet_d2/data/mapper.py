@@ -21,7 +21,8 @@ from scipy.ndimage import find_objects
 from pffnet_d2.data.augmentation import CopyPaste, build_augmentations
 from pffnet_d2.data.copy_paste import Crop, paste
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import normalisation_of, read_image, to_rgb8
+from pffnet_d2.imaging.normalisation import normalisation_of, to_rgb8
+from pffnet_d2.imaging.read import read_image
 from pffnet_d2.masks.coco import paint_layers
 
 Masks = npt.NDArray[np.bool_]

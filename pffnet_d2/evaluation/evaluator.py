@@ -18,7 +18,8 @@ from detectron2.evaluation import DatasetEvaluator
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.scores import METRICS, Row, read_groups, score, summaries, table_of, write_scores
 from pffnet_d2.evaluation.truth import of_all_ranks, truth_of
-from pffnet_d2.imaging.read import AUTO, read_image, to_rgb8
+from pffnet_d2.imaging.normalisation import AUTO, to_rgb8
+from pffnet_d2.imaging.read import read_image
 from pffnet_d2.masks.coco import annotations_to_label_map
 from pffnet_d2.masks.compose import LabelMapRule, instances_to_label_map
 from pffnet_d2.visualization.overlay import side_by_side, write_png

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from pffnet_d2.atomic_write import work_folder
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.microscopy import Micrograph, describe, read_micrograph
-from pffnet_d2.imaging.read import Normalisation, normalisation_of
+from pffnet_d2.imaging.microscopy import MicroscopyImage, read_microscopy_image
+from pffnet_d2.imaging.normalisation import Normalisation, describe, normalisation_of
 from pffnet_d2.inference import caps, cvppp
 from pffnet_d2.inference.export import FORMATS, Export, check_formats
 from pffnet_d2.inference.large import check_streamed
@@ -309,13 +309,13 @@ def _doubts(job: Job, outcomes: Sequence[Outcome]) -> list[str]:
 def _batch(job: Job, predictor: Predictor, indices: list[int], stages: dict[str, float]) -> list[Outcome]:
     """Read, predict and write some files; an outcome for each."""
     errors: dict[int, str] = {}
-    read: dict[int, tuple[Micrograph, Any]] = {}
+    read: dict[int, tuple[MicroscopyImage, Any]] = {}
     started = time.perf_counter()
     for index in indices:
         path = job.sources[index].path
         try:
-            micrograph = read_micrograph(path, plane=job.plane, channels=job.channels)
-            read[index] = micrograph, _named(path, predictor, micrograph)
+            opened = read_microscopy_image(path, plane=job.plane, channels=job.channels)
+            read[index] = opened, _named(path, predictor, opened)
         except InputError as error:
             errors[index] = str(error)
     stages["reading"] += time.perf_counter() - started
@@ -335,17 +335,17 @@ def _batch(job: Job, predictor: Predictor, indices: list[int], stages: dict[str,
 
     started = time.perf_counter()
     for index, prediction in predictions.items():
-        micrograph, image = read[index]
-        size = micrograph.pixel_size if job.pixel_size is None else (job.pixel_size, job.pixel_size)
+        opened, image = read[index]
+        size = opened.pixel_size if job.pixel_size is None else (job.pixel_size, job.pixel_size)
         source = job.sources[index]
         export = Export(
             source.path.name,
             image,
-            micrograph.pixels,
+            opened.pixels,
             prediction.label_map,
             prediction.scores,
             size if size and size[0] else None,
-            micrograph.resolution,
+            opened.resolution,
         )
         try:
             _write(job, source, export)
@@ -406,10 +406,10 @@ def _large(job: Job, predictor: Predictor, index: int, stages: dict[str, float])
     return [Outcome(index, doubt=done.doubt, objects=done.objects, pixels=height * width, normalisation=normalisation)]
 
 
-def _named(path: Path, predictor: Predictor, micrograph: Micrograph) -> Any:
+def _named(path: Path, predictor: Predictor, opened: MicroscopyImage) -> Any:
     try:
-        predictor.network_size(*micrograph.pixels.shape[:2])
-        return predictor.normalise(micrograph.pixels)
+        predictor.network_size(*opened.pixels.shape[:2])
+        return predictor.normalise(opened.pixels)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
 

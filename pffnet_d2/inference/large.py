@@ -27,9 +27,9 @@ from tqdm import tqdm
 from pffnet_d2 import __version__
 from pffnet_d2.atomic_write import locked, whole_file, write_text
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.lazy import Sliceable, digest, limits, open_micrograph, window
-from pffnet_d2.imaging.microscopy import Micrograph
-from pffnet_d2.imaging.read import AUTO, Normalisation, normalisation_of, to_rgb8
+from pffnet_d2.imaging.lazy import Sliceable, digest, limits, open_microscopy_image, window
+from pffnet_d2.imaging.microscopy import MicroscopyImage
+from pffnet_d2.imaging.normalisation import AUTO, Normalisation, normalisation_of, to_rgb8
 from pffnet_d2.inference import caps
 from pffnet_d2.inference.export import FORMATS, check_square, csv_file, geojson_file, write_label_rows
 from pffnet_d2.inference.overview import Overview
@@ -139,8 +139,8 @@ def predict_large(model: Model, image: Sliceable | str | os.PathLike[str], plan:
     check_tiles(plan.tile, plan.overlap, model.stride)
     if plan.batch < 1:
         raise InputError(f"batches of {plan.batch}: must be at least 1")
-    with _opened(image, plan) as (micrograph, path):
-        return _Run(model, micrograph, path, plan).go()
+    with _opened(image, plan) as (opened, path):
+        return _Run(model, opened, path, plan).go()
 
 
 def check_streamed(formats: Sequence[str]) -> None:
@@ -164,16 +164,16 @@ def check_tiles(tile: int, overlap: int | str, stride: int) -> None:
 
 
 @contextmanager
-def _opened(image: Sliceable | str | os.PathLike[str], plan: Plan) -> Iterator[tuple[Micrograph, Path | None]]:
+def _opened(image: Sliceable | str | os.PathLike[str], plan: Plan) -> Iterator[tuple[MicroscopyImage, Path | None]]:
     """The image, and the file that it is read from."""
     if isinstance(image, (str, os.PathLike)):
-        with open_micrograph(Path(image), plane=plan.plane, channels=plan.channels) as micrograph:
-            yield micrograph, Path(image)
+        with open_microscopy_image(Path(image), plane=plan.plane, channels=plan.channels) as opened:
+            yield opened, Path(image)
         return
     shape = tuple(image.shape)
     if not (len(shape) == 2 or (len(shape) == 3 and 1 <= shape[2] <= 4)) or 0 in shape:
         raise InputError(f"an image of shape {shape} is neither grey nor RGB(A); give a single plane")
-    yield Micrograph(image), None  # type: ignore[arg-type]
+    yield MicroscopyImage(image), None  # type: ignore[arg-type]
 
 
 @dataclass
@@ -197,13 +197,13 @@ class _Seen:
 class _Run:
     """An image and its plan, in one of the processes."""
 
-    def __init__(self, model: Model, micrograph: Micrograph, path: Path | None, plan: Plan) -> None:
+    def __init__(self, model: Model, opened: MicroscopyImage, path: Path | None, plan: Plan) -> None:
         self.model, self.plan, self.path = model, plan, path
         self.name = str(path) if path else "the image"
         self.stamp = self._stamp()
-        self.pixels: Sliceable = micrograph.pixels
-        self.resolution = micrograph.resolution
-        size = micrograph.pixel_size if plan.pixel_size is None else (plan.pixel_size, plan.pixel_size)
+        self.pixels: Sliceable = opened.pixels
+        self.resolution = opened.resolution
+        size = opened.pixel_size if plan.pixel_size is None else (plan.pixel_size, plan.pixel_size)
         self.pixel_size = size if size and size[0] else None
         probe = window(self.pixels, slice(0, 1), slice(0, 1), self.name)
         self.dtype = probe.dtype

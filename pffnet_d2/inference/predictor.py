@@ -23,8 +23,8 @@ from pffnet_d2.config_values import check_value, check_values
 from pffnet_d2.data.augmentation import build_augmentations
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.lazy import Sliceable
-from pffnet_d2.imaging.microscopy import parse_normalisation, read_micrograph
-from pffnet_d2.imaging.read import BY_DEPTH, Normalisation, to_rgb8
+from pffnet_d2.imaging.microscopy import read_microscopy_image
+from pffnet_d2.imaging.normalisation import BY_DEPTH, Normalisation, parse_normalisation, to_rgb8
 from pffnet_d2.inference import caps
 from pffnet_d2.inference.large import LargePrediction, Model, Plan, check_tiles, predict_large
 from pffnet_d2.inference.modality import unlike_fluorescence
@@ -158,7 +158,7 @@ class Predictor:
         """
         _check_image(image)
         if isinstance(image, (str, os.PathLike)):
-            name, pixels = os.fspath(image), read_micrograph(Path(image)).pixels
+            name, pixels = os.fspath(image), read_microscopy_image(Path(image)).pixels
         else:
             name, pixels = "the image", np.asarray(image)
         rgb = self.normalise(pixels)
@@ -246,7 +246,7 @@ class Predictor:
             overlap: of tiles in pixels, more than the largest object; "auto" measures objects in up to four tiles with
                 much contrast (:func:`~pffnet_d2.inference.tiling.overlap_for`).
             formats: of label-tiff, geojson, csv, overlay (reduced to at most 2048 pixels a side).
-            plane: of a file, as ``read_micrograph`` takes it.
+            plane: of a file, as ``read_microscopy_image`` takes it.
             channels: of a file, likewise.
             pixel_size: micrometres; 0: none, whatever the file says; None: what it says.
             batch: tiles predicted together.

@@ -20,7 +20,6 @@ from matplotlib.path import Path as Polygon
 
 from pffnet_d2.atomic_write import whole_file
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import contiguous
 from pffnet_d2.inference.export import (
     FORMATS,
     Export,
@@ -31,6 +30,7 @@ from pffnet_d2.inference.export import (
     write_label_tiff,
     write_rois,
 )
+from pffnet_d2.masks.compose import contiguous
 
 
 @pytest.fixture

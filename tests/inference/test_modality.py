@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pffnet_d2.data import readers
-from pffnet_d2.imaging.read import STRETCH, to_rgb8
+from pffnet_d2.imaging.normalisation import STRETCH, to_rgb8
 from pffnet_d2.inference.modality import statistics, unlike_fluorescence
 
 
