@@ -224,11 +224,7 @@ def _said_by(error: Exception) -> str:
 
 def add_pffnet_config(cfg: Any) -> None:
     """Add the keys of PFFNet and its family to ``cfg`` (a detectron2 ``CfgNode``), in place."""
-    import torch
     from detectron2.config import CfgNode as CN
-
-    # Detectron2's default is "cuda" even where there is none.
-    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
     cfg.INPUT.PFFNET = CN()
     # On-line augmentations, in order: flip, rotate90, gaussian_blur, median_blur, gaussian_noise, emboss, sharpen,

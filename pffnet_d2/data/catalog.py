@@ -25,13 +25,14 @@ def root() -> Path:
 class PreparedMetadata(Metadata):
     """Metadata whose paths are made when asked for, so that the root may be set after the package is imported."""
 
+    root: Path | None  # of this data set; None takes root()
     dataset: str
     split: str
     prepare_arguments: str  # of `pffnet prepare`, to say when it is missing
 
     @property
     def folder(self) -> Path:
-        return root() / self.dataset / self.split
+        return (self.root or root()) / self.dataset / self.split
 
     @property
     def json_file(self) -> str:
@@ -49,26 +50,44 @@ class PreparedMetadata(Metadata):
 def register_all() -> None:
     """Register every data set that ``pffnet prepare`` can make, prepared or not, and what else is prepared under the
     root: a user's own, folds. Names already there are left alone."""
+    register_published()
+    register_prepared()
+
+
+def register_published() -> None:
+    """Register every data set that ``pffnet prepare`` can make from a publisher's files. No file is looked for."""
     for dataset, splits in known_splits().items():
         for split, arguments in splits.items():
             source = "" if dataset == "phantoms" else " --source FOLDER"
             _register(dataset, split, category(dataset), f"{dataset}{arguments}{source}")
-    for path in sorted(root().glob("*/*/instances.json")):
+
+
+def register_prepared(under: Path | None = None) -> None:
+    """Register what is prepared under a root: published data sets, a user's own, folds.
+
+    Args:
+        under: the root of these data sets from now on, also of those that were registered before; None takes root(),
+            and leaves names already there alone.
+    """
+    for path in sorted((under or root()).glob("*/*/instances.json")):
         info = read_info(path)  # the head of the file
         dataset, split = path.parts[-3:-1]
         if (info.get("dataset"), info.get("split")) == (dataset, split):
             name = "" if info["reader"] == dataset else f" --name {dataset}"
             folds = f" --folds {info['folds']}" if "folds" in info else ""
             arguments = f"{info['reader']}{name}{folds} --source FOLDER"
-            _register(dataset, split, str(info.get("category", "object")), arguments)
+            _register(dataset, split, str(info.get("category", "object")), arguments, under)
 
 
-def _register(dataset: str, split: str, thing: str, arguments: str) -> None:
+def _register(dataset: str, split: str, thing: str, arguments: str, under: Path | None = None) -> None:
     name = f"{dataset}_{split}"
     if name in DatasetCatalog.list():
-        return
+        if under is None or not isinstance(MetadataCatalog.get(name), PreparedMetadata):
+            return
+        DatasetCatalog.remove(name)
     MetadataCatalog[name] = PreparedMetadata(
         name=name,
+        root=under,
         dataset=dataset,
         split=split,
         prepare_arguments=arguments,
@@ -93,7 +112,7 @@ def load(name: str) -> list[dict[str, Any]]:
     if not os.path.isfile(meta.json_file):
         raise InputError(
             f"data set {name} is not prepared: {meta.json_file} is missing; "
-            f"run `pffnet prepare {meta.prepare_arguments} --out {root()}`"
+            f"run `pffnet prepare {meta.prepare_arguments} --out {meta.root or root()}`"
         )
     try:
         dicts: list[dict[str, Any]] = load_coco_json(

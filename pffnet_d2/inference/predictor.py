@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from pffnet_d2.config import override, read_config
 from pffnet_d2.config_values import check_value, check_values
 from pffnet_d2.data.augmentation import build_augmentations
+from pffnet_d2.device import device_here
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.lazy import Sliceable
 from pffnet_d2.imaging.microscopy import read_microscopy_image
@@ -67,8 +68,7 @@ class Predictor:
     Images pass through the normalisation of training (MODEL.PFFNET.NORMALISATION) unless
     another is given; ``invert`` shows the network dark objects on a bright ground as bright ones. The caps of the
     config on proposals and detections are multiplied for images larger than those of training
-    (MODEL.PFFNET.CAPS_AREA). On a CPU, making one turns denormal numbers off for the process
-    (``torch.set_flush_denormal``).
+    (MODEL.PFFNET.CAPS_AREA).
     """
 
     def __init__(
@@ -93,7 +93,8 @@ class Predictor:
             diameter: mean diameter of the objects in pixels, 2 sqrt(area / pi): images pass through the network
                 enlarged or reduced to the diameter that it knows (MODEL.PFFNET.DIAMETER), and results are of the
                 original size. None leaves images as they are.
-            device: "cpu", "cuda", "cuda:1"; None takes MODEL.DEVICE, which is CUDA where there is one.
+            device: "cpu", "cuda", "cuda:1"; None takes MODEL.DEVICE, or the CPU where that is a
+                CUDA device and there is none.
             thresholds: keys of MODEL.PFFNET.LABEL_MAP to override, such as {"SCORE_THRESH": 0.4, "MASK_THRESH": 0.5},
                 or a yaml file of them, as it is or as `pffnet thresholds` writes it.
             normalisation: for all images, instead of what each one's depth gets; a string as ``--normalisation`` takes
@@ -121,7 +122,9 @@ class Predictor:
         if device is not None:
             cfg.MODEL.DEVICE = str(device)
         elif packed and "MODEL.DEVICE" not in opts:  # where it was trained there may have been another device
-            cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+            cfg.MODEL.DEVICE = device_here()
+        else:
+            cfg.MODEL.DEVICE = device_here(cfg.MODEL.DEVICE)
         check_device(cfg.MODEL.DEVICE)
         if thresholds is not None:
             _override(cfg.MODEL.PFFNET.LABEL_MAP, thresholds)
@@ -135,9 +138,6 @@ class Predictor:
         rule = _normalisation(normalisation) or BY_DEPTH[cfg.MODEL.PFFNET.NORMALISATION]
         self.normalisation = replace(rule, invert=True) if invert else rule
         self.rule = LabelMapRule.from_config(cfg)
-        if cfg.MODEL.DEVICE == "cpu":
-            # Activations near zero otherwise become denormal numbers, on which CPUs are many times slower.
-            torch.set_flush_denormal(True)
         network: Any = build_network(cfg)
         Checkpointer(network).load(cfg.MODEL.WEIGHTS)
         network.eval()
