@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from report import report
 from scipy import ndimage
 
-from pffnet_d2.data.synthetic import phantom
+from pffnet_d2.data.synthetic import synthetic_image
 from pffnet_d2.evaluation.metrics import panoptic_quality
 from pffnet_d2.imaging.microscopy import read_microscopy_image
 from pffnet_d2.inference.large import Model, Plan, predict_large
@@ -74,7 +74,7 @@ def threshold(images: list[NDArray[np.uint8]]) -> list[Found]:
 
 def piece() -> NDArray[np.uint8]:
     """A generated fluorescence image, grey."""
-    image, _ = phantom(0, 0, size=(PIECE, PIECE), style="fluorescence")
+    image, _ = synthetic_image(0, 0, size=(PIECE, PIECE), style="fluorescence")
     return np.ascontiguousarray(image[:, :, 0])
 
 

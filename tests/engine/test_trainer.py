@@ -17,7 +17,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 
 from pffnet_d2.cli.main import main
 from pffnet_d2.config import config_path
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.engine import trainer as engine
 from pffnet_d2.engine.arguments import argument_parser
 from pffnet_d2.engine.resume import tell_changes
@@ -59,7 +59,7 @@ def options(values: dict[str, Any]) -> list[str]:
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("datasets")
-    prepare("phantoms", None, root, count=2)
+    prepare("phantoms", None, root, Selection(count=2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(root))
         yield root
