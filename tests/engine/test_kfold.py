@@ -158,18 +158,18 @@ def test_folds_are_prepared_where_they_are_not(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     calls: list[tuple[object, ...]] = []
 
-    def prepared(name: str, source: Path | None, out: Path, **arguments: object) -> None:
-        calls.append((name, source, out, arguments))
+    def prepared(*arguments: object) -> None:
+        calls.append(arguments)
         raise InputError("enough")
 
     monkeypatch.setattr(kfold, "prepare", prepared)
     with pytest.raises(InputError, match="enough"):
         kfold.prepared_folds("tnbc", 2, Path("zips"), 7)
-    assert calls == [("tnbc", Path("zips"), tmp_path, {"folds": 2, "seed": 7})]
+    assert calls == [("tnbc", Path("zips"), tmp_path, Selection(folds=2, seed=7))]
 
 
 @pytest.mark.slow
-def test_two_folds_of_phantoms(datasets: Path, tmp_path: Path) -> None:
+def test_two_folds(datasets: Path, tmp_path: Path) -> None:
     """From prepared folds to the table, each fold trained for an iteration in a process of its own."""
     out = tmp_path / "run"
     tiny = ["MODEL.DEVICE", "cpu", "INPUT.CROP.SIZE", "[48, 64]", "MODEL.RPN.POST_NMS_TOPK_TEST", "50"]

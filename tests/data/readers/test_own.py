@@ -376,7 +376,8 @@ def test_refusals(tmp_path: Path, layouts: ModuleType, damage: Any, options: dic
     files = {f"images/{name}.png": _png(BLANK) for name in "ab"} | {f"labels/{name}.png": _png(ONE) for name in "ab"}
     damage(files)
     root = layouts.write(tmp_path / "in", files)
-    selection = Selection(options={"fractions": "train=0.5,val=0.5"} | options.get("options", {}))
+    chosen = {"fractions": "train=0.5,val=0.5"} | options.get("options", {})
+    selection = Selection(splits=options.get("splits"), options=chosen)
     with pytest.raises(InputError, match=message) as caught:
         prepare("own", root, tmp_path / "out", selection, dataset=options.get("dataset", "mine"))
     assert "\n" not in str(caught.value)
