@@ -35,8 +35,10 @@ from pffnet_d2.engine.optimizer import WeightAverage, check_optimizer
 from pffnet_d2.engine.resume import tell_changes
 from pffnet_d2.engine.train_step import PRECISIONS, TrainStep, pool_in_float32
 from pffnet_d2.errors import InputError, hide_traceback
-from pffnet_d2.evaluation.evaluator import DenseCOCOEvaluator, LabelMapEvaluator, VOCEvaluator
+from pffnet_d2.evaluation.coco_ap import DenseCOCOEvaluator
+from pffnet_d2.evaluation.evaluator import LabelMapEvaluator
 from pffnet_d2.evaluation.panoptic import PanopticEvaluator
+from pffnet_d2.evaluation.voc import VOCEvaluator
 from pffnet_d2.launch import launch_on_gpus, launch_over_gloo
 from pffnet_d2.masks.compose import LabelMapRule
 from pffnet_d2.model_zoo.checkpoint import Checkpointer
