@@ -296,16 +296,10 @@ def _predict(args: argparse.Namespace) -> int:
     _need_everything("predict")
     from pffnet_d2.config_values import check_value
     from pffnet_d2.imaging.microscopy import parse_normalisation
-    from pffnet_d2.inference import cvppp
     from pffnet_d2.inference.batch import Job, find_sources, predict_files
-    from pffnet_d2.inference.export import check_formats
 
     default = "label-tiff,overlay" if args.tile is None else "label-tiff"
     formats = list(dict.fromkeys((args.format or default).split(",")))
-    check_formats(formats)
-    challenge = cvppp.FORMAT in formats
-    if challenge:  # one file of all label images
-        formats = list(dict.fromkeys("label-tiff" if name == cvppp.FORMAT else name for name in formats))
     overlap = args.overlap or "auto"
     if args.overlap and args.tile is None:
         raise InputError("--overlap is that of tiles; give --tile too, such as --tile 1024")
@@ -343,7 +337,6 @@ def _predict(args: argparse.Namespace) -> int:
         processes=args.processes,
         tile=args.tile,
         overlap=pixels,
-        challenge=challenge,
     )
     summary = predict_files(job)
     print("\n".join([*summary.lines(), *([] if args.out else [f"results in {out}/"])]))

@@ -11,12 +11,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
+from numpy.typing import NDArray
 from torch.multiprocessing import spawn
 from torch.multiprocessing.spawn import ProcessRaisedException
 from tqdm import tqdm
@@ -25,10 +27,10 @@ from pffnet_d2.atomic_write import work_folder
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.microscopy import Micrograph, describe, read_micrograph
 from pffnet_d2.imaging.read import Normalisation, normalisation_of
-from pffnet_d2.inference import caps, cvppp
-from pffnet_d2.inference.export import FORMATS, Export, check_formats
-from pffnet_d2.inference.large import check_streamed
+from pffnet_d2.inference import caps
+from pffnet_d2.inference.export import Formats, Part, SourceImage, choose
 from pffnet_d2.inference.predictor import Prediction, Predictor, check_device
+from pffnet_d2.inference.tiling import Box
 
 # What a folder is searched for.
 ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".gif")
@@ -68,7 +70,6 @@ class Job:
     overlap: int | str = "auto"  # of tiles
     model: str | None = None  # None, and no config: the one that comes with the package
     diameter: float | None = None
-    challenge: bool = False  # also write answer.h5 of the label images, for the CVPPP challenge
     invert: bool = False  # the grey values that the network sees
 
 
@@ -124,7 +125,7 @@ def find_sources(arguments: Sequence[str], out: Path, formats: Sequence[str]) ->
         arguments: files, folders (images directly in them) or patterns (``*``, ``?``, ``[]``, ``**`` for any depth).
             Results of a pattern's files keep the folders below its fixed part.
         out: where results go.
-        formats: of ``FORMATS``.
+        formats: of those in ``export``.
 
     Raises:
         InputError: an argument stands for nothing, two files' results would have the same name, or a result would
@@ -150,6 +151,7 @@ def find_sources(arguments: Sequence[str], out: Path, formats: Sequence[str]) ->
         for p in found:
             sources.setdefault(Path(os.path.abspath(p)), Source(p, str(_stem(p.relative_to(base)))))
 
+    endings = [exporter.ending for exporter in choose(formats).files]
     owners: dict[str, Path] = {}
     for source in sources.values():
         if source.name in owners:
@@ -157,8 +159,8 @@ def find_sources(arguments: Sequence[str], out: Path, formats: Sequence[str]) ->
                 f"{owners[source.name]} and {source.path}: both give results {out / source.name}; predict them apart"
             )
         owners[source.name] = source.path
-        for name in formats:
-            result = Path(os.path.abspath(out / (source.name + FORMATS[name][0])))
+        for ending in endings:
+            result = Path(os.path.abspath(out / (source.name + ending)))
             if result in sources:
                 raise InputError(f"{result}: {source.path} would replace this image; choose another --out")
     return list(sources.values())
@@ -189,10 +191,9 @@ def predict_files(job: Job) -> Summary:
         InputError: formats, config, weights, device or output folder cannot be used; with ``job.stop`` the first file
             that fails.
     """
-    check_formats(job.formats)
-    plants = cvppp.plants_of(source.path for source in job.sources) if job.challenge else []
-    if job.tile is not None:
-        check_streamed(job.formats)
+    formats = choose(job.formats, streaming=job.tile is not None)
+    for collection in formats.collections:
+        collection.check_images([source.path for source in job.sources])
     if job.processes < 1 or job.batch < 1:
         raise InputError(f"{job.processes} processes, batches of {job.batch}: both must be at least 1")
     if job.channels is not None and len(job.channels) not in (1, 3):
@@ -214,12 +215,17 @@ def predict_files(job: Job) -> Summary:
         raise InputError(f"{job.out}: cannot be written to ({error.strerror}); choose another --out") from error
 
     summary = _predict_all(job)
-    if plants:
-        labels = [job.out / (source.name + FORMATS["label-tiff"][0]) for source in job.sources]
-        done = {plants[o.index]: labels[o.index] for o in summary.outcomes if not o.error}
-        if done:
-            cvppp.write_answer(job.out / cvppp.ANSWER, done)
+    _write_collections(job, formats, [job.sources[o.index] for o in summary.outcomes if not o.error])
     return summary
+
+
+def _write_collections(job: Job, formats: Formats, done: Sequence[Source]) -> None:
+    """The files that hold all images that were predicted; none where there are no such images."""
+    endings = {exporter.name: exporter.ending for exporter in formats.files}
+    for collection in formats.collections if done else ():
+        ending = endings[collection.made_of]
+        files = {source.path: job.out / (source.name + ending) for source in done}
+        collection.write(job.out / collection.file_name, files)
 
 
 def _predict_all(job: Job) -> Summary:
@@ -351,17 +357,18 @@ def _batch(job: Job, predictor: Predictor, indices: list[int], stages: dict[str,
         micrograph, image = read[index]
         size = micrograph.pixel_size if job.pixel_size is None else (job.pixel_size, job.pixel_size)
         source = job.sources[index]
-        export = Export(
+        pixels = micrograph.pixels
+        exported = SourceImage(
             source.path.name,
-            image,
-            micrograph.pixels,
-            prediction.label_map,
-            prediction.scores,
-            size if size and size[0] else None,
-            micrograph.resolution,
+            (pixels.shape[0], pixels.shape[1]),
+            partial(_window, pixels),
+            partial(_window, image),
+            whole=True,
+            pixel_size=size if size and size[0] else None,
+            resolution=micrograph.resolution,
         )
         try:
-            _write(job, source, export)
+            _write(job, source, exported, Part(prediction.label_map, prediction.scores))
         except InputError as error:
             errors[index] = str(error)
     stages["writing"] += time.perf_counter() - started
@@ -398,7 +405,7 @@ def _large(job: Job, predictor: Predictor, index: int, stages: dict[str, float])
             name=source.name,
             tile=job.tile,
             overlap=job.overlap,
-            formats=job.formats,
+            formats=[exporter.name for exporter in choose(job.formats).files],
             plane=job.plane,
             channels=job.channels,
             pixel_size=job.pixel_size,
@@ -427,16 +434,22 @@ def _named(path: Path, predictor: Predictor, micrograph: Micrograph) -> Any:
         raise InputError(f"{path}: {error}") from error
 
 
-def _write(job: Job, source: Source, export: Export) -> None:
+def _window(pixels: NDArray[Any], box: Box) -> NDArray[Any]:
+    return pixels[box[0] : box[2], box[1] : box[3]]
+
+
+def _write(job: Job, source: Source, image: SourceImage, part: Part) -> None:
     """All formats of one image, or none of them."""
     try:
         target = job.out / source.name
         target.parent.mkdir(parents=True, exist_ok=True)
         with work_folder(target, wait=_PATIENCE) as folder:
-            results = [(folder / (target.name + FORMATS[f][0]), FORMATS[f][1]) for f in job.formats]
-            for path, write in results:
-                write(path, export)
-            for path, _ in results:
+            results = []
+            for exporter in choose(job.formats).files:
+                results.append(folder / (target.name + exporter.ending))
+                with exporter.begin(results[-1], image) as add:
+                    add(part)
+            for path in results:
                 os.replace(path, target.parent / path.name)
     except OSError as error:
         raise InputError(

@@ -31,14 +31,10 @@ from pffnet_d2.imaging.lazy import Sliceable, digest, limits, open_micrograph, w
 from pffnet_d2.imaging.microscopy import Micrograph
 from pffnet_d2.imaging.read import AUTO, Normalisation, normalisation_of, to_rgb8
 from pffnet_d2.inference import caps
-from pffnet_d2.inference.export import FORMATS, check_square, csv_file, geojson_file, write_label_rows
-from pffnet_d2.inference.overview import Overview
+from pffnet_d2.inference.export import Exporter, Part, SourceImage, choose
 from pffnet_d2.inference.tiling import Box, Found, Tiles, View, overlap_for, stitch
 from pffnet_d2.model_zoo.find import sha256
-from pffnet_d2.visualization.overlay import write_png
 
-# What can be written while the image is not in memory.
-STREAMED = ("label-tiff", "geojson", "csv", "overlay")
 # Where objects are measured for overlap "auto": in the tile with most contrast of so many, for every 32 tiles one.
 _CANDIDATES, _TILES_A_PROBE, _MOST_PROBES = 16, 32, 4
 # Of as many tiles a corner of this side tells whether the model was made for the image.
@@ -135,19 +131,12 @@ def predict_large(model: Model, image: Sliceable | str | os.PathLike[str], plan:
         InputError: the image cannot be read or has values that are not finite; tile, overlap and formats that cannot
             be; the results cannot be written; the folder of tiles belongs to another image, model or plan.
     """
-    check_streamed(plan.formats)
+    exporters = _exporters(plan.formats)
     check_tiles(plan.tile, plan.overlap, model.stride)
     if plan.batch < 1:
         raise InputError(f"batches of {plan.batch}: must be at least 1")
     with _opened(image, plan) as (micrograph, path):
-        return _Run(model, micrograph, path, plan).go()
-
-
-def check_streamed(formats: Sequence[str]) -> None:
-    """Raises InputError for a format that needs the whole image in memory."""
-    for name in formats:
-        if name not in STREAMED:
-            raise InputError(f"format {name} is not written in tiles; with --tile choose from {','.join(STREAMED)}")
+        return _Run(model, micrograph, path, plan, exporters).go()
 
 
 def check_tiles(tile: int, overlap: int | str, stride: int) -> None:
@@ -197,22 +186,32 @@ class _Seen:
 class _Run:
     """An image and its plan, in one of the processes."""
 
-    def __init__(self, model: Model, micrograph: Micrograph, path: Path | None, plan: Plan) -> None:
+    def __init__(
+        self, model: Model, micrograph: Micrograph, path: Path | None, plan: Plan, exporters: Sequence[Exporter]
+    ) -> None:
         self.model, self.plan, self.path = model, plan, path
+        self.exporters = exporters
         self.name = str(path) if path else "the image"
         self.stamp = self._stamp()
         self.pixels: Sliceable = micrograph.pixels
-        self.resolution = micrograph.resolution
         size = micrograph.pixel_size if plan.pixel_size is None else (plan.pixel_size, plan.pixel_size)
-        self.pixel_size = size if size and size[0] else None
         probe = window(self.pixels, slice(0, 1), slice(0, 1), self.name)
         self.dtype = probe.dtype
         self.normalisation = normalisation_of(probe, model.normalisation)
         self.shape = (int(self.pixels.shape[0]), int(self.pixels.shape[1]))
         self.target = plan.out / plan.name
         self.folder = self.target.with_name(f"{self.target.name}.tiles")
-        if "csv" in plan.formats:
-            check_square(Path(self.name), self.pixel_size)
+        self.exported = SourceImage(
+            path.name if path else self.name,
+            self.shape,
+            self._values,
+            self._image,
+            whole=False,
+            pixel_size=size if size and size[0] else None,
+            resolution=micrograph.resolution,
+        )
+        for exporter in self.exporters:
+            exporter.check(self.name, self.exported)
 
     def go(self) -> LargePrediction:
         first = comm.get_rank() == 0
@@ -293,8 +292,8 @@ class _Run:
 
     def _check_results(self) -> None:
         """Before hours of work: raises InputError where a result's name is too long, or is that of a folder."""
-        for name in self.plan.formats:
-            made = self.folder / (self.target.name + FORMATS[name][0])
+        for exporter in self.exporters:
+            made = self.folder / (self.target.name + exporter.ending)
             write_text(made, "")
             made.unlink()
             if self.target.with_name(made.name).is_dir():
@@ -361,8 +360,7 @@ class _Run:
         self.doubt: str = decided.get("doubt", "")  # tiles of an earlier release have none
 
     def _image(self, box: Box) -> NDArray[np.uint8]:
-        y0, x0, y1, x1 = box
-        part = window(self.pixels, slice(y0, y1), slice(x0, x1), self.name)
+        part = self._values(box)
         try:
             return to_rgb8(part, self.normalisation, self.limits)
         except InputError as error:
@@ -419,7 +417,7 @@ class _Run:
 
     def _finish(self, predicted: int) -> LargePrediction:
         """All formats, or none of them; then the tiles are no longer needed."""
-        made = {name: self.folder / (self.target.name + FORMATS[name][0]) for name in self.plan.formats}
+        made = {exporter.name: self.folder / (self.target.name + exporter.ending) for exporter in self.exporters}
         seen = _Seen()
         self._write(made, seen)
         try:
@@ -469,42 +467,33 @@ class _Run:
             return found
 
         with ExitStack() as files:
-            writers: list[Callable[[Found], None]] = []
-            if "geojson" in made:
-                features = files.enter_context(geojson_file(made["geojson"], pixel_size=self.pixel_size))
-                writers.append(lambda found: features(found.labels, found.scores, found.first, found.origin))
-            if "csv" in made:
-                rows = files.enter_context(csv_file(made["csv"], pixel_size=self.pixel_size))
-                writers.append(
-                    lambda found: rows(found.labels, found.scores, found.first, found.origin, self._values(found))
-                )
+            begun = [(e.by_rows, files.enter_context(e.begin(made[e.name], self.exported))) for e in self.exporters]
 
             def emit(found: Found) -> None:
                 seen.add(found, self.tiles.overlap, seams)
-                for write in writers:
-                    write(found)
+                part = Part(found.labels, found.scores, found.first, found.origin)
+                for by_rows, add in begun:
+                    if not by_rows:
+                        add(part)
 
-            slabs = stitch(self.tiles, view, emit)
-            overview = Overview(self.shape)
-            if "overlay" in made:
-                slabs = overview.watch(slabs)
-            if "label-tiff" in made:
-                write_label_rows(
-                    made["label-tiff"],
-                    slabs,
-                    self.shape,
-                    pixel_size=self.pixel_size,
-                    resolution=self.resolution,
-                )
-            for _ in slabs:
-                pass
-            if "overlay" in made:
-                write_png(made["overlay"], overview.picture(self._image))
+            top = 0
+            for rows in stitch(self.tiles, view, emit):
+                for by_rows, add in begun:
+                    if by_rows:
+                        add(Part(rows, origin=(top, 0)))
+                top += len(rows)
 
-    def _values(self, found: Found) -> NDArray[Any]:
-        """The pixels of the file under finished objects."""
-        (y, x), (h, w) = found.origin, found.labels.shape
-        return window(self.pixels, slice(y, y + h), slice(x, x + w), self.name)
+    def _values(self, box: Box) -> NDArray[Any]:
+        """A window of the pixels of the file."""
+        y0, x0, y1, x1 = box
+        return window(self.pixels, slice(y0, y1), slice(x0, x1), self.name)
+
+
+def _exporters(formats: Sequence[str]) -> tuple[Exporter, ...]:
+    chosen = choose(formats, streaming=True)
+    for collection in chosen.collections:
+        raise InputError(f"format {collection.name} is one file of several images; use `pffnet predict`")
+    return chosen.files
 
 
 def _spread(tiles: list[Box]) -> list[Box]:

@@ -309,12 +309,12 @@ def test_mistakes_are_one_line_and_write_nothing(
 def test_a_disk_that_fills_up(
     small_model: Any, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pffnet_d2.inference import export
+    from pffnet_d2.inference.export.csv_table import Csv
 
-    def full(*_: object, **__: object) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(export.FORMATS, "csv", (".csv", full))
+    monkeypatch.setattr(Csv, "begin", full)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a_labels.tif").write_text("before")
     assert predict(small_model, images / "a.tif", "--format", "label-tiff,csv", out=tmp_path / "out") == 2

@@ -23,10 +23,10 @@ from scipy import ndimage
 from pffnet_d2.atomic_write import locked
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference import tiling
-from pffnet_d2.inference.overview import Overview
 from pffnet_d2.inference.tiling import Found, Tiles, View, overlap_for, stitch
 from pffnet_d2.visualization.overlay import overlay
 
+STREAMED = ("label-tiff", "geojson", "csv", "overlay")
 Labels = NDArray[np.int32]
 
 
@@ -311,7 +311,7 @@ def test_an_array_and_a_file_in_all_formats(large: Any, spots: NDArray[np.uint16
         metadata={"axes": "YX", "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5},
     )
     model = large.Model(Threshold(), "m", stride=32)
-    plan = large.Plan(tmp_path / "out", "a", 128, 24, large.STREAMED)
+    plan = large.Plan(tmp_path / "out", "a", 128, 24, STREAMED)
     done = large.predict_large(model, tmp_path / "a.ome.tif", plan)
     assert (done.shape, done.objects, done.tiles, done.predicted) == (spots.shape, n, 12, 12)
     assert (done.larger, done.warnings()) == ([], [])
@@ -357,7 +357,7 @@ def test_limits_are_those_of_the_whole_image(large: Any, tmp_path: Path) -> None
     rng = np.random.default_rng(0)
     image = rng.integers(0, 40, (128, 128)).astype(np.float32)
     image[80:100, 80:100] = 1000
-    plan = large.Plan(tmp_path, "a", 64, 24, large.STREAMED)  # most tiles finish nothing to write
+    plan = large.Plan(tmp_path, "a", 64, 24, STREAMED)  # most tiles finish nothing to write
     done = large.predict_large(large.Model(Threshold(), "m"), image, plan)
     assert done.objects == len(json.loads(done.files["geojson"].read_text())["features"]) == 1
 
@@ -398,7 +398,7 @@ def test_auto_overlap_and_objects_beyond_it(large: Any, spots: NDArray[np.uint16
 @pytest.mark.parametrize("dies_at", [0, 1, 7, 11])
 def test_a_killed_run_goes_on(large: Any, spots: NDArray[np.uint16], tmp_path: Path, dies_at: int) -> None:
     def plan(out: str, **other: Any) -> Any:
-        return large.Plan(tmp_path / out, "a", 128, 24, large.STREAMED, **other)
+        return large.Plan(tmp_path / out, "a", 128, 24, STREAMED, **other)
 
     whole = large.predict_large(large.Model(Threshold(), "m"), spots, plan("whole"))
     with pytest.raises(KeyboardInterrupt):
@@ -533,34 +533,6 @@ def test_killed_while_the_tiles_are_removed(
     assert [p.name for p in tmp_path.iterdir()] == ["a_labels.tif"]
 
 
-# --- The overview ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("shape", [(4097, 100), (2048, 2048), (300, 6000), (1, 9000), (5000, 5001)])
-def test_an_overview_is_small_and_shows_every_place(shape: tuple[int, int]) -> None:
-    """Slabs of any height; the last blocks of rows and columns may be smaller than the others."""
-    overview = Overview(shape)
-    assert -(-max(shape) // overview.step) <= 2048
-    labels = np.zeros(shape, np.int32)
-    labels[-20:, -20:] = 2
-    rows = [labels[:7], labels[7:8], *np.array_split(labels[8:], 3)]
-    assert (np.concatenate(list(overview.watch(iter(rows)))) == labels).all()
-
-    def image(box: tuple[int, int, int, int]) -> NDArray[np.uint8]:
-        y0, x0, y1, x1 = box
-        grey = np.full((y1 - y0, x1 - x0), 40, np.uint8)
-        grey[(np.arange(y0, y1) > shape[0] // 2)[:, None] | np.zeros(x1 - x0, bool)] = 200
-        return np.repeat(grey[..., None], 3, axis=2)
-
-    picture = overview.picture(image)
-    assert picture.shape == (-(-shape[0] // overview.step), -(-shape[1] // overview.step), 3)
-    assert (picture[0, 0] == (40 if shape[0] > 1 else picture[0, 0])).all()
-    assert (picture[-1, 0] == (200 if shape[0] > 1 else picture[-1, 0])).all()
-    coloured = np.argwhere(np.ptp(picture, axis=2))
-    assert len(coloured)
-    assert (coloured >= np.array(picture.shape[:2]) - 20).all()
-
-
 def test_what_cannot_be(large: Any, spots: NDArray[np.uint16], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = large.Model(Threshold(), "m", stride=32)
 
@@ -575,7 +547,7 @@ def test_what_cannot_be(large: Any, spots: NDArray[np.uint16], tmp_path: Path, m
     fails("tiles of 128 pixels cannot overlap by 128", overlap=128)
     fails("overlap wide: give pixels, or auto", overlap="wide")
     fails(
-        "format coco is not written in tiles; with --tile choose from label-tiff,geojson,csv,overlay", formats=["coco"]
+        "format coco is not written in tiles; with --tile choose from label-tiff,overlay,geojson,csv", formats=["coco"]
     )
     fails("batches of 0", batch=0)
     fails(r"shape \(3, 300, 410, 7\)", image=np.zeros((3, 300, 410, 7), np.uint8))
