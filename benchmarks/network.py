@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.solver import build_optimizer
 from detectron2.utils.events import EventStorage
 from inputs import as_mapped
@@ -29,9 +30,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import pffnet_d2  # noqa: F401  (registers)
-from pffnet_d2.config import config_path, label_map_rule, read_config
+from pffnet_d2.config import config_path, read_config
 from pffnet_d2.data.synthetic import phantom
-from pffnet_d2.masks.compose import instances_to_label_map
+from pffnet_d2.masks.compose import LabelMapRule, instances_to_label_map
+from pffnet_d2.modeling.meta_arch import PFFNet
+from pffnet_d2.modeling.roi_masks import Unpasted
 
 DETECTIONS = 100
 PARTS = (
@@ -61,9 +64,8 @@ class Side:
         self.model: nn.Module = build_model(self.cfg)
         self.optimizer = build_optimizer(self.cfg, self.model)
         self.device, self.amp = args.device, args.amp
-        self.ours = hasattr(self.model, "paste_masks")
-        if self.ours:
-            self.model.paste_masks = False
+        self.ours = not isinstance(self.model, GeneralizedRCNN) or isinstance(self.model, PFFNet)
+        self.rule = LabelMapRule.from_config(self.cfg)
 
     def train(self, inputs: list[dict[str, Any]]) -> None:
         self.model.train()
@@ -75,10 +77,9 @@ class Side:
 
     @torch.no_grad()
     def predict(self, inputs: list[dict[str, Any]]) -> None:
-        self.model.eval()
-        for output in self.model([{k: x[k] for k in ("image", "height", "width")} for x in inputs]):
+        for output in Unpasted(self.model).eval()([{k: x[k] for k in ("image", "height", "width")} for x in inputs]):
             if self.ours:
-                instances_to_label_map(output["instances"], **label_map_rule(self.cfg))
+                instances_to_label_map(output["instances"], self.rule)
 
     def seconds(self, work: Callable[[list[dict[str, Any]]], None], inputs: list[dict[str, Any]]) -> float:
         if self.device != "cpu":

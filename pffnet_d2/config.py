@@ -222,20 +222,6 @@ def _said_by(error: Exception) -> str:
     return f"{first.partition(' with values')[0]} {found}{key}" if found else first
 
 
-def label_map_rule(cfg: Any) -> dict[str, Any]:
-    """MODEL.PFFNET.LABEL_MAP as the arguments of ``inference.label_map.instances_to_label_map``."""
-    rule = cfg.MODEL.PFFNET.LABEL_MAP
-    return {
-        "score_threshold": rule.SCORE_THRESH,
-        "mask_threshold": rule.MASK_THRESH,
-        "max_covered": rule.MAX_COVERED,
-        "fill_holes": rule.FILL_HOLES,
-        "largest_component": rule.LARGEST_COMPONENT,
-        "min_size": rule.MIN_SIZE,
-        "largest_first": rule.LARGEST_FIRST,
-    }
-
-
 def add_pffnet_config(cfg: Any) -> None:
     """Add the keys of PFFNet and its family to ``cfg`` (a detectron2 ``CfgNode``), in place."""
     import torch

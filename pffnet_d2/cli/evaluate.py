@@ -62,9 +62,10 @@ def choose_thresholds(arguments: Sequence[str]) -> int:
     """
     from detectron2.evaluation import inference_on_dataset
 
-    from pffnet_d2.config import label_map_rule
     from pffnet_d2.engine import trainer as engine
     from pffnet_d2.evaluation import thresholds
+    from pffnet_d2.masks.compose import LabelMapRule
+    from pffnet_d2.modeling.tta import for_inference
 
     parser = engine.argument_parser("thresholds")
     parser.add_argument("--metric", default="AJI", help="what is to be best, on average over images (default: AJI)")
@@ -83,12 +84,9 @@ def choose_thresholds(arguments: Sequence[str]) -> int:
     folder = out / "inference" / name / "predictions"
     if not args.stored:
         model = engine.trained_model(cfg, resume=args.resume)
-        with engine.roi_masks(model):
-            loader = engine.Trainer.build_test_loader(cfg, name)
-            inference_on_dataset(model, loader, thresholds.PredictionStore(folder))
-    searched = ("score_threshold", "mask_threshold")
-    rule = {key: value for key, value in label_map_rule(cfg).items() if key not in searched}
-    choice = thresholds.choose(name, folder, args.metric, **rule)
+        loader = engine.Trainer.build_test_loader(cfg, name)
+        inference_on_dataset(for_inference(model, cfg), loader, thresholds.PredictionStore(folder))
+    choice = thresholds.choose(name, folder, args.metric, LabelMapRule.from_config(cfg))
     file = out / "thresholds.yaml"
     thresholds.write_choice(file, choice, metric=args.metric, dataset_name=name, base=out / "config.yaml")
     print(

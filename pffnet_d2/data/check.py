@@ -30,7 +30,7 @@ from pffnet_d2.atomic_write import check_folder
 from pffnet_d2.data.readers.dsb2018 import bbbc039_fields
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.read import decode_image, read_bytes, read_image
-from pffnet_d2.masks.coco import CATEGORY_ID, annotations_to_regions, paint
+from pffnet_d2.masks.coco import CATEGORY_ID, annotations_to_masks, paint
 from pffnet_d2.visualization.overlay import colours, overlay, write_png
 
 SHOWN_ERRORS = 20  # a split; the rest is counted
@@ -214,7 +214,7 @@ def _check_truth(split: _Split, entry: dict[str, Any], found: _Image) -> list[st
         if not area
     ]
     seen = [annotation for annotation, area in zip(annotations, found.areas, strict=True) if area]
-    for annotation, (y0, x0, mask) in zip(seen, annotations_to_regions(seen, height, width), strict=True):
+    for annotation, (y0, x0, mask) in zip(seen, annotations_to_masks(seen, height, width), strict=True):
         expected = {
             "bbox": [x0, y0, mask.shape[1], mask.shape[0]],
             "area": int(mask.sum()),

@@ -34,16 +34,15 @@ from tqdm import tqdm
 
 from pffnet_d2.atomic_write import touched, work_folder, write_text
 from pffnet_d2.data import readers, synthetic
+from pffnet_d2.data.prepared import write_instances, write_semantic
 from pffnet_d2.data.readers import READERS
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.read import Normalisation, to_rgb8
 from pffnet_d2.masks.coco import (
     label_map_to_annotations,
-    regions_to_annotations,
-    regions_to_label_map,
-    write_coco,
-    write_semantic,
+    masks_to_annotations,
+    masks_to_label_map,
 )
 
 Read = Callable[[], Iterator[Record]]
@@ -352,7 +351,7 @@ def _prepare_split(
         if info["labelled"]:
             (new / "semantic").mkdir()
         images, annotations = _convert_all(records, new, normalisation, title, workers)
-        write_coco(new / "instances.json", images, annotations, info, info["category"])
+        write_instances(new / "instances.json", images, annotations, info, info["category"])
         _replace_folder(new, folder, old)
     empty = len(images) - len({annotation["image_id"] for annotation in annotations})
     seconds = time.perf_counter() - started
@@ -393,13 +392,13 @@ def _convert(record: Record, folder: Path, normalisation: Normalisation) -> tupl
     annotations: list[dict[str, Any]] = []
     file_name = f"{record.image_id}.png"
     if record.read_label_map is not None:
-        if record.read_regions is not None:
-            regions = record.read_regions()
+        if record.read_masks is not None:
+            masks = record.read_masks()
             try:
-                annotations = regions_to_annotations(regions, height, width, overlap=record.overlap)
+                annotations = masks_to_annotations(masks, height, width, overlap=record.overlap)
             except InputError as error:
                 raise InputError(f"{record.image_id}: {error}; fetch it again") from error
-            label_map = regions_to_label_map(regions, height, width)
+            label_map = masks_to_label_map(masks, height, width)
         else:
             label_map = record.read_label_map()
             if label_map.shape != (height, width):

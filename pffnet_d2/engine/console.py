@@ -20,11 +20,11 @@ from detectron2.engine import HookBase
 from tabulate import tabulate
 from torch import nn
 
-from pffnet_d2.config import label_map_rule
-from pffnet_d2.engine.trainer import Trainer, roi_masks
+from pffnet_d2.engine.trainer import Trainer
 from pffnet_d2.imaging.read import read_image
 from pffnet_d2.masks.coco import annotations_to_label_map
-from pffnet_d2.masks.compose import instances_to_label_map
+from pffnet_d2.masks.compose import LabelMapRule, instances_to_label_map
+from pffnet_d2.modeling.tta import for_inference
 from pffnet_d2.visualization.overlay import side_by_side, write_png
 
 SECONDS_BETWEEN_LINES = 15
@@ -90,14 +90,13 @@ def score_table(scores: dict[str, Any]) -> str:
 def draw_overlays(cfg: CfgNode, model: nn.Module, dataset: str, folder: Path) -> int:
     """Write a picture (image | truth | prediction) of every image of ``dataset``; returns how many."""
     truths = {record["image_id"]: record for record in DatasetCatalog.get(dataset)}
-    rule = label_map_rule(cfg)
-    model.eval()
-    with roi_masks(model):
-        for batch in Trainer.build_test_loader(cfg, dataset):
-            for inputs, outputs in zip(batch, model(batch), strict=True):
-                record = truths[inputs["image_id"]]
-                prediction = instances_to_label_map(outputs["instances"], **rule)
-                truth = annotations_to_label_map(record["annotations"], record["height"], record["width"])
-                image = np.asarray(read_image(record["file_name"]), np.uint8)
-                write_png(folder / f"{Path(record['file_name']).stem}.png", side_by_side(image, truth, prediction))
+    rule = LabelMapRule.from_config(cfg)
+    network = for_inference(model, cfg).eval()
+    for batch in Trainer.build_test_loader(cfg, dataset):
+        for inputs, outputs in zip(batch, network(batch), strict=True):
+            record = truths[inputs["image_id"]]
+            prediction = instances_to_label_map(outputs["instances"], rule)
+            truth = annotations_to_label_map(record["annotations"], record["height"], record["width"])
+            image = np.asarray(read_image(record["file_name"]), np.uint8)
+            write_png(folder / f"{Path(record['file_name']).stem}.png", side_by_side(image, truth, prediction))
     return len(truths)

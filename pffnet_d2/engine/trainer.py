@@ -11,8 +11,7 @@ import difflib
 import logging
 import os
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from pffnet_d2.cli.failure import hide_traceback
-from pffnet_d2.config import label_map_rule, read_config
+from pffnet_d2.config import read_config
 from pffnet_d2.data.mapper import PFFNetDatasetMapper
 from pffnet_d2.engine.compat import TRAINER_KEEPS_OPTIMIZER
 from pffnet_d2.engine.launch import launch_on_cpu
@@ -39,9 +38,10 @@ from pffnet_d2.engine.train_step import PRECISIONS, TrainStep, pool_in_float32
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.evaluator import DenseCOCOEvaluator, LabelMapEvaluator, VOCEvaluator
 from pffnet_d2.evaluation.panoptic import PanopticEvaluator
+from pffnet_d2.masks.compose import LabelMapRule
 from pffnet_d2.model_zoo.checkpoint import Checkpointer
 from pffnet_d2.modeling.build import build_network
-from pffnet_d2.modeling.tta import augmented
+from pffnet_d2.modeling.tta import for_inference
 
 logger = logging.getLogger(__name__)
 
@@ -211,20 +211,6 @@ def _gpus(args: argparse.Namespace) -> int:
     return min(args.num_gpus, here)
 
 
-@contextmanager
-def roi_masks(model: nn.Module) -> Iterator[None]:
-    """Within, our models return masks in their boxes' frames: no stack of N image-sized masks is ever made."""
-    inner = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    if not hasattr(inner, "paste_masks"):
-        yield
-        return
-    before, inner.paste_masks = inner.paste_masks, False
-    try:
-        yield
-    finally:
-        inner.paste_masks = before
-
-
 class Trainer(DefaultTrainer):
     """DefaultTrainer on prepared data sets, scored by label maps and by COCO AP without its cap on detections.
 
@@ -291,7 +277,7 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluators:
         folder = os.path.join(cfg.OUTPUT_DIR, "inference", dataset_name)
         evaluators = [
-            LabelMapEvaluator(dataset_name, output_dir=folder, **label_map_rule(cfg)),
+            LabelMapEvaluator(dataset_name, output_dir=folder, rule=LabelMapRule.from_config(cfg)),
             DenseCOCOEvaluator(dataset_name, max_detections=cfg.TEST.DETECTIONS_PER_IMAGE, output_dir=folder),
         ]
         if {"semantic", "semantic_fused"} & set(cfg.MODEL.PFFNET.OUTPUTS):
@@ -316,8 +302,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """Scores of ``model`` on DATASETS.TEST: {task: {metric: value}}, by data set where there are several."""
-        with roi_masks(model):
-            results: dict[str, Any] = super().test(cfg, augmented(model, cfg), evaluators)
+        results: dict[str, Any] = super().test(cfg, for_inference(model, cfg), evaluators)
         return results
 
     def state_dict(self) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.read import read_image
 from pffnet_d2.masks.coco import annotations_to_label_map
-from pffnet_d2.masks.compose import Window, render_windows
+from pffnet_d2.masks.instance_mask import InstanceMask
+from pffnet_d2.masks.paste import instance_masks
 
 
 def measure(predictor: Any, dataset: str, *, limit: int | None = None) -> dict[str, NDArray[np.float64]]:
@@ -37,8 +38,8 @@ def measure(predictor: Any, dataset: str, *, limit: int | None = None) -> dict[s
             raise InputError(f"{dataset}: {record['file_name']} has no truth to compare with")
         truth = annotations_to_label_map(record["annotations"], record["height"], record["width"])
         prediction = predictor(read_image(record["file_name"]))
-        windows = render_windows(prediction.instances, predictor.rule["mask_threshold"])
-        columns = {**prediction.scores, "iou": best_ious(windows, truth)}
+        masks = instance_masks(prediction.instances, predictor.rule.mask_threshold)
+        columns = {**prediction.scores, "iou": best_ious(masks, truth)}
         for key, column in columns.items():
             rows.setdefault(key, []).append(np.asarray(column, dtype=np.float64))
     table = {key: np.concatenate(columns) for key, columns in rows.items()}
@@ -47,13 +48,13 @@ def measure(predictor: Any, dataset: str, *, limit: int | None = None) -> dict[s
     return table
 
 
-def best_ious(windows: list[Window], truth: NDArray[np.int32]) -> NDArray[np.float64]:
+def best_ious(masks: list[InstanceMask], truth: NDArray[np.int32]) -> NDArray[np.float64]:
     """The highest intersection over union of each mask with an object of ``truth``, a label map."""
     areas = np.bincount(truth.ravel())
-    ious = np.zeros(len(windows))
-    for i, (y0, x0, mask) in enumerate(windows):
-        inside = truth[y0 : y0 + mask.shape[0], x0 : x0 + mask.shape[1]][mask]
+    ious = np.zeros(len(masks))
+    for i, each in enumerate(masks):
+        inside = truth[each.window][each.mask]
         shared = np.bincount(inside, minlength=len(areas)).astype(np.float64)
         shared[0] = 0
-        ious[i] = (shared / np.maximum(areas + mask.sum() - shared, 1)).max(initial=0)
+        ious[i] = (shared / np.maximum(areas + each.area - shared, 1)).max(initial=0)
     return ious

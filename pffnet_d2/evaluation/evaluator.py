@@ -9,6 +9,7 @@ import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,8 +29,10 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.metrics import DSB_THRESHOLDS, area_under_precision, voc_hits
 from pffnet_d2.evaluation.scores import METRICS, Row, read_groups, score, summaries, table_of, write_scores
 from pffnet_d2.imaging.read import AUTO, read_image, to_rgb8
-from pffnet_d2.masks.coco import annotations_to_label_map, annotations_to_regions
-from pffnet_d2.masks.compose import Window, instances_to_label_map, render_windows
+from pffnet_d2.masks.coco import annotations_to_label_map, annotations_to_masks
+from pffnet_d2.masks.compose import LabelMapRule, instances_to_label_map
+from pffnet_d2.masks.paste import instance_masks
+from pffnet_d2.masks.rle import encode_masks
 from pffnet_d2.visualization.overlay import side_by_side, write_png
 
 try:  # the same numbers, some fifty times faster
@@ -65,17 +68,17 @@ class LabelMapEvaluator(DatasetEvaluator):
         *,
         output_dir: str | os.PathLike[str] | None = None,
         distributed: bool = True,
-        **rule: Any,
+        rule: LabelMapRule | None = None,
     ) -> None:
         """
         Args:
             dataset_name: a name in ``DatasetCatalog`` whose annotations are the truth.
             output_dir: where the files go; None writes none.
             distributed: collect the rows of all ranks; False scores this process alone.
-            rule: keyword arguments of :func:`~pffnet_d2.masks.compose.instances_to_label_map`.
+            rule: how detections become a label map; None: the default.
         """
         self._dataset_name = dataset_name
-        self._rule = rule
+        self._rule = rule or LabelMapRule()
         self._output_dir = Path(output_dir) if output_dir else None
         self._distributed = distributed
         self._truth: dict[Any, dict[str, Any]] = {
@@ -99,7 +102,7 @@ class LabelMapEvaluator(DatasetEvaluator):
             annotations = _truth_of(image, instances, self._truth, self._dataset_name)
             stem = Path(image.get("file_name", f"image {image['image_id']}")).stem
             truth = annotations_to_label_map(annotations, *instances.image_size)
-            found = instances_to_label_map(instances, **self._rule)
+            found = instances_to_label_map(instances, self._rule)
             row = score(stem, truth, found, self._groups.get(stem, ""))
             packed = zlib.compress(found.astype(np.int32).tobytes(), level=1) if self._output_dir else b""
             self._scored[image["image_id"]] = _Scored(image["image_id"], row, packed)
@@ -113,7 +116,7 @@ class LabelMapEvaluator(DatasetEvaluator):
         found = summaries(rows)
         mean = OrderedDict((name, found[name].mean) for name in METRICS)
         if self._output_dir:
-            write_scores(self._output_dir, rows, {"dataset": self._dataset_name, **self._rule})
+            write_scores(self._output_dir, rows, {"dataset": self._dataset_name, **asdict(self._rule)})
             self._draw_examples(scored, self._output_dir / "examples")
         logger.info(f"label maps of {self._dataset_name}, mean of images:\n{table_of(rows)}")
         return OrderedDict(label_map=mean)
@@ -222,7 +225,7 @@ class VOCEvaluator(DatasetEvaluator):
         self._found: dict[Any, _Detections] = {}
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Compare a batch; ``outputs`` hold ``Instances`` with masks in any form that ``render_windows`` takes.
+        """Compare a batch; ``outputs`` hold ``Instances`` with masks in any form that ``instance_masks`` takes.
 
         Raises:
             InputError: an image the data set does not have, one without annotations, or one of another size.
@@ -232,8 +235,8 @@ class VOCEvaluator(DatasetEvaluator):
             annotations = _truth_of(image, instances, self._truth, self._dataset_name)
             size = instances.image_size
             objects = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
-            truth = windows_to_rle(annotations_to_regions(objects, *size), *size)
-            found = windows_to_rle(render_windows(instances), *size)
+            truth = encode_masks(annotations_to_masks(objects, *size), *size)
+            found = encode_masks(instance_masks(instances), *size)
             scores = instances.scores.cpu().numpy().astype(np.float64)
             order = np.argsort(-scores, kind="stable")
             mask_iou = box_iou = np.zeros((len(found), len(truth)))
@@ -321,7 +324,7 @@ class DenseCOCOEvaluator(COCOEvaluator):
                 pred_classes=instances.pred_classes,
             )
             records = instances_to_coco_json(boxes.to("cpu"), image["image_id"])
-            segmentations = windows_to_rle(render_windows(instances), *instances.image_size)
+            segmentations = encode_masks(instance_masks(instances), *instances.image_size)
             for record, segmentation in zip(records, segmentations, strict=True):
                 record["segmentation"] = segmentation
             self._predictions.append({"image_id": image["image_id"], "instances": records})
@@ -379,29 +382,3 @@ def count_average_precision(
     counter.accumulate()
     counter.summarize()
     return counter
-
-
-def windows_to_rle(windows: Sequence[Window], height: int, width: int) -> list[dict[str, Any]]:
-    """COCO run lengths of masks given by their windows (y0, x0, mask).
-
-    Returns:
-        ``{"size": [height, width], "counts": str}`` for each, byte for byte what ``pycocotools.mask.encode`` gives for
-        the (height, width) masks.
-    """
-    uncompressed = []
-    for y0, x0, mask in windows:
-        # COCO counts down the columns; an unset pixel at both ends of each keeps its runs apart.
-        columns = np.zeros((mask.shape[1], mask.shape[0] + 2), dtype=bool)
-        columns[:, 1:-1] = mask.T
-        flat = columns.ravel()
-        column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), columns.shape[1])
-        edges = (x0 + column) * height + y0 + row  # run starts and ends by turns, in pixels of the whole image
-        # A run that reaches the bottom of the image goes on at the top of the next column.
-        joined = np.flatnonzero(edges[1:] == edges[:-1])
-        edges = np.delete(edges, np.concatenate([joined, joined + 1]))
-        if not len(edges) or edges[-1] < height * width:
-            edges = np.append(edges, height * width)
-        uncompressed.append({"size": [height, width], "counts": np.diff(edges, prepend=0)})
-    # pycocotools cannot take an empty list.
-    encoded = mask_util.frPyObjects(uncompressed, height, width) if uncompressed else []
-    return [{"size": [height, width], "counts": rle["counts"].decode("ascii")} for rle in encoded]

@@ -26,10 +26,9 @@ from scipy.spatial import KDTree
 
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.contingency import ContingencyTable
+from pffnet_d2.masks.instance_mask import InstanceMask
 
 Labels = ArrayLike | ContingencyTable
-# A mask (h, w) bool cut out of its image at row y0 and column x0: (y0, x0, mask). A mask of the whole image has (0, 0).
-Window = tuple[int, int, NDArray[np.bool_]]
 
 # KDTree splits just above the lowest coordinate. Just above 0 is a denormal number, and in a process that flushes these
 # to zero (training on the CPU does) the split is 0 again: it recurses until it crashes.
@@ -482,7 +481,7 @@ def area_under_precision(
 
 
 def voc_average_precision(
-    images: Iterable[tuple[ArrayLike, Sequence[Window], Sequence[float]]],
+    images: Iterable[tuple[ArrayLike, Sequence[InstanceMask], Sequence[float]]],
     *,
     threshold: float = 0.5,
     eleven_point: bool = False,
@@ -495,8 +494,8 @@ def voc_average_precision(
     recall >= 0, 0.1 ... 1 (VOC 2007). It is neither COCO's AP (101 points, cap on detections) nor the DSB score.
 
     Args:
-        images: for each image the truth, a label map (H, W), the masks as windows (y0, x0, mask) inside it, which may
-            overlap, and their scores. Read once: a generator keeps one image in memory.
+        images: for each image the truth, a label map (H, W), the masks inside it, which may overlap, and their scores.
+            Read once: a generator keeps one image in memory.
         threshold: of IoU; strict.
 
     Returns:
@@ -518,11 +517,10 @@ def voc_average_precision(
         order = np.argsort(-value, kind="stable")
         iou = np.zeros((len(order), areas.n_gt))
         for row, index in zip(iou, order.tolist(), strict=True):
-            y0, x0, mask = masks[index]
-            window = labels[y0 : y0 + mask.shape[0], x0 : x0 + mask.shape[1]]
-            if min(y0, x0) < 0 or window.shape != mask.shape:
+            each = masks[index]
+            if not each.inside(*labels.shape):
                 raise InputError(f"image {number}: mask {index} does not lie inside its {labels.shape} pixels")
-            shared = np.bincount(window[mask], minlength=areas.n_gt + 1)
+            shared = np.bincount(labels[each.window][each.mask], minlength=areas.n_gt + 1)
             row[:] = shared[1:] / np.maximum(areas.gt_areas + shared.sum() - shared[1:], 1)
         scores.append(value[order])
         hits.append(voc_hits(iou, threshold))

@@ -21,7 +21,8 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.contingency import ContingencyTable
 from pffnet_d2.evaluation.scores import LOWER_IS_BETTER, TABLE_METRICS
 from pffnet_d2.masks.coco import annotations_to_label_map
-from pffnet_d2.masks.compose import lay_windows, render_windows
+from pffnet_d2.masks.compose import LabelMapRule, compose
+from pffnet_d2.masks.paste import instance_masks
 
 SCORE_THRESHOLDS = tuple(round(0.05 * i, 2) for i in range(1, 20))
 MASK_THRESHOLDS = tuple(round(0.3 + 0.05 * i, 2) for i in range(9))
@@ -103,7 +104,7 @@ class Choice(NamedTuple):
     grid: NDArray[np.float64]
 
 
-def choose(dataset_name: str, folder: Path, metric: str, **rule: Any) -> Choice:
+def choose(dataset_name: str, folder: Path, metric: str, rule: LabelMapRule) -> Choice:
     """The thresholds that give the best mean of a metric, each stored prediction being read once.
 
     Of thresholds that are equally good the nearest to ``DEFAULTS`` are taken. The data set must not be the one that is
@@ -113,7 +114,7 @@ def choose(dataset_name: str, folder: Path, metric: str, **rule: Any) -> Choice:
         dataset_name: a name in ``DatasetCatalog`` whose annotations are the truth.
         folder: what :class:`PredictionStore` wrote for it.
         metric: a name of ``scores.TABLE_METRICS``, but DiC, which has no better and worse.
-        rule: keyword arguments of :func:`~pffnet_d2.masks.compose.lay_windows`.
+        rule: of the label maps, but for the thresholds that are chosen.
 
     Raises:
         InputError: an unknown metric, a data set without images, an image without a stored prediction.
@@ -133,10 +134,10 @@ def choose(dataset_name: str, folder: Path, metric: str, **rule: Any) -> Choice:
         instances = instances[torch.argsort(instances.scores, descending=True, stable=True)]
         class_scores = instances.class_scores.numpy()
         for column, mask_threshold in enumerate(MASK_THRESHOLDS):
-            windows = render_windows(instances, mask_threshold)
+            masks = instance_masks(instances, mask_threshold)
             for row, score_threshold in enumerate(SCORE_THRESHOLDS):
                 kept = np.flatnonzero(class_scores > score_threshold).tolist()
-                labels, _ = lay_windows([windows[i] for i in kept], size, **rule)
+                labels, _ = compose([masks[i] for i in kept], size, rule)
                 total[row, column] += TABLE_METRICS[metric](ContingencyTable.from_labels(truth, labels))
     grid = total / len(entries)
     worth = -grid if metric in LOWER_IS_BETTER else grid

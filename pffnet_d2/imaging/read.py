@@ -221,17 +221,6 @@ def _deep_png(data: bytes) -> npt.NDArray[np.uint16]:
 _TOO_LARGE = f"more than {MAX_PIXELS:,} pixels; cut it into smaller images"
 
 
-def contiguous(labels: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-    """The same objects with ids 1..n in the order of their labels, int32. Labels are whole numbers >= 0, 0 the
-    background."""
-    values = np.unique(labels)
-    values = values[values != 0]
-    if len(values) == 0 or values[-1] == len(values):
-        return np.ascontiguousarray(labels, np.int32)
-    ids = np.searchsorted(values, labels).astype(np.int32) + np.int32(1)
-    return np.where(labels != 0, ids, np.int32(0))
-
-
 def read_bytes(path: Path) -> bytes:
     """The file's content. Raises InputError naming the file when there is none."""
     try:

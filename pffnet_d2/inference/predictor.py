@@ -18,7 +18,7 @@ from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from numpy.typing import NDArray
 
-from pffnet_d2.config import label_map_rule, override, read_config
+from pffnet_d2.config import override, read_config
 from pffnet_d2.config_values import check_value, check_values
 from pffnet_d2.data.augmentation import build_augmentations
 from pffnet_d2.errors import InputError
@@ -28,11 +28,11 @@ from pffnet_d2.imaging.read import BY_DEPTH, Normalisation, to_rgb8
 from pffnet_d2.inference import caps
 from pffnet_d2.inference.large import LargePrediction, Model, Plan, check_tiles, predict_large
 from pffnet_d2.inference.modality import unlike_fluorescence
-from pffnet_d2.masks.compose import label_map_and_indices
+from pffnet_d2.masks.compose import LabelMapRule, label_map_and_indices
 from pffnet_d2.model_zoo.checkpoint import Checkpointer
 from pffnet_d2.model_zoo.find import DEFAULT, find_model
 from pffnet_d2.modeling.build import build_network
-from pffnet_d2.modeling.tta import augmented
+from pffnet_d2.modeling.tta import for_inference
 
 # Scores an Instances may hold, in the order of the columns of exports.
 SCORES = {"score": "scores", "class_score": "class_scores", "mask_quality": "mask_quality"}
@@ -134,17 +134,15 @@ class Predictor:
         self.scale = _scale(cfg, diameter)
         rule = _normalisation(normalisation) or BY_DEPTH[cfg.MODEL.PFFNET.NORMALISATION]
         self.normalisation = replace(rule, invert=True) if invert else rule
-        self.rule = label_map_rule(cfg)
+        self.rule = LabelMapRule.from_config(cfg)
         if cfg.MODEL.DEVICE == "cpu":
             # Activations near zero otherwise become denormal numbers, on which CPUs are many times slower.
             torch.set_flush_denormal(True)
         network: Any = build_network(cfg)
         Checkpointer(network).load(cfg.MODEL.WEIGHTS)
         network.eval()
-        if hasattr(network, "paste_masks"):
-            network.paste_masks = False
         self._stride = int(getattr(getattr(network, "backbone", None), "size_divisibility", 0) or 1)
-        self.model = augmented(network, cfg)
+        self.model = for_inference(network, cfg)
         self._resize = T.AugmentationList(build_augmentations(cfg, is_train=False))
 
     def __call__(self, image: NDArray[Any] | str | os.PathLike[str]) -> Prediction:
@@ -214,7 +212,7 @@ class Predictor:
                 outputs = self.model(inputs)
             for place, (i, output) in enumerate(zip(group, outputs, strict=True)):
                 instances = output["instances"]
-                label_map, kept = label_map_and_indices(instances, **self.rule)
+                label_map, kept = label_map_and_indices(instances, self.rule)
                 index = torch.tensor(kept, dtype=torch.int64, device=instances.scores.device)
                 capped = reached.of_image(place, len(group), instances)
                 found[i] = Prediction(label_map, capped, instances[index].to("cpu"))

@@ -27,7 +27,7 @@ from skimage.segmentation import watershed
 from torch import Tensor, nn
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.masks.compose import WindowMasks
+from pffnet_d2.masks.instance_mask import InstanceMask, InstanceMasks
 
 from .inputs import AsTrained
 
@@ -125,8 +125,7 @@ class FCN8s(nn.Module):
     """FCN-8s, and instances from its foreground.
 
     Its instances do not overlap: ``pred_boxes`` (extents of the masks, pixels), ``pred_classes`` (0), ``scores`` (mean
-    probability of the foreground in the mask, in (0.5, 1]; descending) and ``pred_masks``. ``paste_masks``: True
-    returns (k, H, W) bool masks, as Detectron2 does; False leaves them as ``WindowMasks``.
+    probability of the foreground in the mask, in (0.5, 1]; descending) and ``pred_masks``.
     """
 
     @configurable
@@ -171,7 +170,6 @@ class FCN8s(nn.Module):
         self.ignore_value = ignore_value
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), persistent=False)
-        self.paste_masks = True
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -210,11 +208,12 @@ class FCN8s(nn.Module):
         logits: Tensor = self.up_pool3(y)[..., : images.shape[-2], : images.shape[-1]]
         return logits
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+    def forward(self, batched_inputs: list[dict[str, Any]], paste_masks: bool = True) -> Any:
         """
         Args:
             batched_inputs: one dict an image, as Detectron2's: ``image`` (3, H, W); in training ``sem_seg`` (H, W)
                 int64. Images of several sizes are padded to the largest; one by one they are not.
+            paste_masks: True returns (k, H, W) bool masks, as Detectron2 does; False ``InstanceMasks``.
 
         Returns:
             In training ``{"loss_sem_seg": ...}``, the cross-entropy, mean over the pixels that have a truth. Else one
@@ -236,10 +235,10 @@ class FCN8s(nn.Module):
         for each, inputs, size in zip(logits, batched_inputs, padded.image_sizes, strict=True):
             height, width = inputs.get("height", size[0]), inputs.get("width", size[1])
             sem_seg = sem_seg_postprocess(each, size, height, width)
-            results.append({"instances": self._instances(sem_seg.softmax(0)[1]), "sem_seg": sem_seg})
+            results.append({"instances": self._instances(sem_seg.softmax(0)[1], paste_masks), "sem_seg": sem_seg})
         return results
 
-    def _instances(self, probability: Tensor) -> Instances:
+    def _instances(self, probability: Tensor, paste_masks: bool) -> Instances:
         """Of the foreground's probabilities (H, W)."""
         found = probability.detach().cpu().numpy()
         parts = erode_label_grow(found > 0.5, self.erosion_radius)
@@ -248,16 +247,16 @@ class FCN8s(nn.Module):
         extents = {i: window for i, window in enumerate(ndimage.find_objects(parts), start=1) if window is not None}
         order = sorted(extents, key=lambda i: -sums[i] / areas[i])[: self.max_instances]
 
-        boxes, windows = np.zeros((len(order), 4), np.float32), []
+        boxes, cut = np.zeros((len(order), 4), np.float32), []
         for box, i in zip(boxes, order, strict=True):
             rows, columns = extents[i]
             box[:] = columns.start, rows.start, columns.stop, rows.stop
-            windows.append((rows.start, columns.start, parts[rows, columns] == i))
-        masks = WindowMasks(windows, parts.shape)
+            cut.append(InstanceMask(rows.start, columns.start, parts[rows, columns] == i))
+        masks = InstanceMasks(cut, parts.shape)
         instances = Instances(parts.shape, pred_boxes=Boxes(torch.from_numpy(boxes).to(self.device)))
         instances.scores = torch.from_numpy((sums / np.maximum(areas, 1))[order].astype(np.float32)).to(self.device)
         instances.pred_classes = torch.zeros(len(order), dtype=torch.int64, device=self.device)
-        instances.pred_masks = masks.tensor.to(self.device) if self.paste_masks else masks
+        instances.pred_masks = masks.tensor.to(self.device) if paste_masks else masks
         return instances
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:

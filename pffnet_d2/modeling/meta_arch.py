@@ -12,13 +12,13 @@ from detectron2.modeling.postprocessing import detector_postprocess, sem_seg_pos
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from pffnet_d2.config import label_map_rule
 from pffnet_d2.errors import InputError
-from pffnet_d2.masks.compose import instances_to_label_map
+from pffnet_d2.masks.compose import LabelMapRule, instances_to_label_map
 
 from .fusion_head import build_feature_fusion_head
 from .inputs import AsTrained
 from .roi_heads import PFFNetROIHeads
+from .roi_masks import with_roi_masks
 
 OUTPUTS = ("instances", "semantic", "semantic_fused", "panoptic")
 
@@ -32,18 +32,6 @@ def consistency_loss(s_sem: Tensor, s_ins: Tensor, valid: Tensor) -> Tensor:
     """
     difference = s_sem.float().softmax(1) - s_ins.float().softmax(1)
     return (difference.square().mean(1) * valid).sum() / valid.sum().clamp(min=1)
-
-
-def with_roi_masks(instances: Instances, height: int, width: int) -> Instances:
-    """``detector_postprocess`` (boxes in pixels of the original image) that leaves the masks in their boxes' frame."""
-    # Upstream pastes what is called pred_masks; under another name the masks only follow the boxes it keeps.
-    held = Instances(instances.image_size, **instances.get_fields())
-    held.roi_masks = held.pred_masks
-    held.remove("pred_masks")
-    held = detector_postprocess(held, height, width)
-    held.pred_masks = held.roi_masks
-    held.remove("roi_masks")
-    return held
 
 
 def _check_roi_heads(cfg: Any, roi_heads: nn.Module) -> None:
@@ -74,11 +62,7 @@ def _check_roi_heads(cfg: Any, roi_heads: nn.Module) -> None:
 
 @META_ARCH_REGISTRY.register()
 class PFFNet(GeneralizedRCNN):
-    """Panoptic Feature Fusion Net, and by leaving heads out its predecessors.
-
-    ``paste_masks``: True returns (k, H, W) bool masks, as Detectron2 does; False leaves ``pred_masks`` as (k, 1, m, m)
-    probabilities in the frame of ``pred_boxes``, without a k x H x W stack.
-    """
+    """Panoptic Feature Fusion Net, and by leaving heads out its predecessors."""
 
     @configurable
     def __init__(
@@ -89,7 +73,7 @@ class PFFNet(GeneralizedRCNN):
         consistency_loss_weight: float = 0.0,
         ignore_value: int = 255,
         outputs: tuple[str, ...] = ("instances",),
-        label_map: dict[str, Any] | None = None,
+        label_map: LabelMapRule | None = None,
         as_trained: AsTrained | None = None,
         **kwargs: Any,
     ) -> None:
@@ -100,7 +84,7 @@ class PFFNet(GeneralizedRCNN):
             consistency_loss_weight: alpha_2 of [P] Eq. 5; above 0 it needs both maps.
             ignore_value: the value of pixels without truth in semantic targets, the same as the heads'.
             outputs: what inference returns, of ``OUTPUTS``.
-            label_map: keyword arguments of ``instances_to_label_map`` for the panoptic output.
+            label_map: the rule of the panoptic output; None: the default.
             as_trained: what inference does to its inputs first, and how it is known that training did; None: nothing.
             kwargs: those of ``GeneralizedRCNN``.
         """
@@ -128,9 +112,8 @@ class PFFNet(GeneralizedRCNN):
         self.consistency_loss_weight = consistency_loss_weight
         self.ignore_value = ignore_value
         self.outputs = tuple(outputs)
-        self.label_map = label_map or {}
+        self.label_map = label_map or LabelMapRule()
         self.as_trained = as_trained
-        self.paste_masks = True
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -145,15 +128,17 @@ class PFFNet(GeneralizedRCNN):
             "consistency_loss_weight": pffnet.CONSISTENCY_LOSS_WEIGHT,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "outputs": tuple(pffnet.OUTPUTS),
-            "label_map": label_map_rule(cfg),
+            "label_map": LabelMapRule.from_config(cfg),
             "as_trained": AsTrained(cfg),
         }
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+    def forward(self, batched_inputs: list[dict[str, Any]], paste_masks: bool = True) -> Any:
         """
         Args:
             batched_inputs: one dict an image, as Detectron2's: ``image`` (C, H, W); in training ``instances`` with
                 ``gt_boxes``, ``gt_classes``, ``gt_masks`` (BitMasks, maybe none) and ``sem_seg`` (H, W) int64.
+            paste_masks: True returns (k, H, W) bool masks, as Detectron2 does; False leaves ``pred_masks`` as
+                (k, 1, m, m) probabilities in the frame of ``pred_boxes``, without a k x H x W stack. Not in training.
 
         Returns:
             In training a dict of losses, each with its weight. Else one dict an image: ``instances``, and by
@@ -161,7 +146,7 @@ class PFFNet(GeneralizedRCNN):
             ``inference``).
         """
         if not self.training:
-            return self.inference(batched_inputs)
+            return self.inference(batched_inputs, paste_masks=paste_masks)
 
         if self.as_trained is not None:
             self.as_trained.check_training(batched_inputs)
@@ -197,6 +182,7 @@ class PFFNet(GeneralizedRCNN):
         batched_inputs: list[dict[str, Any]],
         detected_instances: list[Instances] | None = None,
         do_postprocess: bool = True,
+        paste_masks: bool = True,
     ) -> list[Any]:
         """As ``GeneralizedRCNN.inference``; the panoptic output is (H, W) int32 segment ids, 0 void, and their infos.
 
@@ -227,7 +213,7 @@ class PFFNet(GeneralizedRCNN):
         if "panoptic" in self.outputs:
             for result, x in zip(results, instances, strict=True):
                 result["panoptic_seg"] = self._panoptic(x)
-        if self.paste_masks:
+        if paste_masks:
             for result, x in zip(results, instances, strict=True):
                 result["instances"] = detector_postprocess(x, *x.image_size)
         if semantic is not None:
@@ -250,12 +236,12 @@ class PFFNet(GeneralizedRCNN):
         for x in instances:
             rois = Instances(x.image_size, mask_logits=x.mask_logits, fusion_boxes=x.pred_boxes.tensor)
             order = x.scores.argsort(stable=True)
-            written.append(rois[order[(x.class_scores > self.label_map.get("score_threshold", 0.5))[order]]])
+            written.append(rois[order[(x.class_scores > self.label_map.score_threshold)[order]]])
             x.remove("mask_logits")
         return self.fusion_head(features, written, None)[0]
 
     def _panoptic(self, instances: Instances) -> tuple[Tensor, list[dict[str, Any]]]:
-        segments = torch.from_numpy(instances_to_label_map(instances, **self.label_map))
+        segments = torch.from_numpy(instances_to_label_map(instances, self.label_map))
         infos = [
             {"id": i, "isthing": True, "category_id": 0, "area": int(area)}
             for i, area in enumerate(torch.bincount(segments.flatten().long())[1:].tolist(), start=1)

@@ -16,7 +16,7 @@ from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.modeling.meta_arch import with_roi_masks
+from pffnet_d2.modeling.roi_masks import Unpasted, with_roi_masks
 
 # (quarters counter-clockwise, whether left and right are exchanged afterwards)
 VIEWS: dict[str, tuple[int, bool]] = {
@@ -31,11 +31,12 @@ VIEWS: dict[str, tuple[int, bool]] = {
 }
 
 
-def augmented(model: nn.Module, cfg: Any) -> nn.Module:
-    """The model, wrapped where MODEL.PFFNET.TTA names views. Raises InputError where it cannot be."""
+def for_inference(model: nn.Module, cfg: Any) -> nn.Module:
+    """The model as evaluation and prediction call it: our networks leave masks in the frame of their boxes, and where
+    MODEL.PFFNET.TTA names views it looks at all of them. Raises InputError where it cannot."""
     names = list(cfg.MODEL.PFFNET.TTA)
     if not names:
-        return model
+        return Unpasted(model)
     unknown = [name for name in names if name not in VIEWS]
     if unknown:
         raise InputError(f"MODEL.PFFNET.TTA: unknown view {unknown[0]!r}; choose from {', '.join(VIEWS)}")

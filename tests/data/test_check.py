@@ -14,7 +14,8 @@ from pffnet_d2.data.check import check
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.data.readers.dsb2018 import bbbc039_fields
 from pffnet_d2.errors import InputError
-from pffnet_d2.masks.coco import label_map_to_annotations, regions_to_annotations
+from pffnet_d2.masks.coco import label_map_to_annotations, masks_to_annotations
+from pffnet_d2.masks.instance_mask import InstanceMask
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +173,8 @@ def test_copies_overlaps_and_shared_fields(tmp_path: Path, capsys: pytest.Captur
 
     def edit(data: dict[str, Any]) -> None:
         data["images"].append({"id": 2, "file_name": "copy.png", "height": 20, "width": 30})
-        regions = [(2, 2, big), (2, 3, big[:3, :2]), (10, 10, big[:5, :5])]
-        data["annotations"] += regions_to_annotations(regions, 20, 30, 2, 3)
+        regions = [InstanceMask(2, 2, big), InstanceMask(2, 3, big[:3, :2]), InstanceMask(10, 10, big[:5, :5])]
+        data["annotations"] += masks_to_annotations(regions, 20, 30, 2, 3)
 
     change(folder, edit)
     assert check(tmp_path) == 0

@@ -18,8 +18,9 @@ from PIL import Image
 from pffnet_d2.config import add_pffnet_config
 from pffnet_d2.data.augmentation import Rotate90Transform
 from pffnet_d2.data.mapper import PFFNetDatasetMapper
+from pffnet_d2.data.prepared import write_semantic
 from pffnet_d2.errors import InputError
-from pffnet_d2.masks.coco import label_map_to_annotations, write_semantic
+from pffnet_d2.masks.coco import label_map_to_annotations
 
 HEIGHT, WIDTH = 37, 52
 

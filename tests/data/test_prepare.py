@@ -21,6 +21,7 @@ from pffnet_d2.data.synthetic import phantom
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.read import AS_IS, PERCENTILE_16_BIT, Normalisation, to_rgb8
 from pffnet_d2.masks.coco import annotations_to_label_map
+from pffnet_d2.masks.instance_mask import InstanceMask
 
 
 @pytest.fixture
@@ -281,8 +282,8 @@ def test_overlapping_objects(tmp_path: Path, reader: list[dict[str, Any]], monke
     big, small = np.ones((4, 4), np.bool_), np.ones((2, 2), np.bool_)
 
     def records(root: Path, split: str) -> Iterator[Record]:
-        yield record("x", read_regions=lambda: [(0, 0, big), (3, 3, small)])
-        yield record("y", read_regions=lambda: [(0, 0, big), (5, 6, small)])
+        yield record("x", read_masks=lambda: [InstanceMask(0, 0, big), InstanceMask(3, 3, small)])
+        yield record("y", read_masks=lambda: [InstanceMask(0, 0, big), InstanceMask(5, 6, small)])
 
     monkeypatch.setattr(READERS["many"], "records", records)
     prepare("many", tmp_path, tmp_path / "out", splits=["test"], count=1)

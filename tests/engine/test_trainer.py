@@ -20,7 +20,7 @@ from pffnet_d2.config import config_path
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.engine import trainer as engine
 from pffnet_d2.engine.resume import tell_changes
-from pffnet_d2.engine.trainer import Trainer, argument_parser, check, read_config, roi_masks, run
+from pffnet_d2.engine.trainer import Trainer, argument_parser, check, read_config, run
 from pffnet_d2.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("leave_no_trace")
@@ -299,19 +299,6 @@ def test_evaluation_without_weights(datasets: Path, tmp_path: Path, capsys: pyte
     for command in (["train", "--eval-only"], ["evaluate"]):
         assert main([*command, "--config-file", COMPACT, *options(STOCK), "OUTPUT_DIR", str(tmp_path)]) == 2
         assert "no weights to evaluate; give MODEL.WEIGHTS FILE" in capsys.readouterr().err
-
-
-def test_roi_masks_switches_our_models_only_within() -> None:
-    ours, theirs = nn.Linear(1, 1), nn.Linear(1, 1)
-    ours.paste_masks = True
-    with roi_masks(ours):
-        assert not ours.paste_masks
-    assert ours.paste_masks
-    with pytest.raises(RuntimeError), roi_masks(ours):
-        raise RuntimeError
-    assert ours.paste_masks
-    with roi_masks(theirs):
-        assert not hasattr(theirs, "paste_masks")
 
 
 class KilledAfter(HookBase):

@@ -19,6 +19,8 @@ import pffnet_d2  # noqa: F401  (registers)
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.calibration import best_ious, measure
+from pffnet_d2.masks.compose import LabelMapRule
+from pffnet_d2.masks.instance_mask import InstanceMask
 
 
 def test_best_ious_by_hand() -> None:
@@ -26,9 +28,10 @@ def test_best_ious_by_hand() -> None:
     truth[0:4, 0:4] = 1
     truth[0:4, 4:12] = 2
     mask = np.ones((4, 8), bool)  # columns 2..9: 8 pixels of object 1 (16), 24 of object 2 (32)
-    windows = [(0, 2, mask), (0, 0, np.ones((4, 4), bool)), (6, 3, mask), (0, 0, np.zeros((0, 0), bool))]
-    assert best_ious(windows, truth).tolist() == [24 / 40, 1.0, 0.0, 0.0]
-    assert best_ious([(0, 0, mask)], np.zeros((10, 20), np.int32)).tolist() == [0.0]
+    whole, empty = InstanceMask(0, 0, np.ones((4, 4), bool)), InstanceMask(0, 0, np.zeros((0, 0), bool))
+    masks = [InstanceMask(0, 2, mask), whole, InstanceMask(6, 3, mask), empty]
+    assert best_ious(masks, truth).tolist() == [24 / 40, 1.0, 0.0, 0.0]
+    assert best_ious([InstanceMask(0, 0, mask)], np.zeros((10, 20), np.int32)).tolist() == [0.0]
 
 
 def test_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +41,7 @@ def test_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class LeftHalf:
         """Always finds the left half of the image."""
 
-        rule = {"mask_threshold": 0.5}  # noqa: RUF012
+        rule = LabelMapRule(mask_threshold=0.5)
 
         def __call__(self, image: np.ndarray) -> SimpleNamespace:
             height, width = image.shape[:2]

@@ -8,12 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pycocotools.mask as mask_util
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
@@ -28,10 +24,12 @@ from detectron2.structures import Boxes, BoxMode, Instances
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import evaluator as evaluator_module
 from pffnet_d2.evaluation import metrics
-from pffnet_d2.evaluation.evaluator import DenseCOCOEvaluator, LabelMapEvaluator, VOCEvaluator, windows_to_rle
+from pffnet_d2.evaluation.evaluator import DenseCOCOEvaluator, LabelMapEvaluator, VOCEvaluator
 from pffnet_d2.evaluation.scores import METRICS
 from pffnet_d2.masks.coco import label_map_to_annotations
-from pffnet_d2.masks.compose import WindowMasks, render_windows
+from pffnet_d2.masks.compose import LabelMapRule
+from pffnet_d2.masks.instance_mask import InstanceMask, InstanceMasks
+from pffnet_d2.masks.paste import instance_masks
 from pffnet_d2.visualization.overlay import side_by_side
 
 SIZE = (60, 90)
@@ -103,7 +101,7 @@ def nothing() -> dict:
 
 @pytest.mark.parametrize("pasted", [False, True])
 def test_scores_are_means_over_images_and_rows_are_written(tmp_path: Path, pasted: bool) -> None:
-    evaluator = LabelMapEvaluator(NAME, score_threshold=0.5, output_dir=tmp_path / "new" / "folder")
+    evaluator = LabelMapEvaluator(NAME, rule=LabelMapRule(score_threshold=0.5), output_dir=tmp_path / "new" / "folder")
     evaluator.reset()
     # The third image first, with only 18 of its 24 objects; the empty one with nothing; the first one perfect.
     evaluator.process([image(13)], [found(TRUTHS[13], pasted=pasted, keep=18)])
@@ -184,10 +182,10 @@ def test_every_reported_name_is_the_metric_it_says() -> None:
 
 
 def test_thresholds_reach_the_label_map() -> None:
-    evaluator = LabelMapEvaluator(NAME, score_threshold=0.99)
+    evaluator = LabelMapEvaluator(NAME, rule=LabelMapRule(score_threshold=0.99))
     evaluator.process([image(11)], [found(TRUTHS[11])])
     assert evaluator.evaluate()["label_map"]["AJI"] == 0
-    evaluator = LabelMapEvaluator(NAME, mask_threshold=0.9)
+    evaluator = LabelMapEvaluator(NAME, rule=LabelMapRule(mask_threshold=0.9))
     soft = found(TRUTHS[11])
     soft["instances"].pred_masks *= 0.8
     evaluator.process([image(11)], [soft])
@@ -369,9 +367,9 @@ def test_both_evaluators_side_by_side(tmp_path: Path) -> None:
 
 def detected(*detections: tuple[float, tuple[int, int, int, int]]) -> dict:
     """Instances of (score, (x0, y0, x1, y1)) rectangles, as whole masks."""
-    windows = [(y0, x0, np.ones((y1 - y0, x1 - x0), bool)) for _, (x0, y0, x1, y1) in detections]
+    masks = [InstanceMask(y0, x0, np.ones((y1 - y0, x1 - x0), bool)) for _, (x0, y0, x1, y1) in detections]
     instances = Instances(SIZE, scores=torch.tensor([score for score, _ in detections]))
-    instances.pred_masks = WindowMasks(windows, SIZE)
+    instances.pred_masks = InstanceMasks(masks, SIZE)
     return {"instances": instances}
 
 
@@ -420,7 +418,7 @@ def test_boxes_are_those_of_the_masks() -> None:
     corner = np.zeros((8, 8), bool)
     corner[0, :] = corner[:, 0] = True
     output = detected((0.9, shrunk(0, 0)))
-    output["instances"].pred_masks = WindowMasks([(2, 1, corner)], SIZE)
+    output["instances"].pred_masks = InstanceMasks([InstanceMask(2, 1, corner)], SIZE)
     result = voc({11: output, 12: nothing(), 13: nothing()})
     assert result["mask_AP50"] == 0
     assert result["box_AP"] == pytest.approx(100 / 36)
@@ -471,7 +469,7 @@ def test_voc_ap_equals_the_function_on_label_maps() -> None:
     def images() -> Iterator[tuple]:
         for labels in TRUTHS.values():
             instances = found(np.roll(labels, (1, 1), (0, 1)), keep=20)["instances"]
-            yield labels, render_windows(instances), instances.scores.tolist()
+            yield labels, instance_masks(instances), instances.scores.tolist()
 
     result = voc({i: found(np.roll(labels, (1, 1), (0, 1)), keep=20) for i, labels in TRUTHS.items()})
     assert result["mask_AP50"] == pytest.approx(100 * metrics.voc_average_precision(images()))
@@ -479,23 +477,7 @@ def test_voc_ap_equals_the_function_on_label_maps() -> None:
     assert result["mask_AP75"] == 0
 
 
-# --- Run lengths ----------------------------------------------------------------------------------------------------
-
-
-@settings(deadline=None)
-@given(hnp.arrays(np.bool_, hnp.array_shapes(min_dims=3, max_dims=3, max_side=7)), st.booleans())
-def test_run_lengths_equal_pycocotools(masks: np.ndarray, solid: bool) -> None:
-    masks = masks | solid
-    height, width = masks.shape[1:]
-    expected = mask_util.encode(np.asfortranarray(masks.transpose(1, 2, 0).astype(np.uint8)))
-    tight = render_windows(Instances((height, width), pred_masks=torch.from_numpy(masks)))
-    for windows in ([(0, 0, mask) for mask in masks], tight):
-        encoded = windows_to_rle(windows, height, width)
-        assert [rle["counts"] for rle in encoded] == [rle["counts"].decode() for rle in expected]
-        assert all(rle["size"] == [height, width] for rle in encoded)
-
-
-def test_masks_kept_as_windows_score_as_pasted_ones(tmp_path: Path) -> None:
+def test_masks_kept_in_their_windows_score_as_pasted_ones(tmp_path: Path) -> None:
     results = []
     for as_windows in (False, True):
         evaluators = DatasetEvaluators(
@@ -509,15 +491,11 @@ def test_masks_kept_as_windows_score_as_pasted_ones(tmp_path: Path) -> None:
         for image_id, labels in TRUTHS.items():
             output = found(np.roll(labels, (1, 1), (0, 1)), pasted=True, keep=20)
             if as_windows:
-                output["instances"].pred_masks = WindowMasks(render_windows(output["instances"]), SIZE)
+                output["instances"].pred_masks = InstanceMasks(instance_masks(output["instances"]), SIZE)
             evaluators.process([image(image_id)], [output])
         results.append(evaluators.evaluate())
     for task, scores in results[0].items():
         assert results[1][task] == pytest.approx(scores, nan_ok=True)
-
-
-def test_no_windows_no_run_lengths() -> None:
-    assert windows_to_rle([], 5, 5) == []
 
 
 def test_names_and_functions_agree_with_the_docs() -> None:

@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import metrics
 from pffnet_d2.evaluation.contingency import ContingencyTable
+from pffnet_d2.masks.instance_mask import InstanceMask
 
 Metric = Callable[..., float]
 Objects = list[frozenset[int]]
@@ -234,11 +235,11 @@ def test_hausdorff_at_the_edges() -> None:
     assert metrics.object_hausdorff(pixel, full) == pytest.approx(math.sqrt(5))
 
 
-Scored = tuple[np.ndarray, list[metrics.Window], list[float]]
+Scored = tuple[np.ndarray, list[InstanceMask], list[float]]
 
 
-def masks_of(*strips: tuple[int, ...]) -> list[metrics.Window]:
-    return [(0, 0, np.array([mask], dtype=bool)) for mask in strips]
+def masks_of(*strips: tuple[int, ...]) -> list[InstanceMask]:
+    return [InstanceMask(0, 0, np.array([mask], dtype=bool)) for mask in strips]
 
 
 def test_voc_average_precision_by_hand() -> None:
@@ -265,14 +266,14 @@ def test_voc_average_precision_at_the_edges() -> None:
         assert metrics.voc_average_precision([(nothing, [], [])], eleven_point=eleven_point) == 1
         assert metrics.voc_average_precision([(gt, [], [])], eleven_point=eleven_point) == 0
         assert metrics.voc_average_precision([(nothing, masks_of((1, 0, 0)), [1.0])], eleven_point=eleven_point) == 0
-        window = (0, 0, np.ones((1, 2), bool))
-        empty = (0, 1, np.zeros((1, 1), bool))
+        window = InstanceMask(0, 0, np.ones((1, 2), bool))
+        empty = InstanceMask(0, 1, np.zeros((1, 1), bool))
         assert metrics.voc_average_precision([(gt, [window], [0.1])], eleven_point=eleven_point) == 1
         assert metrics.voc_average_precision([(gt, [empty, window], [0.1, 0.2])], eleven_point=eleven_point) == 1
     with pytest.raises(InputError, match="image 0: 1 masks and 2 scores"):
         metrics.voc_average_precision([(gt, [window], [0.1, 0.2])])
     with pytest.raises(InputError, match="image 0: mask 0 does not lie inside"):
-        metrics.voc_average_precision([(gt, [(0, 2, np.ones((1, 2), bool))], [0.1])])
+        metrics.voc_average_precision([(gt, [InstanceMask(0, 2, np.ones((1, 2), bool))], [0.1])])
 
 
 @pytest.mark.parametrize("metric", ALL)
@@ -510,7 +511,7 @@ def test_beside_the_table_equals_brute_force(pair: tuple[np.ndarray, np.ndarray]
     assert metrics.object_hausdorff(*pair) == pytest.approx(brute_hausdorff(*pair))
     assert metrics.splits_and_merges(*pair) == (brute_splits(pred, gt), brute_splits(gt, pred))
     ids = [label for label in np.unique(pair[1]).tolist() if label]
-    scored = pair[0], [(0, 0, pair[1] == label) for label in ids], [float(label) for label in ids]
+    scored = pair[0], [InstanceMask(0, 0, pair[1] == label) for label in ids], [float(label) for label in ids]
     # The best of several truths of one IoU is any of them, which may matter; look at maps where it does not.
     assume(all(len({iou(g, p) for g in gt if g & p}) == sum(bool(g & p) for g in gt) for p in pred))
     for eleven_point in (False, True):

@@ -31,7 +31,9 @@ from pffnet_d2.evaluation.thresholds import (
     stored_file,
 )
 from pffnet_d2.masks.coco import annotations_to_label_map, paint
-from pffnet_d2.masks.compose import WindowMasks, instances_to_label_map, render_windows
+from pffnet_d2.masks.compose import instances_to_label_map
+from pffnet_d2.masks.instance_mask import InstanceMasks
+from pffnet_d2.masks.paste import instance_masks
 
 NAME = "phantoms_val"
 
@@ -104,7 +106,7 @@ def test_masks_kept_as_windows_are_stored_whole(tmp_path: Path) -> None:
     masks[0, :3, :3] = masks[1, 2:, 5] = True
     instances = Instances((6, 8), scores=torch.tensor([0.9, 0.8]), pred_boxes=Boxes(torch.zeros(2, 4)))
     instances.pred_masks = masks
-    instances.pred_masks = WindowMasks(render_windows(instances), (6, 8))
+    instances.pred_masks = InstanceMasks(instance_masks(instances), (6, 8))
     writer = PredictionStore(tmp_path)
     writer.process([{"image_id": 3}], [{"instances": instances}])
     assert torch.equal(read_stored(stored_file(tmp_path, 3)).pred_masks, masks)

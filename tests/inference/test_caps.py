@@ -48,7 +48,8 @@ def test_detections_grow_with_the_area(small_model: SmallModel, height: int, wid
 def test_the_config_of_a_model_is_left_as_it_is(small_model: SmallModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a prediction, and after one that failed; evaluation uses the model as it is."""
     model = predictor(small_model)
-    rpn, box = model.model.proposal_generator, model.model.roi_heads.box_predictor
+    network = model.model.model
+    rpn, box = network.proposal_generator, network.roi_heads.box_predictor
     before = dict(rpn.pre_nms_topk), dict(rpn.post_nms_topk), box.test_topk_per_image
     model.predict([noise(128, 192)])
     assert (rpn.pre_nms_topk, rpn.post_nms_topk, box.test_topk_per_image) == before
@@ -57,7 +58,7 @@ def test_the_config_of_a_model_is_left_as_it_is(small_model: SmallModel, monkeyp
         assert box.test_topk_per_image == 80
         raise MemoryError
 
-    monkeypatch.setattr(model.model.roi_heads, "forward", fail)
+    monkeypatch.setattr(network.roi_heads, "forward", fail)
     with pytest.raises(MemoryError):
         model.predict([noise(128, 192)])
     assert (rpn.pre_nms_topk, rpn.post_nms_topk, box.test_topk_per_image) == before

@@ -20,7 +20,8 @@ from pffnet_d2.config import read_config
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.thresholds import MASK_THRESHOLDS, SCORE_THRESHOLDS, Choice, write_choice
 from pffnet_d2.imaging.read import PERCENTILE_16_BIT, Normalisation, to_rgb8
-from pffnet_d2.masks.compose import instances_to_label_map, render_windows
+from pffnet_d2.masks.compose import instances_to_label_map
+from pffnet_d2.masks.paste import instance_masks
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def test_equal_to_the_model_by_hand(predictor: Predictor) -> None:
     model, tensor = predictor.model, torch.from_numpy(image[:, :, ::-1].transpose(2, 0, 1).copy())
     with torch.no_grad():
         (output,) = model([{"image": tensor, "height": 96, "width": 128}])
-    expected = instances_to_label_map(output["instances"], **predictor.rule)
+    expected = instances_to_label_map(output["instances"], predictor.rule)
     assert (prediction.label_map == expected).all()
     assert prediction.label_map.max() == len(prediction.instances) > 3
     assert prediction.capped  # a random model finds as many nothings as it may
@@ -54,7 +55,7 @@ def test_instances_are_those_of_the_labels(predictor: Predictor) -> None:
     scores = prediction.scores
     assert (np.diff(scores["score"]) <= 0).all()
     assert scores["score"] == pytest.approx(scores["class_score"] * scores["mask_quality"])
-    for label, (y0, x0, mask) in enumerate(render_windows(prediction.instances), start=1):
+    for label, (y0, x0, mask) in enumerate(instance_masks(prediction.instances), start=1):
         full = np.zeros(prediction.label_map.shape, bool)
         full[y0 : y0 + mask.shape[0], x0 : x0 + mask.shape[1]] = mask
         own = prediction.label_map == label
@@ -117,7 +118,7 @@ def test_diameter(tiny_run: Path) -> None:
     small = output["instances"].pred_boxes.tensor * 1.5
     for box in prediction.instances.pred_boxes.tensor:
         assert (small - box).abs().amax(1).min() < 1e-3
-    for label, (y0, x0, mask) in enumerate(render_windows(prediction.instances), start=1):
+    for label, (y0, x0, mask) in enumerate(instance_masks(prediction.instances), start=1):
         own = prediction.label_map == label
         rows, columns = np.nonzero(own)
         assert y0 <= rows.min() <= rows.max() < y0 + mask.shape[0]
@@ -182,9 +183,9 @@ def test_a_config_in_hand_is_not_changed(small_model: Any) -> None:
     before = cfg.dump()
     predictor = Predictor(cfg, thresholds={"SCORE_THRESH": 0.25, "MIN_SIZE": 9, "FILL_HOLES": True})
     assert cfg.dump() == before
-    assert predictor.rule["score_threshold"] == 0.25
-    assert predictor.rule["min_size"] == 9
-    assert predictor.rule["fill_holes"] is True
+    assert predictor.rule.score_threshold == 0.25
+    assert predictor.rule.min_size == 9
+    assert predictor.rule.fill_holes is True
     assert pffnet_d2.Predictor is Predictor
 
 
@@ -192,11 +193,11 @@ def test_thresholds_of_a_file(small_model: Any, tmp_path: Path) -> None:
     file = tmp_path / "best.yaml"
     file.write_text("SCORE_THRESH: 0.35\nMASK_THRESH: 0\n")
     rule = Predictor(small_model.config, small_model.weights, thresholds=file).rule
-    assert (rule["score_threshold"], rule["mask_threshold"], rule["max_covered"]) == (0.35, 0.0, 0.7)
+    assert (rule.score_threshold, rule.mask_threshold, rule.max_covered) == (0.35, 0.0, 0.7)
     found = Choice(0.25, 0.45, 0.9, 0.8, 3, np.zeros((len(SCORE_THRESHOLDS), len(MASK_THRESHOLDS))))
     write_choice(file, found, metric="AJI", dataset_name="mine_val", base=tmp_path / "config.yaml")
     rule = Predictor(small_model.config, small_model.weights, thresholds=file).rule
-    assert (rule["score_threshold"], rule["mask_threshold"]) == (0.25, 0.45)
+    assert (rule.score_threshold, rule.mask_threshold) == (0.25, 0.45)
     for text, words in (
         ("SCORE: 0.3", r"best\.yaml: unknown key SCORE; use .*SCORE_THRESH"),
         ("SCORE_THRESH: high", r"SCORE_THRESH 'high': give a number from 0 to below 1"),

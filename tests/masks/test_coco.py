@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,22 +8,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from PIL import Image
-from pycocotools.coco import COCO
 
 from pffnet_d2.data.synthetic import phantom
 from pffnet_d2.errors import InputError
 from pffnet_d2.masks.coco import (
     annotations_to_label_map,
-    annotations_to_regions,
+    annotations_to_masks,
     label_map_to_annotations,
+    masks_to_annotations,
+    masks_to_label_map,
     paint,
     paint_layers,
-    regions_to_annotations,
-    regions_to_label_map,
-    write_coco,
-    write_semantic,
 )
+from pffnet_d2.masks.instance_mask import InstanceMask
 
 label_maps = arrays(np.int32, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12), elements=st.integers(0, 5))
 
@@ -111,11 +106,11 @@ def test_the_first_region_on_top(masks: list[np.ndarray]) -> None:
     expected = np.zeros((6, 7), np.int32)
     for i, mask in reversed(list(enumerate(masks))):
         expected[mask] = i + 1
-    regions = [(0, 0, mask) for mask in masks]
-    annotations = regions_to_annotations(regions, 6, 7, overlap="first")
+    regions = [InstanceMask(0, 0, mask) for mask in masks]
+    annotations = masks_to_annotations(regions, 6, 7, overlap="first")
     np.testing.assert_array_equal(paint(annotations, 6, 7)[0], expected)
     np.testing.assert_array_equal(annotations_to_label_map(annotations, 6, 7), contiguous(expected))
-    np.testing.assert_array_equal(regions_to_label_map(regions, 6, 7, "first"), contiguous(expected))
+    np.testing.assert_array_equal(masks_to_label_map(regions, 6, 7, "first"), contiguous(expected))
     for i, mask in enumerate(masks):
         shown = [layer == i + 1 for layer in paint_layers(annotations, 6, 7) if (layer == i + 1).any()]
         np.testing.assert_array_equal(np.logical_or.reduce(shown), mask)
@@ -176,19 +171,6 @@ def test_any_string_is_decoded_or_refused(counts: str) -> None:
     assert label_map.shape == (3, 3)
 
 
-def test_files(tmp_path: Path) -> None:
-    label_map = np.array([[0, 1, 1], [2, 2, 0]], np.int32)
-    write_semantic(tmp_path / "s.png", label_map)
-    assert np.asarray(Image.open(tmp_path / "s.png")).tolist() == [[0, 1, 1], [1, 1, 0]]
-    path = tmp_path / "instances.json"
-    image = {"id": 1, "file_name": "s.png", "height": 2, "width": 3}
-    write_coco(path, [image], label_map_to_annotations(label_map), {"description": "d"}, "nucleus")
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
-    assert json.loads(path.read_text())["categories"] == [{"id": 1, "name": "nucleus", "supercategory": "nucleus"}]
-    coco = COCO(str(path))
-    np.testing.assert_array_equal(coco.annToMask(coco.anns[2]), label_map == 2)
-
-
 @settings(max_examples=150, deadline=None)
 @given(st.data())
 def test_regions_are_whole_and_as_pycocotools_encodes(data: st.DataObject) -> None:
@@ -199,30 +181,30 @@ def test_regions_are_whole_and_as_pycocotools_encodes(data: st.DataObject) -> No
         mask = data.draw(arrays(np.bool_, (height, width)))
         mask[data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))] = True
         masks.append(mask)
-    regions = [(0, 0, mask) for mask in masks]
-    annotations = regions_to_annotations(regions, height, width, image_id=4, first_id=9)
+    regions = [InstanceMask(0, 0, mask) for mask in masks]
+    annotations = masks_to_annotations(regions, height, width, image_id=4, first_id=9)
     assert [a["id"] for a in annotations] == list(range(9, 9 + len(masks)))
     for found, mask in zip(annotations, masks, strict=True):
         expected = mask_util.encode(np.asfortranarray(mask.astype(np.uint8)))
         assert found["segmentation"]["counts"] == expected["counts"].decode()
         assert found["bbox"] == mask_util.toBbox(expected).tolist()
         assert found["area"] == mask.sum()
-    cut = annotations_to_regions(annotations, height, width)
+    cut = annotations_to_masks(annotations, height, width)
     for (y0, x0, window), mask in zip(cut, masks, strict=True):
         whole = np.zeros((height, width), np.bool_)
         whole[y0 : y0 + window.shape[0], x0 : x0 + window.shape[1]] = window
         np.testing.assert_array_equal(whole, mask)
         assert window.any(axis=0)[[0, -1]].all()
         assert window.any(axis=1)[[0, -1]].all()
-    assert regions_to_annotations(cut, height, width, 4, 9) == annotations
+    assert masks_to_annotations(cut, height, width, 4, 9) == annotations
     np.testing.assert_array_equal(
-        regions_to_label_map(regions, height, width), annotations_to_label_map(annotations, height, width)
+        masks_to_label_map(regions, height, width), annotations_to_label_map(annotations, height, width)
     )
 
 
 def test_the_smaller_region_is_on_top_and_hidden_ones_get_no_id() -> None:
     big, small, twin = np.ones((3, 4), np.bool_), np.ones((1, 2), np.bool_), np.ones((1, 2), np.bool_)
-    label_map = regions_to_label_map([(0, 1, small), (0, 0, big), (0, 1, twin)], 3, 4)
+    label_map = masks_to_label_map([InstanceMask(0, 1, small), InstanceMask(0, 0, big), InstanceMask(0, 1, twin)], 3, 4)
     assert label_map.dtype == np.int32
     assert label_map.tolist() == [[1, 2, 2, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
 
@@ -234,6 +216,6 @@ def test_regions_that_are_none() -> None:
         ((0, -1, np.ones((2, 2), np.bool_)), "leaves the image"),
     ):
         with pytest.raises(InputError, match=message):
-            regions_to_annotations([region], 3, 4)
+            masks_to_annotations([InstanceMask(*region)], 3, 4)
     rle = {"size": [2, 2], "counts": [4]}
-    assert annotations_to_regions([{"id": 1, "image_id": 1, "segmentation": rle}], 2, 2) == []
+    assert annotations_to_masks([{"id": 1, "image_id": 1, "segmentation": rle}], 2, 2) == []

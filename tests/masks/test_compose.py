@@ -1,4 +1,4 @@
-"""Windows against Detectron2's own pasting, label maps against a plain loop of the rule."""
+"""Masks against Detectron2's own pasting, label maps against a plain loop of the rule."""
 
 from typing import Any
 
@@ -15,13 +15,9 @@ from detectron2.layers.mask_ops import paste_masks_in_image
 from detectron2.structures import BitMasks, Boxes, Instances
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.masks.compose import (
-    Window,
-    WindowMasks,
-    instances_to_label_map,
-    label_map_and_indices,
-    render_windows,
-)
+from pffnet_d2.masks.compose import LabelMapRule, contiguous, instances_to_label_map, label_map_and_indices
+from pffnet_d2.masks.instance_mask import InstanceMask, InstanceMasks
+from pffnet_d2.masks.paste import instance_masks
 
 
 def instances(size: tuple[int, int], boxes: list, masks: torch.Tensor, scores: list[float], **more: list) -> Instances:
@@ -31,7 +27,7 @@ def instances(size: tuple[int, int], boxes: list, masks: torch.Tensor, scores: l
     )
 
 
-def whole(windows: list[Window], size: tuple[int, int]) -> np.ndarray:
+def whole(windows: list[InstanceMask], size: tuple[int, int]) -> np.ndarray:
     """(N, H, W) masks; a window that leaves the image fails here."""
     masks = np.zeros((len(windows), *size), bool)
     for full, (y0, x0, mask) in zip(masks, windows, strict=True):
@@ -133,7 +129,7 @@ def test_equal_scores_keep_their_order() -> None:
 @pytest.mark.parametrize("shape", [(0, 1, 28, 28), (0, 30, 40)])
 def test_no_instances(shape: tuple[int, ...]) -> None:
     none = instances((30, 40), [], torch.zeros(shape), [])
-    assert render_windows(none) == []
+    assert instance_masks(none) == []
     label_map = instances_to_label_map(none)
     assert label_map.shape == (30, 40)
     assert label_map.dtype == np.int32
@@ -179,7 +175,7 @@ def detections(draw: st.DrawFn) -> Instances:
 @given(detections(), st.sampled_from([0.3, 0.5, 0.8]))
 def test_windows_equal_upstreams_pasting(found: Instances, threshold: float) -> None:
     pasted = paste_masks_in_image(found.pred_masks[:, 0], found.pred_boxes, found.image_size, threshold)
-    windows = render_windows(found, threshold)
+    windows = instance_masks(found, threshold)
     assert (whole(windows, found.image_size) == pasted.numpy()).all()
     for (_, _, mask), box in zip(windows, found.pred_boxes.tensor.numpy(), strict=True):
         assert mask.shape[0] <= box[3] - box[1] + 4
@@ -200,13 +196,13 @@ def test_label_map_equals_the_plain_rule(found: Instances, beta: float, max_cove
 
 
 def test_large_boxes_are_chunked(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pffnet_d2.masks.compose._CHUNK", 1000)
+    monkeypatch.setattr("pffnet_d2.masks.paste._CHUNK", 1000)
     torch.manual_seed(0)
     corner = torch.rand(40, 2) * 60
     boxes = torch.cat([corner, corner + torch.rand(40, 2) * 60 + 1], dim=1)
     found = instances((100, 90), boxes.tolist(), torch.rand(40, 1, 14, 14), [0.9] * 40)
     pasted = paste_masks_in_image(found.pred_masks[:, 0], found.pred_boxes, (100, 90))
-    assert (whole(render_windows(found), (100, 90)) == pasted.numpy()).all()
+    assert (whole(instance_masks(found), (100, 90)) == pasted.numpy()).all()
 
 
 def test_boxes_without_a_pixel() -> None:
@@ -223,7 +219,7 @@ def test_boxes_without_a_pixel() -> None:
         [2, 2, 4, 4],  # the only sound one
     ]
     found = instances((20, 30), boxes, torch.ones(9, 1, 28, 28), [0.9] * 9)
-    areas = whole(render_windows(found), (20, 30)).sum(axis=(1, 2))
+    areas = whole(instance_masks(found), (20, 30)).sum(axis=(1, 2))
     assert areas.tolist() == [0, 0, 0, 0, 0, 0, 0, 0, 4]
     assert np.bincount(instances_to_label_map(found).ravel()).tolist() == [596, 4]
 
@@ -233,9 +229,9 @@ def test_roi_masks_without_their_channel_axis_and_in_half_precision() -> None:
     found = instances((12, 20), THREE_BOXES, soft, [0.9, 0.8, 0.7])
     pasted = paste_masks_in_image(soft[:, 0].float(), found.pred_boxes, (12, 20)).numpy()
     assert pasted.any()
-    assert (whole(render_windows(found), (12, 20)) == pasted).all()
+    assert (whole(instance_masks(found), (12, 20)) == pasted).all()
     found.pred_masks = soft[:, 0]
-    assert (whole(render_windows(found), (12, 20)) == pasted).all()
+    assert (whole(instance_masks(found), (12, 20)) == pasted).all()
 
 
 def test_no_stack_of_full_masks_is_made() -> None:
@@ -256,10 +252,10 @@ def test_cuda_equals_cpu() -> None:
     found = instances((300, 290), boxes.tolist(), torch.rand(200, 1, 28, 28), torch.rand(200).tolist())
     on_gpu = found.to("cuda")
     pasted = paste_masks_in_image(on_gpu.pred_masks[:, 0], on_gpu.pred_boxes, (300, 290)).cpu().numpy()
-    assert (whole(render_windows(on_gpu), (300, 290)) == pasted).all()
+    assert (whole(instance_masks(on_gpu), (300, 290)) == pasted).all()
     assert (instances_to_label_map(on_gpu) == instances_to_label_map(found)).mean() > 0.999
     on_gpu.pred_masks = torch.from_numpy(pasted).cuda()
-    assert (whole(render_windows(on_gpu), (300, 290)) == pasted).all()
+    assert (whole(instance_masks(on_gpu), (300, 290)) == pasted).all()
 
 
 # --- Options --------------------------------------------------------------------------------------------------------
@@ -293,9 +289,9 @@ def test_small_instances_hide_nothing() -> None:
     assert areas(ring_and_core(), min_size=2, fill_holes=True) == [82]
     assert areas(ring_and_core(), min_size=73) == [73]
     assert areas(ring_and_core(), min_size=74) == []
-    label_map, laid = label_map_and_indices(ring_and_core(), min_size=2)
+    label_map, laid = label_map_and_indices(ring_and_core(), LabelMapRule(min_size=2))
     assert (laid, int(label_map.max())) == ([0], 1)
-    assert label_map_and_indices(ring_and_core())[1] == [1, 0]
+    assert label_map_and_indices(ring_and_core(), LabelMapRule())[1] == [1, 0]
 
 
 def test_the_largest_of_overlapping_masks_stays_whole() -> None:
@@ -309,16 +305,29 @@ def test_the_largest_of_overlapping_masks_stays_whole() -> None:
     expected[0, 9:12] = 1
     expected[1:5, 7:9] = 2
     expected[:5, 1:7] = 3
-    labels, kept = label_map_and_indices(given, max_covered=1.0, largest_first=True)
+    labels, kept = label_map_and_indices(given, LabelMapRule(max_covered=1.0, largest_first=True))
     np.testing.assert_array_equal(labels, expected)
     assert kept == [3, 1, 2]  # labels go by score
     # By score the best is whole.
     assert (instances_to_label_map(given, max_covered=1.0)[1:3, 2:4] == 2).all()
     # Of equal areas the better one.
     twins = instances((6, 12), [[0, 0, 1, 1]] * 2, torch.stack([masks[1], masks[1].roll(1, 0)]), [0.6, 0.8])
-    labels, kept = label_map_and_indices(twins, max_covered=1.0, largest_first=True)
+    labels, kept = label_map_and_indices(twins, LabelMapRule(max_covered=1.0, largest_first=True))
     assert kept == [1, 0]
     assert np.bincount(labels.ravel()).tolist()[1:] == [12, 3]
+
+
+# --- Ids --------------------
+
+
+def test_ids_without_gaps() -> None:
+    labels = np.array([[0, 7, 7], [3, 0, 900]])
+    for form in (labels, labels.astype(np.uint64), labels.astype(np.uint16), labels * 10_000_000):
+        found = contiguous(form)
+        assert found.dtype == np.int32
+        assert found.tolist() == [[0, 2, 2], [1, 0, 3]]
+    assert contiguous(np.array([[700, 5]])).tolist() == [[2, 1]]
+    assert contiguous(np.zeros((0, 3), np.uint8)).shape == (0, 3)
 
 
 # --- Masks kept as windows ------------------------------------------------------------------------------------------
@@ -327,9 +336,9 @@ def test_the_largest_of_overlapping_masks_stays_whole() -> None:
 def test_window_masks_are_the_masks_they_were_made_of() -> None:
     masks = three_squares()
     given = instances((12, 20), [[0, 0, 1, 1]] * 3, masks, [0.9, 0.8, 0.7])
-    kept = WindowMasks(render_windows(given), (12, 20))
+    kept = InstanceMasks(instance_masks(given), (12, 20))
     assert torch.equal(kept.tensor, masks)
-    assert [mask.shape for _, _, mask in kept.windows] == [(10, 10)] * 3
+    assert [mask.shape for _, _, mask in kept.masks] == [(10, 10)] * 3
     for item in (slice(1, None), torch.tensor([2, 0]), torch.tensor([True, False, True])):
         assert torch.equal(kept[item].tensor, masks[item])
 
@@ -340,4 +349,4 @@ def test_window_masks_are_the_masks_they_were_made_of() -> None:
     rest = given[torch.tensor([1, 2])].to("cpu")
     assert len(rest) == len(rest.pred_masks) == 2
     np.testing.assert_array_equal(instances_to_label_map(rest) > 0, masks[1:].any(0).numpy())
-    assert WindowMasks([], (4, 5)).tensor.shape == (0, 4, 5)
+    assert InstanceMasks([], (4, 5)).tensor.shape == (0, 4, 5)

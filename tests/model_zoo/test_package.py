@@ -35,9 +35,9 @@ def test_only_what_prediction_uses_at_half_precision(tiny_run: Path, packed: Pat
 def test_the_packed_model_predicts_with_these_weights(tiny_run: Path, packed: Path) -> None:
     whole = torch.load(tiny_run / "model_final.pth", weights_only=True)["model"]
     predictor = Predictor(model=packed, device="cpu")
-    assert predictor.model.sem_seg_head is None
-    assert predictor.model.fusion_head is None
-    state = predictor.model.state_dict()
+    assert predictor.model.model.sem_seg_head is None
+    assert predictor.model.model.fusion_head is None
+    state = predictor.model.model.state_dict()
     for name, value in state.items():
         assert value.dtype == torch.float32
         torch.testing.assert_close(value, whole[name].half().float(), rtol=0, atol=0)

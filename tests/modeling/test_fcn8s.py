@@ -283,11 +283,13 @@ def test_dropout_only_in_training(model: FCN8s) -> None:
 # --- Instances ------------------------------------------------------------------------------------------------------
 
 
-def predicted(model: FCN8s, foreground: np.ndarray, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Any:
+def predicted(
+    model: FCN8s, foreground: np.ndarray, monkeypatch: pytest.MonkeyPatch, paste_masks: bool = True, **more: Any
+) -> Any:
     """Instances where the network gives these foreground probabilities (H, W)."""
     p = torch.from_numpy(foreground).float()
     monkeypatch.setattr(model, "logits", lambda images: torch.stack([1 - p, p]).log()[None])
-    (result,) = model.eval()([{"image": torch.zeros(3, *foreground.shape), **more}])
+    (result,) = model.eval()([{"image": torch.zeros(3, *foreground.shape), **more}], paste_masks)
     return result["instances"]
 
 
@@ -305,8 +307,7 @@ def test_instances_by_hand(model: FCN8s, monkeypatch: pytest.MonkeyPatch) -> Non
     np.testing.assert_array_equal(found.pred_masks[0].numpy(), probability > 0.7)
     assert instances_to_label_map(found).max() == 2
 
-    model.paste_masks = False
-    windows = predicted(model, probability, monkeypatch)
+    windows = predicted(model, probability, monkeypatch, paste_masks=False)
     np.testing.assert_array_equal(windows.pred_masks.tensor.numpy(), found.pred_masks.numpy())
     np.testing.assert_array_equal(instances_to_label_map(windows), instances_to_label_map(found))
     model.max_instances = 1
@@ -315,8 +316,7 @@ def test_instances_by_hand(model: FCN8s, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("paste_masks", [True, False])
 def test_an_image_without_nuclei(model: FCN8s, monkeypatch: pytest.MonkeyPatch, paste_masks: bool) -> None:
-    model.paste_masks = paste_masks
-    found = predicted(model, np.full((6, 9), 0.2), monkeypatch)
+    found = predicted(model, np.full((6, 9), 0.2), monkeypatch, paste_masks)
     assert len(found) == 0
     assert found.pred_boxes.tensor.shape == (0, 4)
     assert len(found.pred_masks) == 0

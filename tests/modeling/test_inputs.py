@@ -16,10 +16,10 @@ from detectron2.engine import DefaultPredictor
 from detectron2.modeling import build_model
 
 from pffnet_d2 import Predictor, config_path
-from pffnet_d2.config import label_map_rule, read_config
+from pffnet_d2.config import read_config
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.read import STRETCH, to_rgb8
-from pffnet_d2.masks.compose import instances_to_label_map
+from pffnet_d2.masks.compose import LabelMapRule, instances_to_label_map
 from pffnet_d2.modeling.inputs import AsTrained
 
 OBJECT_GUIDED = "dsb2018/ObjectGuided_R18_compact.yaml"
@@ -48,7 +48,7 @@ def test_default_predictor_finds_the_same(
     image = dim_field(dtype, brightest)
     ours = stretching(image)
     instances = DefaultPredictor(stretching.cfg)(np.repeat(image[:, :, None], 3, axis=2))["instances"]
-    theirs = instances_to_label_map(instances, **label_map_rule(stretching.cfg))
+    theirs = instances_to_label_map(instances, LabelMapRule.from_config(stretching.cfg))
     assert ours.label_map.max() > 3
     assert (theirs == ours.label_map).all()
 

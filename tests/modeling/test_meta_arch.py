@@ -12,7 +12,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.utils.events import EventStorage
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.masks.compose import instances_to_label_map
+from pffnet_d2.masks.compose import LabelMapRule, instances_to_label_map
 from pffnet_d2.modeling.fusion import fuse
 from pffnet_d2.modeling.meta_arch import consistency_loss
 
@@ -129,9 +129,8 @@ def test_heads_can_be_left_out(compact_cfg: Callable, make_batch: Callable) -> N
 
 @torch.no_grad()
 def infer(model: torch.nn.Module, batch: list[dict[str, Any]], paste: bool = True) -> list[dict[str, Any]]:
-    model.eval()
-    model.paste_masks = paste
-    return model([{k: v for k, v in x.items() if k in ("image", "height", "width")} for x in batch])
+    images = [{k: v for k, v in x.items() if k in ("image", "height", "width")} for x in batch]
+    return model.eval()(images, paste_masks=paste)
 
 
 # Random weights score everything about 1/2; a low threshold keeps some detections.
@@ -197,7 +196,7 @@ def test_a_branch_runs_only_when_asked_for(
         return
     assert result["sem_seg"].shape == (2, 70, 96)
     segments, infos = result["panoptic_seg"]
-    expected = instances_to_label_map(result["instances"], **model.label_map)
+    expected = instances_to_label_map(result["instances"], model.label_map)
     assert np.array_equal(segments.numpy(), expected)
     assert [i["id"] for i in infos] == list(range(1, expected.max() + 1))
     assert [i["area"] for i in infos] == np.bincount(expected.ravel())[1:].tolist()
@@ -213,7 +212,7 @@ def test_the_fused_map_is_of_the_detections_above_beta_the_best_last(
     (image,) = batch = make_batch((64, 96, 3))
     (raw,) = model.eval().inference(batch, do_postprocess=False)
     beta = raw.class_scores.median().item()
-    model.label_map["score_threshold"] = beta
+    model.label_map = LabelMapRule(score_threshold=beta)
     (result,) = infer(model, [{"image": image["image"]}])
 
     kept = [i for i in raw.scores.argsort().tolist() if raw.class_scores[i] > beta]
@@ -233,7 +232,7 @@ def test_panoptic_output_of_a_resized_image(compact_cfg: Callable, make_batch: C
     batch[0].update(height=140, width=192)
     (result,) = infer(model, batch, paste)
     segments, _ = result["panoptic_seg"]
-    assert np.array_equal(segments.numpy(), instances_to_label_map(result["instances"], **model.label_map))
+    assert np.array_equal(segments.numpy(), instances_to_label_map(result["instances"], model.label_map))
     assert segments.any()
 
 

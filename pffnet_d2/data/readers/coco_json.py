@@ -12,7 +12,8 @@ import numpy as np
 
 from pffnet_d2.data.readers.source import SourceFile
 from pffnet_d2.errors import InputError
-from pffnet_d2.masks.coco import Region, annotations_to_regions
+from pffnet_d2.masks.coco import annotations_to_masks
+from pffnet_d2.masks.instance_mask import InstanceMask
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class CocoImage:
         """Where its ``file_name`` says."""
         return PurePosixPath(self.file_name.replace("\\", "/"))
 
-    def regions(self) -> list[Region]:
+    def masks(self) -> list[InstanceMask]:
         """Every object whole, in the order of the annotations; those without a pixel are left out with a warning.
 
         Raises:
@@ -44,7 +45,7 @@ class CocoImage:
             where = f"{self.json_name}: annotation {annotation.get('id', '?')} of {self.file_name}"
             _check_segmentation(annotation.get("segmentation"), self.height, self.width, where)
         try:
-            found = annotations_to_regions(self.annotations, self.height, self.width, remedy=CORRECT)
+            found = annotations_to_masks(self.annotations, self.height, self.width, remedy=CORRECT)
         except InputError as error:
             raise InputError(f"{self.json_name}: {self.file_name}: {error}") from error
         hidden = len(self.annotations) - len(found)

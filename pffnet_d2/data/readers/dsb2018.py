@@ -35,12 +35,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pffnet_d2.data.readers.masks import mask_region, one_mask_per_object
+from pffnet_d2.data.readers.masks import instance_mask, one_mask_per_object
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, list_files, shipped
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.read import AS_IS, MAX_PIXELS, STRETCH, Normalisation
-from pffnet_d2.masks.coco import regions_to_label_map
+from pffnet_d2.masks.coco import masks_to_label_map
 
 logger = logging.getLogger(__name__)
 
@@ -253,14 +253,14 @@ def _size_of(row: dict[str, Any], where: str) -> tuple[int, int]:
 
 def _from_rows(rows: list[tuple[str, str, int, int]], fill_holes: bool) -> npt.NDArray[np.int32]:
     _, _, height, width = rows[0]
-    regions = []
+    masks = []
     for where, text, row_height, row_width in rows:
         if (row_height, row_width) != (height, width):
             raise InputError(f"{where}: another size than in the first row of the image; fetch the csv again")
         if not text.strip():  # an image without nuclei has one row that is empty
             continue
-        regions.append(mask_region(_decode_runs(text, height, width, where), where, fill_holes))
-    return regions_to_label_map(regions, height, width)
+        masks.append(instance_mask(_decode_runs(text, height, width, where), where, fill_holes))
+    return masks_to_label_map(masks, height, width)
 
 
 def _decode_runs(text: str, height: int, width: int, where: str) -> npt.NDArray[np.bool_]:

@@ -49,7 +49,8 @@ from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, list_files, shipped
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.read import AS_IS
-from pffnet_d2.masks.coco import OVERLAPS, Region, regions_to_label_map
+from pffnet_d2.masks.coco import OVERLAPS, masks_to_label_map
+from pffnet_d2.masks.instance_mask import InstanceMask
 
 LISTS: dict[str, dict[str, list[str]]] = shipped("kumar")
 SCHEMES: dict[str, tuple[str, ...]] = {scheme: tuple(lists) for scheme, lists in LISTS.items()}
@@ -108,7 +109,7 @@ def records(
             image_id=name,
             read_image=image.image,
             read_label_map=partial(_read_label_map, annotation, image, polygon_offset, overlap),
-            read_regions=partial(_read_regions, annotation, image, polygon_offset),
+            read_masks=partial(_read_masks, annotation, image, polygon_offset),
             split_group=name[:12],  # TCGA-<site>-<patient>
             image_type="histology",
             overlap=overlap,
@@ -133,26 +134,26 @@ def _by_stem(files: list[SourceFile], endings: tuple[str, ...]) -> dict[str, Sou
 
 def _read_label_map(annotation: SourceFile, image: SourceFile, offset: float, overlap: str) -> npt.NDArray[np.int32]:
     height, width = image_size(image.read(), str(image))
-    return regions_to_label_map(_regions(annotation, height, width, offset), height, width, overlap)
+    return masks_to_label_map(_regions(annotation, height, width, offset), height, width, overlap)
 
 
-def _read_regions(annotation: SourceFile, image: SourceFile, offset: float) -> list[Region]:
+def _read_masks(annotation: SourceFile, image: SourceFile, offset: float) -> list[InstanceMask]:
     return _regions(annotation, *image_size(image.read(), str(image)), offset)
 
 
-def _regions(annotation: SourceFile, height: int, width: int, offset: float) -> list[Region]:
+def _regions(annotation: SourceFile, height: int, width: int, offset: float) -> list[InstanceMask]:
     outlines = parse_outlines(annotation.read(), str(annotation))
     _check_extent(outlines, height, width, str(annotation))
     filled = [(negative, fill(vertices + offset, height, width)) for negative, vertices in outlines]
-    found = [region for negative, region in filled if region is not None and not negative]
-    erasers = [region for negative, region in filled if region is not None and negative]
+    found = [each for negative, each in filled if each is not None and not negative]
+    erasers = [each for negative, each in filled if each is not None and negative]
     if not erasers:
         return found
     kept = np.ones((height, width), np.bool_)
-    for y0, x0, mask in erasers:
-        kept[y0 : y0 + mask.shape[0], x0 : x0 + mask.shape[1]] &= ~mask
-    found = [(y0, x0, m & kept[y0 : y0 + m.shape[0], x0 : x0 + m.shape[1]]) for y0, x0, m in found]
-    return [region for region in found if region[2].any()]
+    for each in erasers:
+        kept[each.window] &= ~each.mask
+    found = [each._replace(mask=each.mask & kept[each.window]) for each in found]
+    return [each for each in found if each.area]
 
 
 def _check_extent(outlines: list[tuple[bool, Vertices]], height: int, width: int, name: str) -> None:
@@ -165,7 +166,7 @@ def _check_extent(outlines: list[tuple[bool, Vertices]], height: int, width: int
         )
 
 
-def fill(vertices: Vertices, height: int, width: int) -> Region | None:
+def fill(vertices: Vertices, height: int, width: int) -> InstanceMask | None:
     """The pixels whose centre is inside the polygon, cut at the image; None where there are none.
 
     Args:
@@ -178,7 +179,7 @@ def fill(vertices: Vertices, height: int, width: int) -> Region | None:
     y0, x0 = int(rows.min()), int(columns.min())
     mask = np.zeros((int(rows.max()) - y0 + 1, int(columns.max()) - x0 + 1), np.bool_)
     mask[rows - y0, columns - x0] = True
-    return y0, x0, mask
+    return InstanceMask(y0, x0, mask)
 
 
 def parse_outlines(data: bytes, name: str) -> list[tuple[bool, Vertices]]:

@@ -15,8 +15,9 @@ from scipy.io import loadmat
 from skimage.measure import label
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import MAX_PIXELS, contiguous
+from pffnet_d2.imaging.read import MAX_PIXELS
 from pffnet_d2.imaging.tiff import DAMAGE
+from pffnet_d2.masks.compose import contiguous
 
 
 def label_map(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.int32]:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_fill_holes, find_objects
+from scipy.ndimage import binary_fill_holes
 
 from pffnet_d2.data.readers.source import SourceFile
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.read import decode_image
-from pffnet_d2.masks.coco import Region, regions_to_label_map
+from pffnet_d2.masks.coco import masks_to_label_map
+from pffnet_d2.masks.instance_mask import InstanceMask
 
 
 def one_mask_per_object(files: Sequence[SourceFile], threshold: int, fill_holes: bool) -> npt.NDArray[np.int32]:
@@ -21,7 +22,7 @@ def one_mask_per_object(files: Sequence[SourceFile], threshold: int, fill_holes:
     Raises:
         InputError: a file that is no 8-bit mask, of another size than the others, or empty.
     """
-    regions: list[Region] = []
+    masks: list[InstanceMask] = []
     size: tuple[int, ...] = ()
     for file in files:
         mask = decode_image(file.read(), str(file), palette=False)
@@ -35,16 +36,14 @@ def one_mask_per_object(files: Sequence[SourceFile], threshold: int, fill_holes:
                 f"{file}: {mask.shape[0]} x {mask.shape[1]} pixels where the other masks of the image have "
                 f"{size[0]} x {size[1]}; fetch it again"
             )
-        regions.append(mask_region(mask > (threshold if mask.max(initial=0) > 1 else 0), str(file), fill_holes))
-    return regions_to_label_map(regions, size[0], size[1])
+        masks.append(instance_mask(mask > (threshold if mask.max(initial=0) > 1 else 0), str(file), fill_holes))
+    return masks_to_label_map(masks, size[0], size[1])
 
 
-def mask_region(mask: npt.NDArray[np.bool_], name: str, fill_holes: bool) -> Region:
+def instance_mask(mask: npt.NDArray[np.bool_], name: str, fill_holes: bool) -> InstanceMask:
     """The object of an (H, W) mask in the window of its extent. Raises InputError naming ``name`` where there is
     none."""
-    windows = find_objects(mask.astype(np.uint8))
-    if not windows:
+    found = InstanceMask.of(mask)
+    if not found.mask.size:
         raise InputError(f"{name}: holds no object; remove it or fetch it again")
-    rows, columns = windows[0]
-    own = mask[rows, columns]
-    return rows.start, columns.start, binary_fill_holes(own) if fill_holes else own
+    return found._replace(mask=binary_fill_holes(found.mask)) if fill_holes else found

@@ -35,7 +35,8 @@ from pffnet_d2.data.readers.record import IMAGE_TYPES, Record
 from pffnet_d2.data.readers.source import SourceFile, list_files
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.read import AS_IS, AUTO, BY_DEPTH, Normalisation, decode_image, read_bytes
-from pffnet_d2.masks.coco import Region, regions_to_label_map
+from pffnet_d2.masks.coco import masks_to_label_map
+from pffnet_d2.masks.instance_mask import InstanceMask
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +78,7 @@ class _Item:
     key: Key
     read_image: Callable[[], npt.NDArray[Any]]
     read_label_map: Callable[[], npt.NDArray[np.int32]]
-    read_regions: Callable[[], list[Region]] | None = None
+    read_masks: Callable[[], list[InstanceMask]] | None = None
 
     @property
     def image_id(self) -> str:
@@ -132,7 +133,7 @@ def records(
             split_group=_group(item.key, "group", group),
             report_group=_group(item.key, "report_group", report_group),
             image_type=image_type,
-            read_regions=item.read_regions,
+            read_masks=item.read_masks,
         )
 
 
@@ -335,7 +336,7 @@ def _coco_items(files: dict[Key, SourceFile], path: Key, image_folder: Key) -> l
                 key=(*folders, below.stem),
                 read_image=partial(_read_sized, files[place], image),
                 read_label_map=partial(_coco_labels, image),
-                read_regions=image.regions,
+                read_masks=image.masks,
             )
         )
     return items
@@ -352,7 +353,7 @@ def _read_sized(file: SourceFile, image: CocoImage) -> npt.NDArray[Any]:
 
 
 def _coco_labels(image: CocoImage) -> npt.NDArray[np.int32]:
-    return regions_to_label_map(image.regions(), image.height, image.width)
+    return masks_to_label_map(image.masks(), image.height, image.width)
 
 
 def _group(key: Key, option: str, pattern: str) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pffnet_d2.imaging.read import Normalisation
-from pffnet_d2.masks.coco import Region
+from pffnet_d2.masks.instance_mask import InstanceMask
 
 IMAGE_TYPES = ("fluorescence", "histology", "brightfield", "plant")
 
@@ -30,7 +30,7 @@ class Record:
         report_group: the column of the papers' tables that the image counts in (a subset, a type of image), or what
             decides it from the image; "" where there is none. See also REPORT_GROUPS below.
         image_type: one of IMAGE_TYPES, or what decides it from the image; "" where nothing tells.
-        read_regions: for truth whose objects overlap: every object whole. The annotations are made of them instead of
+        read_masks: for truth whose objects overlap: every object whole. The annotations are made of them instead of
             the label map, and the semantic truth is their union.
         overlap: which of the regions is on top, one of ``coco.OVERLAPS``.
     """
@@ -41,7 +41,7 @@ class Record:
     split_group: str = ""
     report_group: str | Callable[[npt.NDArray[Any]], str] = ""
     image_type: str | Callable[[npt.NDArray[Any]], str] = ""
-    read_regions: Callable[[], list[Region]] | None = None
+    read_masks: Callable[[], list[InstanceMask]] | None = None
     overlap: str = "smaller"
 
 

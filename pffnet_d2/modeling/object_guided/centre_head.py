@@ -188,7 +188,7 @@ class CentreLosses:
 
 
 @dataclass(frozen=True)
-class Found:
+class Centres:
     """The objects of one image, best first."""
 
     centres: Tensor  # (k, 4) cx, cy, w, h in pixels
@@ -199,7 +199,7 @@ class Found:
 
 def decode(
     maps: tuple[Tensor, Tensor, Tensor], image_sizes: Sequence[tuple[int, int]], top: int, threshold: float
-) -> list[Found]:
+) -> list[Centres]:
     """Peaks of the heatmap (cells that no neighbour exceeds) with the size and offset there.
 
     Args:
@@ -223,5 +223,5 @@ def decode(
         # A box has a pixel at least, and none is larger than the image.
         limit = torch.tensor([width, height], device=size.device)
         extent = torch.minimum((size[:, y, x].T * STRIDE).clamp(min=1), limit)
-        results.append(Found(torch.cat([middle, extent], dim=1), scores, classes, len(scores) == top))
+        results.append(Centres(torch.cat([middle, extent], dim=1), scores, classes, len(scores) == top))
     return results

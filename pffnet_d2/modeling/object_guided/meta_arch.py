@@ -17,11 +17,12 @@ from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.masks.compose import Window, render_windows
+from pffnet_d2.masks.instance_mask import InstanceMask
+from pffnet_d2.masks.paste import instance_masks
 from pffnet_d2.modeling.inputs import AsTrained
 
 from .backbone import LEVELS
-from .centre_head import CentreHead, CentreLosses, Gaussian, decode, to_centres, to_corners
+from .centre_head import CentreHead, CentreLosses, Centres, Gaussian, decode, to_centres, to_corners
 from .refinement import PointRefinement
 from .rois import Rois, crop_masks, group, read_patches
 from .segmentation import SegmentationBranch
@@ -34,11 +35,7 @@ _SMALLEST = 64
 
 @META_ARCH_REGISTRY.register()
 class ObjectGuided(nn.Module):
-    """Object-guided instance segmentation.
-
-    ``paste_masks``: True returns (k, H, W) bool masks, as Detectron2 does; False leaves ``pred_masks`` as (k, 1, m, m)
-    probabilities in the frame of ``pred_boxes``, without a k x H x W stack.
-    """
+    """Object-guided instance segmentation."""
 
     pixel_mean: Tensor
     pixel_std: Tensor
@@ -101,7 +98,6 @@ class ObjectGuided(nn.Module):
         self.mask_threshold, self.mask_nms, self.mask_size = mask_threshold, mask_nms, mask_size
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(-1, 1, 1), False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(-1, 1, 1), False)
-        self.paste_masks = True
 
     @classmethod
     def from_config(cls, cfg: Any) -> dict[str, Any]:
@@ -169,28 +165,33 @@ class ObjectGuided(nn.Module):
         padded = F.pad(images.tensor, (0, max(0, _SMALLEST - width), 0, max(0, _SMALLEST - height)))
         return ImageList((padded - self.pixel_mean) / self.pixel_std, images.image_sizes)
 
-    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+    def forward(self, batched_inputs: list[dict[str, Any]], paste_masks: bool = True) -> Any:
         """
         Args:
             batched_inputs: one dict an image, as Detectron2's: ``image`` (3, H, W); in training ``instances`` with
                 ``gt_boxes``, ``gt_classes`` and ``gt_masks`` (BitMasks), maybe none.
+            paste_masks: True returns (k, H, W) bool masks, as Detectron2 does; False leaves ``pred_masks`` as
+                (k, 1, m, m) probabilities in the frame of ``pred_boxes``, without a k x H x W stack. Not in training.
 
         Returns:
             In training a dict of losses, each with its weight. Else one dict an image: ``instances`` with
             ``pred_boxes`` (the extents of the masks), ``scores`` (of the heatmap), ``pred_classes``, ``pred_masks``.
         """
-        if self.as_trained is not None and self.training:
+        if not self.training:
+            return self.inference(batched_inputs, paste_masks=paste_masks)
+        if self.as_trained is not None:
             self.as_trained.check_training(batched_inputs)
-        elif self.as_trained is not None:
-            batched_inputs = [self.as_trained(x) for x in batched_inputs]
+        _, maps, levels = self._look(batched_inputs)
+        return self.losses(maps, levels, [x["instances"].to(self.device) for x in batched_inputs])
+
+    def _look(
+        self, batched_inputs: list[dict[str, Any]]
+    ) -> tuple[ImageList, tuple[Tensor, Tensor, Tensor], list[tuple[Tensor, ...]]]:
+        """The images as the network sees them, the maps of the centre head, and every level's features by image."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
-        maps = self.centre_head(features["c3"])
         # The maps of one image each: the gradient of a crop is then as large as one image's, not the batch's.
-        levels = [features[name].unbind(0) for name in LEVELS]
-        if self.training:
-            return self.losses(maps, levels, [x["instances"].to(self.device) for x in batched_inputs])
-        return self.inference(batched_inputs, images, maps, levels)
+        return images, self.centre_head(features["c3"]), [features[name].unbind(0) for name in LEVELS]
 
     def losses(
         self, maps: tuple[Tensor, Tensor, Tensor], levels: Sequence[Sequence[Tensor]], targets: Sequence[Instances]
@@ -247,14 +248,63 @@ class ObjectGuided(nn.Module):
         return group(centres, expand=self.expand, fixed=self.roi_size)
 
     def inference(
-        self,
-        batched_inputs: list[dict[str, Any]],
-        images: ImageList,
-        maps: tuple[Tensor, Tensor, Tensor],
-        levels: Sequence[Sequence[Tensor]],
+        self, batched_inputs: list[dict[str, Any]], *, paste_masks: bool = True
     ) -> list[dict[str, Instances]]:
-        """Detections of each image in pixels of its file, best first."""
+        """Detections of each image in pixels of its file, best first; see ``forward``."""
+        if self.as_trained is not None:
+            batched_inputs = [self.as_trained(x) for x in batched_inputs]
+        images, maps, levels = self._look(batched_inputs)
         found = decode(maps, images.image_sizes, self.top, self.score_threshold)
+        self._warn_of_cap(batched_inputs, found)
+        patches = []
+        for rois in self._group([each.centres for each in found]):
+            logits, _, _ = self.segmentation(levels, rois)
+            patches.append((rois, logits.sigmoid() * rois.mask(0)[:, 0]))
+
+        sizes = [
+            (x.get("height", net[0]), x.get("width", net[1]))
+            for x, net in zip(batched_inputs, images.image_sizes, strict=True)
+        ]
+        scales = [
+            maps[0].new_tensor([size[1] / net[1], size[0] / net[0]] * 2)
+            for size, net in zip(sizes, images.image_sizes, strict=True)
+        ]
+        boxes, kept = [], []
+        for each, frame, mask, scale, size in zip(*self._first_masks(found, patches), scales, sizes, strict=True):
+            whole = Instances(size, pred_boxes=Boxes(frame * scale), pred_masks=mask[:, None])
+            tight = [InstanceMask.of(m.mask, m.y0, m.x0) for m in instance_masks(whole, self.mask_threshold)]
+            stay = mask_nms(tight, each.classes.tolist(), self.mask_nms)
+            kept.append(torch.tensor(stay, dtype=torch.int64, device=self.device))
+            extents = [(m.x0, m.y0, m.x0 + m.mask.shape[1], m.y0 + m.mask.shape[0]) for m in tight]
+            boxes.append(frame.new_tensor(extents).reshape(-1, 4))
+        # Read once more from the patches, not from the masks: nothing is interpolated twice.
+        frames = torch.cat([box / scale for box, scale in zip(boxes, scales, strict=True)])
+        masks = self._read(patches, frames).split([len(box) for box in boxes])
+
+        results = []
+        for each, box, mask, keep, size in zip(found, boxes, masks, kept, sizes, strict=True):
+            instances = Instances(
+                size,
+                pred_boxes=Boxes(box[keep]),
+                scores=each.scores[keep],
+                pred_classes=each.classes[keep],
+                pred_masks=mask[keep][:, None],
+            )
+            if paste_masks:
+                instances = detector_postprocess(instances, *size, mask_threshold=self.mask_threshold)
+            results.append({"instances": instances})
+        return results
+
+    def _first_masks(
+        self, found: Sequence[Centres], patches: Sequence[tuple[Rois, Tensor]]
+    ) -> tuple[Sequence[Centres], list[Tensor], Sequence[Tensor]]:
+        """What was found, and for each image the frames (k, 4), enlarged boxes, and the masks (k, m, m) in them."""
+        frames = [
+            to_corners(each.centres * each.centres.new_tensor([1, 1, self.expand, self.expand])) for each in found
+        ]
+        return found, frames, self._read(patches, torch.cat(frames)).split([len(x) for x in frames])
+
+    def _warn_of_cap(self, batched_inputs: list[dict[str, Any]], found: Sequence[Centres]) -> None:
         for x, each in zip(batched_inputs, found, strict=True):
             if each.full:
                 name = x.get("image_id", x.get("file_name", "an image"))
@@ -262,45 +312,6 @@ class ObjectGuided(nn.Module):
                     f"image {name}: all {self.top} detections are taken, so objects may be missing; raise "
                     "TEST.DETECTIONS_PER_IMAGE or MODEL.OBJECT_GUIDED.SCORE_THRESH_TEST"
                 )
-        patches = []
-        for rois in self._group([each.centres for each in found]):
-            logits, _, _ = self.segmentation(levels, rois)
-            patches.append((rois, logits.sigmoid() * rois.mask(0)[:, 0]))
-
-        frames = [
-            to_corners(each.centres * each.centres.new_tensor([1, 1, self.expand, self.expand])) for each in found
-        ]
-        masks = self._read(patches, torch.cat(frames)).split([len(x) for x in frames])
-        tight, kept = [], []
-        sizes = [
-            (x.get("height", size[0]), x.get("width", size[1]))
-            for x, size in zip(batched_inputs, images.image_sizes, strict=True)
-        ]
-        for each, frame, mask, net, size in zip(found, frames, masks, images.image_sizes, sizes, strict=True):
-            scale = frame.new_tensor([size[1] / net[1], size[0] / net[0]] * 2)
-            whole = Instances(size, pred_boxes=Boxes(frame * scale), pred_masks=mask[:, None])
-            windows = [_tight(*window) for window in render_windows(whole, self.mask_threshold)]
-            stay = mask_nms(windows, each.classes.tolist(), self.mask_nms)
-            kept.append(torch.tensor(stay, dtype=torch.int64, device=self.device))
-            extents = [(x0, y0, x0 + w.shape[1], y0 + w.shape[0]) for y0, x0, w in windows]
-            boxes = frame.new_tensor(extents).reshape(-1, 4)
-            tight.append((boxes, boxes / scale))
-        # Read once more from the patches, not from the masks: nothing is interpolated twice.
-        masks = self._read(patches, torch.cat([frame for _, frame in tight])).split([len(x) for x in frames])
-
-        results = []
-        for each, (boxes, _), mask, keep, size in zip(found, tight, masks, kept, sizes, strict=True):
-            instances = Instances(
-                size,
-                pred_boxes=Boxes(boxes[keep]),
-                scores=each.scores[keep],
-                pred_classes=each.classes[keep],
-                pred_masks=mask[keep][:, None],
-            )
-            if self.paste_masks:
-                instances = detector_postprocess(instances, *size, mask_threshold=self.mask_threshold)
-            results.append({"instances": instances})
-        return results
 
     def _read(self, patches: Sequence[tuple[Rois, Tensor]], frames: Tensor) -> Tensor:
         """(K, m, m) of all objects, in their frames (K, 4) of the network's input."""
@@ -315,42 +326,30 @@ def _zero(module: nn.Module) -> Tensor:
     return torch.stack([parameter.sum() for parameter in module.parameters()]).sum() * 0.0
 
 
-def _tight(y0: int, x0: int, mask: Any) -> Window:
-    """A window cut down to its set pixels."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return y0, x0, mask[:0, :0]
-    return (
-        y0 + int(rows[0]),
-        x0 + int(columns[0]),
-        mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1],
-    )
-
-
-def mask_nms(windows: Sequence[Window], classes: Sequence[int], threshold: float) -> list[int]:
+def mask_nms(masks: Sequence[InstanceMask], classes: Sequence[int], threshold: float) -> list[int]:
     """Greedy suppression by the IoU of masks.
 
     Args:
-        windows: (y0, x0, mask) by descending score, tight; those without a pixel go.
+        masks: by descending score, in the smallest windows that hold them; those without a pixel go.
         classes: of each; only masks of one class suppress each other.
         threshold: a mask goes whose IoU with a better one that stays is above it.
 
     Returns:
         Which stay, ascending.
     """
-    corner = np.array([(y0, x0) for y0, x0, _ in windows]).reshape(-1, 2)
-    far = corner + np.array([mask.shape for _, _, mask in windows]).reshape(-1, 2)
-    area = [int(np.count_nonzero(mask)) for _, _, mask in windows]
+    corner = np.array([(each.y0, each.x0) for each in masks]).reshape(-1, 2)
+    far = corner + np.array([each.mask.shape for each in masks]).reshape(-1, 2)
+    area = [each.area for each in masks]
     kind = np.asarray(classes)
     kept: list[int] = []
-    for i, (y0, x0, mask) in enumerate(windows):
+    for i, (y0, x0, mask) in enumerate(masks):
         if not area[i]:
             continue
         better = np.array(kept, dtype=np.int64)
         low, high = np.maximum(corner[better], corner[i]), np.minimum(far[better], far[i])
         touching = (low < high).all(axis=1) & (kind[better] == kind[i])
         for j, (top, left), (bottom, right) in zip(better[touching], low[touching], high[touching], strict=True):
-            other_y, other_x, other = windows[j]
+            other_y, other_x, other = masks[j]
             own = mask[top - y0 : bottom - y0, left - x0 : right - x0]
             shared = np.count_nonzero(own & other[top - other_y : bottom - other_y, left - other_x : right - other_x])
             if shared > threshold * (area[i] + area[j] - shared):

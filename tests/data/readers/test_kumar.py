@@ -13,7 +13,7 @@ from pffnet_d2.data.prepare import prepare
 from pffnet_d2.data.readers import kumar
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.folders import prepared
-from pffnet_d2.masks.coco import annotations_to_label_map, annotations_to_regions
+from pffnet_d2.masks.coco import annotations_to_label_map, annotations_to_masks
 
 
 def ious(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -75,7 +75,7 @@ def test_read_what_was_written(tmp_path: Path, layouts: ModuleType, form: str) -
         assert read.dtype == np.int32
         assert read.max() == labels.max()
         assert ious(read, labels).min() >= 0.99
-        assert len(record.read_regions()) == labels.max()
+        assert len(record.read_masks()) == labels.max()
     assert sum(int(labels.max()) for _, labels in written.values()) > 20
 
 
@@ -103,7 +103,7 @@ def test_pixel_rule(one: Callable[..., kumar.Record]) -> None:
     expected[:] = 0
     expected[3:6, 3:6] = 1  # from 2.5 to 5.5: the centres 3, 4, 5
     np.testing.assert_array_equal(one(xml, polygon_offset=-0.5).read_label_map(), expected)
-    y0, x0, mask = one(xml, polygon_offset=0.4).read_regions()[0]
+    y0, x0, mask = one(xml, polygon_offset=0.4).read_masks()[0]
     assert (y0, x0, mask.shape) == (4, 4, (3, 3))
 
 
@@ -114,7 +114,7 @@ def test_overlap_keeps_regions_whole(one: Callable[..., kumar.Record], layouts: 
         rectangle(3.5, 3.5, 5.5, 5.5),
     )
     record = one(layouts.aperio_xml([small, large, duplicate]))
-    assert [(y, x, m.shape, int(m.sum())) for y, x, m in record.read_regions()] == [
+    assert [(y, x, m.shape, int(m.sum())) for y, x, m in record.read_masks()] == [
         (3, 3, (2, 2), 4),
         (1, 1, (6, 7), 42),
         (3, 3, (2, 2), 4),
@@ -153,8 +153,8 @@ def test_what_is_prepared_has_the_label_map_of_the_reader(
     np.testing.assert_array_equal(image.truth(), expected)
     (entry,) = load("kumar_val")
     np.testing.assert_array_equal(annotations_to_label_map(entry["annotations"], 10, 12), expected)
-    whole = annotations_to_regions(entry["annotations"], 10, 12)
-    assert [int(m.sum()) for _, _, m in whole] == [int(m.sum()) for _, _, m in record.read_regions()]
+    whole = annotations_to_masks(entry["annotations"], 10, 12)
+    assert [int(m.sum()) for _, _, m in whole] == [int(m.sum()) for _, _, m in record.read_masks()]
 
 
 def test_report_groups_are_the_organs_not_the_patients(tmp_path: Path, layouts: ModuleType) -> None:
@@ -182,13 +182,13 @@ def test_outside_strokes_and_erasers(one: Callable[..., kumar.Record], layouts: 
     expected[4:, 6:] = 2
     expected[6:8, 8:10] = 0
     np.testing.assert_array_equal(record.read_label_map(), expected)
-    assert [int(m.sum()) for _, _, m in record.read_regions()] == [9, 32]
+    assert [int(m.sum()) for _, _, m in record.read_masks()] == [9, 32]
     assert kumar.fill(np.array(outlines[2]), 10, 12) is None
 
 
 def test_an_eraser_may_take_all(one: Callable[..., kumar.Record], layouts: ModuleType) -> None:
     record = one(layouts.aperio_xml([rectangle(2, 2, 4, 4), rectangle(1, 1, 6, 6)], negative=[1]))
-    assert record.read_regions() == []
+    assert record.read_masks() == []
     assert not record.read_label_map().any()
 
 
@@ -214,7 +214,7 @@ EXTERNAL = b'<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><Annotation
     ],
 )
 def test_bad_xml(one: Callable[..., kumar.Record], xml: bytes, words: str) -> None:
-    for read in (one(xml).read_label_map, one(xml).read_regions):
+    for read in (one(xml).read_label_map, one(xml).read_masks):
         with pytest.raises(InputError, match=rf"a\.xml: .*{words}") as raised:
             read()
         assert "\n" not in str(raised.value)
@@ -227,7 +227,7 @@ def test_xml_of_another_image(one: Callable[..., kumar.Record], layouts: ModuleT
 
 def test_huge_coordinates_are_refused_at_once(one: Callable[..., kumar.Record], layouts: ModuleType) -> None:
     with pytest.raises(InputError, match="outlines reach to"):
-        one(layouts.aperio_xml([rectangle(2, 2, 1e15, 1e15)])).read_regions()
+        one(layouts.aperio_xml([rectangle(2, 2, 1e15, 1e15)])).read_masks()
     record = one(layouts.aperio_xml([rectangle(-1e15, -1e15, 4.5, 4.5)]))
     assert record.read_label_map().sum() == 16
 
@@ -251,7 +251,7 @@ def test_missing_and_damaged_files(tmp_path: Path, layouts: ModuleType) -> None:
     with pytest.raises(InputError, match=rf"{names[0]}\.tif: cannot be read as an image"):
         first.read_image()
     with pytest.raises(InputError, match=rf"{names[1]}\.xml: no complete xml"):
-        second.read_regions()
+        second.read_masks()
     root = layouts.write(tmp_path / "c", {**files, f"copy/{names[2]}.tif": b""})
     with pytest.raises(InputError, match="has the same name; remove one of them"):
         kumar.splits(root)
@@ -265,13 +265,13 @@ def test_real_data(pffnet_data: Callable[[str], Path]) -> None:
     assert len(found) == 16
     counts = {"A7-A13E": 314, "AR-A1AK": 432, "50-5931": 444}
     for name, count in counts.items():
-        assert len(found[name].read_regions()) == count  # of 314, 433 and 445: one without a pixel, one stroke
+        assert len(found[name].read_masks()) == count  # of 314, 433 and 445: one without a pixel, one stroke
     differing = pixels = 0
     for name in ("A7-A13E", "50-5931"):
         assert found[name].read_image().shape == (1000, 1000, 3)
         annotation = found[name].read_label_map.args[0]
         outlines = [v - 0.99 for _, v in kumar.parse_outlines(annotation.read(), str(annotation))]
-        for (y0, x0, mask), vertices in zip(found[name].read_regions(), outlines, strict=True):
+        for (y0, x0, mask), vertices in zip(found[name].read_masks(), outlines, strict=True):
             y, x = np.mgrid[y0 - 1 : y0 + mask.shape[0] + 1, x0 - 1 : x0 + mask.shape[1] + 1]
             expected = even_odd(vertices, x, y) & (x >= 0) & (y >= 0) & (x < 1000) & (y < 1000)
             differing += np.count_nonzero(np.pad(mask, 1) != expected)

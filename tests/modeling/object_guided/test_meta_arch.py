@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from pffnet_d2.config import config_path, read_config
 from pffnet_d2.errors import InputError
-from pffnet_d2.masks.compose import instances_to_label_map, render_windows
+from pffnet_d2.masks.compose import instances_to_label_map
+from pffnet_d2.masks.paste import instance_masks
 from pffnet_d2.modeling.object_guided.centre_head import to_centres
 from pffnet_d2.modeling.object_guided.meta_arch import mask_nms
 from pffnet_d2.modeling.object_guided.rois import Rois, crop_masks
@@ -219,8 +220,7 @@ def test_perfect_masks_survive_crop_and_paste(diameter: int, expected: float) ->
     masks = [discs(diameter + 20, (y, x, diameter)) for y, x in places]
     model = perfect(masks)
     pasted = model([truth(each) for each in masks])
-    model.paste_masks = False
-    lean = model([truth(each) for each in masks])
+    lean = model([truth(each) for each in masks], paste_masks=False)
     found = []
     for mask, whole, small in zip(masks, pasted, lean, strict=True):
         assert whole["instances"].pred_masks.shape == mask.shape
@@ -253,10 +253,9 @@ def test_detections_in_pixels_of_the_file() -> None:
 @torch.no_grad()
 def test_a_batch_is_its_images(make_batch: Callable) -> None:
     model = build("MODEL.OBJECT_GUIDED.SCORE_THRESH_TEST", 0.01).eval()
-    model.paste_masks = False
     batch = make_batch((96, 96, 4), (96, 96, 2))
     model.segmentation.predictor.bias += 3  # else an untrained network's masks are below the threshold
-    together, alone = model(batch), [model([x])[0] for x in batch]
+    together, alone = model(batch, paste_masks=False), [model([x], paste_masks=False)[0] for x in batch]
     assert sum(len(x["instances"]) for x in alone) > 0
     for one, other in zip(together, alone, strict=True):
         for field in ("scores", "pred_masks"):
@@ -268,8 +267,8 @@ def test_a_batch_is_its_images(make_batch: Callable) -> None:
 def test_nothing_found_and_images_smaller_than_a_stride() -> None:
     model = build("MODEL.OBJECT_GUIDED.SCORE_THRESH_TEST", 0.999).eval()
     for paste, shape in ((True, (0, 20, 30)), (False, (0, 1, 56, 56))):
-        model.paste_masks = paste
-        outputs = model([{"image": torch.zeros(3, h, w), "height": 20, "width": 30} for h, w in ((2, 3), (70, 40))])
+        images = [{"image": torch.zeros(3, h, w), "height": 20, "width": 30} for h, w in ((2, 3), (70, 40))]
+        outputs = model(images, paste_masks=paste)
         for output in outputs:
             assert output["instances"].pred_masks.shape == shape
             assert instances_to_label_map(output["instances"]).max() == 0
@@ -295,7 +294,7 @@ def test_more_objects_than_places(caplog: pytest.LogCaptureFixture) -> None:
 
 def window(mask: Tensor) -> Any:
     instances = Instances(tuple(mask.shape), pred_boxes=Boxes(torch.zeros(1, 4)), pred_masks=mask[None])
-    return render_windows(instances)[0]
+    return instance_masks(instances)[0]
 
 
 def test_masks_suppress_worse_ones_of_their_class() -> None:

@@ -1,0 +1,149 @@
+"""The masks of a network as :class:`InstanceMask`: ROI masks are sampled in their boxes, full ones cropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .instance_mask import InstanceMask, InstanceMasks
+
+# Sides of windows are rounded up to a multiple of this where masks are put into groups.
+_STEP = 16
+# At most so many pixels are sampled in one go: about 10 bytes of scratch for each.
+_CHUNK = 2**22
+
+EMPTY = InstanceMask(0, 0, np.zeros((0, 0), dtype=bool))
+
+
+def instance_masks(
+    instances: Any, mask_threshold: float = 0.5, chosen: Sequence[int] | None = None
+) -> list[InstanceMask]:
+    """The mask of each instance.
+
+    Args:
+        instances: Detectron2's ``Instances`` on any device, with ``image_size`` (H, W) and ``pred_masks``, which are
+            either ROI masks, floating (N, 1, m, m) or (N, m, m) probabilities in the frame of ``pred_boxes`` (N boxes
+            XYXY in pixels), or masks of the whole image, (N, H, W) of bool or integers, or :class:`InstanceMasks`,
+            which are handed on as they are.
+        mask_threshold: probability from which a pixel of a ROI mask is set.
+        chosen: indices of the instances; None: all.
+
+    Returns:
+        N masks inside the image. A box without area or with NaN gives an empty one.
+    """
+    indices = list(range(len(instances)) if chosen is None else chosen)
+    masks = instances.pred_masks
+    if isinstance(masks, InstanceMasks):
+        return [masks.masks[index] for index in indices]
+    masks = getattr(masks, "tensor", masks).detach()
+    if not masks.dtype.is_floating_point:  # one by one: a stack of full-size masks is not copied
+        return [InstanceMask.of(masks[index].cpu().numpy().astype(bool, copy=False)) for index in indices]
+    probabilities = masks[indices].float().cpu().numpy().reshape(len(indices), *masks.shape[-2:])
+    boxes = instances.pred_boxes.tensor.detach()[indices].float().cpu().numpy()
+    return paste(probabilities, boxes, instances.image_size, mask_threshold)
+
+
+def paste(
+    probabilities: NDArray[np.float32], boxes: NDArray[np.float32], image_size: tuple[int, int], threshold: float
+) -> list[InstanceMask]:
+    """Bilinear samples of ROI masks at the centres of the image's pixels, compared with a threshold.
+
+    Equal to ``detectron2.layers.paste_masks_in_image`` on the CPU, but only in a window around each box. (On the GPU
+    that differs for thresholds below 0.5: there it also sets pixels further outside large boxes.)
+
+    Args:
+        probabilities: (N, m, m); zero outside.
+        boxes: (N, 4) XYXY in pixels, the frames of the masks.
+        image_size: height and width.
+        threshold: probability from which a pixel is set.
+    """
+    pasted = [EMPTY] * len(boxes)
+    sound = np.asarray(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1))
+    # Bilinear sampling with zeros outside the mask reaches half a cell beyond the box, but values there stay below one
+    # half; the pixel on each side is Detectron2's margin.
+    limits = np.array([image_size[1], image_size[0]])
+    low = np.clip(np.floor(np.where(sound[:, None], boxes[:, :2], 0)) - 1, 0, limits).astype(np.int64)
+    high = np.clip(np.ceil(np.where(sound[:, None], boxes[:, 2:], 0)) + 1, 0, limits).astype(np.int64)
+    sides = np.where(sound[:, None], np.maximum(high - low, 0), 0)
+    for chosen in _of_like_size(sides):
+        columns, rows = (
+            _Axis.of(low[chosen, i], sides[chosen, i].max(), boxes[chosen, i], boxes[chosen, 2 + i], cells)
+            for i, cells in ((0, probabilities.shape[2]), (1, probabilities.shape[1]))
+        )
+        masks = probabilities[chosen]
+        values = rows.weights(masks.shape[1]) @ masks @ columns.weights(masks.shape[2]).transpose(0, 2, 1)
+        above = values >= threshold
+        # A sum in another order than Detectron2's may fall on the other side of a threshold that it all but equals.
+        close = np.nonzero(np.abs(values - threshold) < 1e-5)
+        above[close] = _sample(masks, close, rows, columns) >= threshold
+        for index, mask in zip(chosen.tolist(), above, strict=True):
+            (x0, y0), (w, h) = low[index].tolist(), sides[index].tolist()
+            pasted[index] = InstanceMask(y0, x0, mask[:h, :w])
+    return pasted
+
+
+def _of_like_size(sides: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Groups of indices of windows (N, 2) that have pixels: of like size, to be sampled in one go, and not too many."""
+    filled = np.flatnonzero(sides.all(axis=1))
+    steps = -(-sides[filled] // _STEP)
+    order = np.lexsort((steps[:, 1], steps[:, 0]))
+    filled, steps = filled[order], steps[order]
+    for group in np.split(filled, np.flatnonzero((np.diff(steps, axis=0) != 0).any(axis=1)) + 1):
+        if len(group):
+            yield from np.array_split(
+                group, min(-(-len(group) * sides[group].max(axis=0).prod() // _CHUNK), len(group))
+            )
+
+
+class _Axis(NamedTuple):
+    """Where the pixels of one axis of windows sample the cells of their masks."""
+
+    cell: NDArray[np.int64]  # (n, pixels) the cell below each pixel's centre, from -2 (outside) to the number of cells
+    fraction: NDArray[np.float32]  # (n, pixels) how far on the way to the next cell
+
+    @classmethod
+    def of(
+        cls,
+        start: NDArray[np.int64],
+        pixels: int,
+        low: NDArray[np.float32],
+        high: NDArray[np.float32],
+        cells: int,
+    ) -> _Axis:
+        """Of windows that begin at the pixels ``start`` (n,), around boxes from ``low`` to ``high``."""
+        centre = (start[:, None] + np.arange(pixels)).astype(np.float32) + np.float32(0.5)
+        # The operations of torch's grid_sample in their order, so that they round alike.
+        place = (centre - low[:, None]) / (high - low)[:, None] * np.float32(2) - np.float32(1)
+        place = _fused(place + np.float32(1), np.float32(cells / 2), np.float32(-0.5))
+        below = np.floor(place)
+        return cls(np.clip(below, -2, cells).astype(np.int64), place - below)
+
+    def weights(self, cells: int) -> NDArray[np.float32]:
+        """(n, pixels, cells): with what weight each pixel sees each cell."""
+        padded = np.zeros((*self.cell.shape, cells + 4), np.float32)
+        place = np.arange(0, padded.size, cells + 4) + self.cell.ravel() + 2
+        padded.ravel()[place] = np.float32(1) - self.fraction.ravel()
+        padded.ravel()[place + 1] = self.fraction.ravel()
+        return padded[..., 2:-2]
+
+
+def _sample(
+    masks: NDArray[np.float32], places: tuple[NDArray[np.int64], ...], rows: _Axis, columns: _Axis
+) -> NDArray[np.float32]:
+    """(k,) values at pixels (mask, row, column), rounded as torch's grid_sample rounds them."""
+    n, row, column = places
+    y, south, x, east = rows.cell[n, row], rows.fraction[n, row], columns.cell[n, column], columns.fraction[n, column]
+    north, west = np.float32(1) - south, np.float32(1) - east
+    padded = np.pad(masks, ((0, 0), (2, 3), (2, 3)))
+    value: NDArray[np.float32] = padded[n, y + 2, x + 2] * (west * north)
+    for down, right, weight in ((0, 1, east * north), (1, 0, west * south), (1, 1, east * south)):
+        value = _fused(padded[n, y + 2 + down, x + 2 + right], weight, value)
+    return value
+
+
+def _fused(a: NDArray[np.float32], b: Any, c: Any) -> NDArray[np.float32]:
+    """a * b + c, rounded once, as a processor's fused multiplication and addition does."""
+    return (a.astype(np.float64) * b + c).astype(np.float32)

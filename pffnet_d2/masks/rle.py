@@ -1,0 +1,125 @@
+"""COCO's run lengths: one encoder, one decoder, without ever filling an image for one object.
+
+Runs count the pixels down the columns of the image, unset and set ones by turns. pycocotools would need a mask of the
+whole image for each object: 133 nuclei of a 520 x 696 field take it 40 ms to decode, these functions 2 ms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pycocotools.mask as mask_util
+from numpy.typing import NDArray
+
+from .instance_mask import InstanceMask
+
+RLE = dict[str, Any]
+"""``{"size": [height, width], "counts": str}``"""
+
+
+class Runs(NamedTuple):
+    """Runs of set pixels of several masks of one image, sorted by mask and position.
+
+    Attributes:
+        start: (n,) int64, the first pixel, an index into the image read down its columns.
+        length: (n,) int64, pixels.
+        owner: (n,) int64, which mask.
+    """
+
+    start: NDArray[np.int64]
+    length: NDArray[np.int64]
+    owner: NDArray[np.int64]
+
+    def pixels(self) -> NDArray[np.int64]:
+        """Every pixel of the runs, in their order."""
+        return np.repeat(self.start - np.cumsum(self.length) + self.length, self.length) + np.arange(self.length.sum())
+
+
+def runs_of_masks(masks: Sequence[InstanceMask], height: int) -> Runs:
+    """The runs of masks of an image of ``height`` rows; a mask without pixels has none."""
+    starts: list[NDArray[np.int64]] = []
+    ends: list[NDArray[np.int64]] = []
+    for y0, x0, mask in masks:
+        steps = np.diff(np.pad(mask.T, ((0, 0), (1, 1))).astype(np.int8), axis=1)  # each row: a column of the mask
+        for edges, step in ((starts, 1), (ends, -1)):
+            column, row = np.nonzero(steps == step)
+            edges.append((x0 + column) * height + y0 + row)
+    owner = np.repeat(np.arange(len(masks)), [len(each) for each in starts])
+    start = np.concatenate([np.zeros(0, np.int64), *starts])
+    return Runs(start, np.concatenate([np.zeros(0, np.int64), *ends]) - start, owner)
+
+
+def runs_of_label_map(label_map: NDArray[Any]) -> tuple[Runs, NDArray[Any]]:
+    """The runs of every object of a label map (H, W) with 0 as background, and the labels (n,), ascending."""
+    flat = label_map.ravel(order="F")
+    if not flat.size:
+        none = np.zeros(0, np.int64)
+        return Runs(none, none, none), flat
+    start = np.append(0, np.flatnonzero(flat[1:] != flat[:-1]) + 1)
+    length = np.diff(start, append=flat.size)
+    value = flat[start]
+    order = np.argsort(value, kind="stable")
+    order = order[value[order] != 0]
+    labels, owner = np.unique(value[order], return_inverse=True)
+    return Runs(start[order], length[order], owner), labels
+
+
+def encode(runs: Runs, count: int, height: int, width: int) -> list[RLE]:
+    """Run lengths of ``count`` masks of an image, byte for byte what ``pycocotools.mask.encode`` gives for each."""
+    if not count:
+        return []  # pycocotools cannot take an empty list
+    start, end, owner = runs.start, runs.start + runs.length, runs.owner
+    # A run that ends at the bottom of the image continues at the top of the next column.
+    joined = (start[1:] == end[:-1]) & (owner[1:] == owner[:-1])
+    first, last = np.append(True, ~joined)[: len(start)], np.append(~joined, True)[: len(start)]
+    edges = np.stack([start[first], end[last]], axis=1).ravel()
+    per_mask = np.split(edges, 2 * np.cumsum(np.bincount(owner[first], minlength=count))[:-1])
+    size = height * width
+    counts = [
+        # COCO leaves out the unset pixels after the last run where there are none.
+        np.diff(own if own.size and own[-1] == size else np.append(own, size), prepend=0)
+        for own in per_mask
+    ]
+    encoded = mask_util.frPyObjects([{"size": [height, width], "counts": each} for each in counts], height, width)
+    return [{"size": [height, width], "counts": each["counts"].decode("ascii")} for each in encoded]
+
+
+def encode_masks(masks: Sequence[InstanceMask], height: int, width: int) -> list[RLE]:
+    """:func:`encode` of masks that lie inside the image; they may overlap and be empty."""
+    return encode(runs_of_masks(masks, height), len(masks), height, width)
+
+
+def decode(strings: Sequence[bytes], size: int) -> tuple[Runs, NDArray[np.bool_]]:
+    """The runs of compressed run lengths, and (N,) which strings are broken: do not fill exactly ``size`` pixels.
+
+    The string holds numbers of base-32 digits, lowest first, 48 added to each digit, 32 marking that more follow, 16 in
+    the last one the sign; from the fourth number on they are differences to the number before the last (rleToString in
+    pycocotools' maskApi.c).
+
+    Args:
+        strings: at least one, none empty.
+        size: pixels of the image.
+    """
+    digits = np.frombuffer(b"".join(strings), np.uint8).astype(np.int64) - 48
+    last = (digits & 32) == 0
+    string_ends = np.cumsum([len(string) for string in strings])
+    broken = ~last[string_ends - 1]
+    last[string_ends - 1] = True
+    first = np.flatnonzero(np.append(True, last[:-1]))
+    digit_count = np.diff(first, append=len(digits))
+    place = np.arange(len(digits)) - np.repeat(first, digit_count)
+    numbers = np.add.reduceat((digits & 31) << 5 * np.minimum(place, 10), first)
+    numbers -= np.where(digits[last] & 16, 1 << 5 * np.minimum(digit_count, 10), 0)
+
+    number_ends = np.cumsum(last)[string_ends - 1]
+    number_starts = np.append(0, number_ends[:-1])
+    for begin, end in zip(number_starts, number_ends, strict=True):
+        for chain in (numbers[begin + 1 : end : 2], numbers[begin + 2 : end : 2]):
+            np.cumsum(chain, out=chain)
+    broken |= (np.add.reduceat(numbers, number_starts) != size) | (np.minimum.reduceat(numbers, number_starts) < 0)
+    owner = np.repeat(np.arange(len(strings)), number_ends - number_starts)
+    ones = (np.arange(len(numbers)) - number_starts[owner]) % 2 == 1
+    start = np.cumsum(numbers) - numbers - owner * size
+    return Runs(start[ones], numbers[ones], owner[ones]), broken
