@@ -295,11 +295,11 @@ def _check(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     _need_everything("predict")
     from pffnet_d2.config_values import check_value
-    from pffnet_d2.imaging.microscopy import parse_normalisation
-    from pffnet_d2.inference.batch import Job, find_sources, predict_files
+    from pffnet_d2.inference.batch import Job, predict_files
+    from pffnet_d2.inference.options import InvalidOption, PredictOptions
+    from pffnet_d2.inference.sources import find_sources
 
     default = "label-tiff,overlay" if args.tile is None else "label-tiff"
-    formats = list(dict.fromkeys((args.format or default).split(",")))
     overlap = args.overlap or "auto"
     if args.overlap and args.tile is None:
         raise InputError("--overlap is that of tiles; give --tile too, such as --tile 1024")
@@ -311,33 +311,32 @@ def _predict(args: argparse.Namespace) -> int:
         raise InputError("--threshold and --thresholds: give one of them")
     if args.threshold is not None:
         check_value("MODEL.PFFNET.LABEL_MAP.SCORE_THRESH", args.threshold, "--threshold")
-    if args.pixel_size is not None and not 0 <= args.pixel_size < float("inf"):
-        raise InputError(f"--pixel-size {args.pixel_size}: give micrometres a pixel, or 0 to measure in pixels")
     if args.config and not os.path.isfile(args.config):
         raise InputError(f"{args.config}: no such config file; give --config FILE")
     out = args.out or Path("results")
-    job = Job(
-        sources=find_sources(args.images, out, formats),
-        out=out,
-        formats=formats,
-        config=args.config,
-        weights=args.weights,
-        model=args.model,
-        diameter=args.diameter,
-        device=args.device,
-        thresholds=args.thresholds or (None if args.threshold is None else {"SCORE_THRESH": args.threshold}),
-        opts=args.opts,
-        normalisation=parse_normalisation(args.normalisation),
-        invert=args.invert,
-        plane=_plane(args.plane),
-        channels=_integers("--channels", args.channels),
-        pixel_size=args.pixel_size,
-        batch=args.batch,
-        stop=args.stop_on_error,
-        processes=args.processes,
-        tile=args.tile,
-        overlap=pixels,
-    )
+    try:
+        options = PredictOptions(
+            config=args.config,
+            weights=args.weights,
+            model=args.model,
+            diameter=args.diameter,
+            device=args.device,
+            thresholds=args.thresholds or (None if args.threshold is None else {"SCORE_THRESH": args.threshold}),
+            normalisation=args.normalisation,
+            invert=args.invert,
+            opts=args.opts,
+            formats=(args.format or default).split(","),
+            plane=_plane(args.plane),
+            channels=_integers("--channels", args.channels),
+            pixel_size=args.pixel_size,
+            batch=args.batch,
+            tile=args.tile,
+            overlap=pixels,
+        )
+    except InvalidOption as error:
+        raise InputError(f"--{error.option.replace('_', '-')} {error.fault}") from error
+    sources = find_sources(args.images, out, options.exporters.files)
+    job = Job(sources, out, options, stop=args.stop_on_error, processes=args.processes)
     summary = predict_files(job)
     print("\n".join([*summary.lines(), *([] if args.out else [f"results in {out}/"])]))
     return summary.exit_code

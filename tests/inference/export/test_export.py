@@ -20,8 +20,8 @@ from scipy.ndimage import find_objects
 
 from pffnet_d2.atomic_write import whole_file
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import contiguous
 from pffnet_d2.inference.export import EXPORTERS, Exporter, Part, SourceImage, choose, names, write_csv
+from pffnet_d2.masks.compose import contiguous
 
 
 def filled(rings: list, shape: tuple[int, int]) -> np.ndarray:
