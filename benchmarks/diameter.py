@@ -21,8 +21,9 @@ from report import report
 from pffnet_d2 import Predictor
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.metrics import aji
-from pffnet_d2.imaging.read import contiguous, read_image
+from pffnet_d2.imaging.read import read_image
 from pffnet_d2.masks.coco import annotations_to_label_map
+from pffnet_d2.masks.compose import contiguous
 
 SCALES = (0.5, 1.0, 1.5, 2.0, 3.0)
 

@@ -33,7 +33,7 @@ from scipy import ndimage
 
 from pffnet_d2.data.synthetic import phantom
 from pffnet_d2.evaluation.metrics import panoptic_quality
-from pffnet_d2.imaging.microscopy import read_micrograph
+from pffnet_d2.imaging.microscopy import read_microscopy_image
 from pffnet_d2.inference.large import TileModel, predict_large
 from pffnet_d2.inference.options import ImageOptions
 
@@ -99,7 +99,7 @@ def real_mosaic(folder: Path | None, side: int) -> NDArray[Any]:
     """(side, side): phantoms, or the images of a folder one beside the other, row after row."""
     if folder is None:
         return Mosaic(piece(), side)[0:side, 0:side]
-    images = [read_micrograph(path).pixels for path in sorted(folder.iterdir())]
+    images = [read_microscopy_image(path).pixels for path in sorted(folder.iterdir())]
     h, w = images[0].shape[:2]
     images = [image for image in images if image.shape[:2] == (h, w)]
     rows = []

@@ -48,7 +48,7 @@ def discs(size: int, count: int, jitter: float, rng: np.random.Generator) -> NDA
 
 def from_table(gt: NDArray[np.int32], pred: NDArray[np.int32]) -> dict[str, float]:
     table = ContingencyTable.from_labels(gt, pred)
-    return {name: metric(table) for name, metric in TABLE_METRICS.items()}
+    return {name: metric.of(table) for name, metric in TABLE_METRICS.items()}
 
 
 def our_dsb(gt: NDArray[np.int32], pred: NDArray[np.int32]) -> float:

@@ -59,7 +59,11 @@ class Side:
 
     def __init__(self, config: str, opts: list[str], args: argparse.Namespace) -> None:
         given = [*SAME_WORK, "TEST.DETECTIONS_PER_IMAGE", str(DETECTIONS), "MODEL.DEVICE", args.device, *opts]
-        self.cfg = read_config(str(config_path(config)), ["MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "0", *given])
+        config, _, method = config.partition(" with ")
+        methods = [str(config_path(f"methods/{method}.yaml"))] if method else []
+        self.cfg = read_config(
+            str(config_path(config)), ["MODEL.WEIGHTS", "", "MODEL.BACKBONE.FREEZE_AT", "0", *given], methods
+        )
         torch.manual_seed(0)
         self.model: nn.Module = build_model(self.cfg)
         self.optimizer = build_optimizer(self.cfg, self.model)
@@ -178,7 +182,7 @@ def main() -> None:
     run("compact R18", args.config, args.peer, args, [])
     if args.all:
         paper = "bbbc039/PFFNet_R101_FPN.yaml"
-        run("R101", paper, "bbbc039/MaskRCNN_GN_R101_FPN.yaml", args, [])
+        run("R101", paper, f"{paper} with MaskRCNN_GN", args, [])
 
 
 if __name__ == "__main__":

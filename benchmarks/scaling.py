@@ -33,7 +33,7 @@ from report import report
 
 import pffnet_d2  # noqa: F401  (registers)
 from pffnet_d2.config import config_path, read_config
-from pffnet_d2.engine.launch import launch_on_cpu
+from pffnet_d2.launch import launch_over_gloo
 
 
 class Case(NamedTuple):
@@ -88,7 +88,7 @@ def sweep(args: argparse.Namespace, title: str, cases: list[Case]) -> None:
     for case in cases:
         with tempfile.TemporaryDirectory() as folder:
             result = Path(folder) / "result.json"
-            launch_on_cpu(run, case.ranks, args=(args.config, args.device, case, args.repeat, result))
+            launch_over_gloo(run, case.ranks, args=(args.config, args.device, case, args.repeat, result))
             seconds, memory = json.loads(result.read_text())
         an_image = seconds / (case.batch * case.ranks)
         first = first or (an_image, memory)

@@ -232,9 +232,18 @@ def add_pffnet_config(cfg: Any) -> None:
 
     cfg.INPUT.PFFNET = CN()
     # On-line augmentations, in order: flip, rotate90, gaussian_blur, median_blur, gaussian_noise, emboss, sharpen,
-    # channel_shuffle, jitter, contrast, brightness; and scale, which happens before the crop ([P] IV-A: flips and
-    # rotations for every data set, blurs and noise for all but BBBC039).
+    # channel_shuffle, jitter, contrast, brightness, stain, colour, invert, copy_paste; and scale, which happens before
+    # the crop ([P] IV-A: flips and rotations for every data set, blurs and noise for all but BBBC039).
     cfg.INPUT.PFFNET.AUGMENTATIONS = ["flip", "rotate90"]
+    # Range of the factor by which "scale" resizes.
+    cfg.INPUT.PFFNET.SCALE_RANGE = [0.5, 2.0]
+    # Strength of "stain": largest change of a stain's concentration, as a factor and as an offset (Tellez et al., 2019:
+    # 0.05 light, 0.2 strong; on densities as here 0.1 still looks like real slides, 0.2 no longer does).
+    cfg.INPUT.PFFNET.STAIN_SIGMA = 0.1
+    # Probability that "invert" inverts an image.
+    cfg.INPUT.PFFNET.INVERT_CHANCE = 0.1
+    # Probability that "copy_paste" pastes objects of another image of the same data set and type.
+    cfg.INPUT.PFFNET.COPY_PASTE_CHANCE = 0.5
 
     # Training where SOLVER.AMP.ENABLED is True: "float16" (CUDA only; gradients are scaled) or "bfloat16" (also CPU).
     cfg.SOLVER.AMP.DTYPE = "float16"
@@ -284,7 +293,7 @@ def add_pffnet_config(cfg: Any) -> None:
     # find; names of inference/tta.py. Empty: the image as it is, once.
     cfg.MODEL.PFFNET.TTA = []
 
-    # What the model was made for; `pffnet pack` and fine-tuning carry both on.
+    # What the model was made for; `pffnet package` and fine-tuning carry both on.
     # Mean diameter of its objects in pixels, 2 sqrt(area / pi), which --diameter refers to; 0: unknown.
     cfg.MODEL.PFFNET.DIAMETER = 0.0
     # "fluorescence" (bright objects on dark): of other images there is a warning (inference/modality.py). "": none.
@@ -355,6 +364,17 @@ def add_pffnet_config(cfg: Any) -> None:
     # Radius in pixels of the erosion that parts touching nuclei; 0: connected parts. The coursework tells none: with
     # the true foreground of DSB2018's training images 4 gave the best AJI and DSB mAP of 0 to 8.
     cfg.MODEL.FCN8S.EROSION_RADIUS = 4
+
+    cfg.DATALOADER.PFFNET = CN()
+    # Draws images of groups that have few more often: 0 every image equally often, 1 every group, 0.5 in between (an
+    # image of a group of n, where the largest has m, (m / n) ** BALANCE times as often as one of the largest). A group
+    # is a type of image, such as "histology", or a data set whose images have none.
+    cfg.DATALOADER.PFFNET.BALANCE = 0.0
+    # How many times more often at most.
+    cfg.DATALOADER.PFFNET.MAX_REPEAT = 4.0
+    # Beside that, "NAME=FACTOR" each: how much more often images of a type or a data set of DATASETS.TRAIN are drawn,
+    # such as ["histology=2", "bbbc039_train=0.5"].
+    cfg.DATALOADER.PFFNET.WEIGHTS = []
 
     cfg.SOLVER.PFFNET = CN()
     # "SGD" (Detectron2's), "ADAM" (weight decay is coupled, L2) or "ADAMW" (it is not); the last two do not read

@@ -75,6 +75,19 @@ def maybe(rule: Rule, value: Any) -> Rule:
     return Rule(lambda given: given == value or rule.accepts(given), lambda: f"{rule.wants()}, or {value!r}")
 
 
+def weight(low: float, high: float) -> Rule:
+    """A text "NAME=FACTOR" whose factor is a number from ``low`` to ``high``."""
+
+    def accepts(value: Any) -> bool:
+        name, _, factor = value.rpartition("=") if isinstance(value, str) else ("", "", "")
+        try:
+            return bool(name) and low <= float(factor) <= high
+        except ValueError:
+            return False
+
+    return Rule(accepts, lambda: f"NAME=FACTOR with a factor from {low:g} to {high:g}")
+
+
 def registered(registry: str) -> Rule:
     """A name in a registry, "MODULE:NAME", as it is when the config is checked: others may add to it."""
 
@@ -212,8 +225,15 @@ VALUES: dict[str, Rule] = {
     "INPUT.SQUARE.TRAIN": whole(0),
     "INPUT.SQUARE.SCALES": each(real(0, above=True)),
     "INPUT.SQUARE.TEST": whole(0),
+    "INPUT.PFFNET.SCALE_RANGE": each(real(0.1, 10), 2),
+    "INPUT.PFFNET.STAIN_SIGMA": _FRACTION,
+    "INPUT.PFFNET.INVERT_CHANCE": _FRACTION,
+    "INPUT.PFFNET.COPY_PASTE_CHANCE": _FRACTION,
     # Training
     "DATALOADER.NUM_WORKERS": whole(0),
+    "DATALOADER.PFFNET.BALANCE": _FRACTION,
+    "DATALOADER.PFFNET.MAX_REPEAT": real(1),
+    "DATALOADER.PFFNET.WEIGHTS": maybe(each(weight(0.01, 100)), []),
     "SOLVER.MAX_ITER": _COUNT,
     "SOLVER.CHECKPOINT_PERIOD": _COUNT,
     "SOLVER.IMS_PER_BATCH": _COUNT,

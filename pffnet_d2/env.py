@@ -18,6 +18,8 @@ import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pffnet_d2.errors import InputError
+
 # What of Detectron2 must import for it to work: a build that does not fit the installed numpy, Pillow or torch still
 # imports at the top.
 DETECTRON2_MODULES = (
@@ -124,6 +126,16 @@ def problem() -> str:
         return ""
     said = ", ".join(f"{name}: {fault}" for name, fault in faults.items())
     return f"not everything it needs is installed ({said}); to install: {' && '.join(_commands(faults))}"
+
+
+def require(command: str) -> None:
+    """
+    Raises:
+        InputError: something that ``command`` needs is missing; the message says what to type.
+    """
+    fault = problem()
+    if fault:
+        raise InputError(f"{command}: {fault}")
 
 
 def main() -> int:

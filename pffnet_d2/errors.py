@@ -1,4 +1,16 @@
-"""The exceptions that end a command with one line instead of a traceback."""
+"""The errors that end a command with one line instead of a traceback, and that line.
+
+They are a user's mistake (:class:`InputError`), a run that diverged, and what the machine refuses: a full disk, a file
+that is protected, memory that is not there. All others are bugs and keep their traceback.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import logging
+import os
+import re
 
 
 class InputError(ValueError):
@@ -10,3 +22,84 @@ class InputError(ValueError):
 
 class NonFiniteLoss(FloatingPointError):
     """A loss became infinite or NaN. One line: which, of which images, what helps. Commands exit with code 1."""
+
+
+_EXIT_CODES: dict[type[Exception], int] = {InputError: 2, NonFiniteLoss: 1, OSError: 2, MemoryError: 2}
+
+_FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}
+_REMEDIES = {
+    **dict.fromkeys(_FULL, "free some space, or choose another folder"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or choose another path"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "a file is where a folder is needed: move it, or choose another"),
+    errno.EISDIR: "a folder is where a file is needed: choose another path",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EMFILE: "raise the limit on open files (ulimit -n), or use fewer workers",
+    errno.EIO: "check the disk or the network it is on",
+}
+# What torch says, in a RuntimeError, of memory that it did not get.
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|worker .*killed by signal", re.IGNORECASE
+)
+_TORCH_FILE = "inline_container"  # of torch.save, whose own error hides that of the file
+_KILLED = "ProcessExitedException"  # of torch, of a rank that a signal ended
+
+
+def one_line(error: BaseException) -> str | None:
+    """What a user is told of an error; None where it is a bug."""
+    error = original(error)
+    said = " ".join(str(error).split("\n")).strip()
+    if isinstance(error, InputError | NonFiniteLoss):
+        return said
+    if isinstance(error, OSError):
+        named = isinstance(error.filename, str | bytes)
+        place = f"{os.fsdecode(error.filename)}: " if named else ""
+        remedy = _REMEDIES.get(error.errno or 0, "check the path" if named else "try again")
+        return f"{place}{error.strerror or said or type(error).__name__}; {remedy}"
+    if isinstance(error, UnicodeEncodeError):
+        return f"{ascii(error.object)[:200]}: holds a name that is no UTF-8, which results cannot hold; rename the file"
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(said)):
+        reason = re.split(r"(?<=[a-z])\. ", re.sub(r"^\[enforce fail.*?\] .*?\. ", "", said))[0]
+        return (
+            f"not enough memory{f' ({reason})' if reason else ''}; give smaller images or batches "
+            "(SOLVER.IMS_PER_BATCH, --batch), tiles (--tile) or fewer processes, or close other programs"
+        )
+    if type(error).__name__ == _KILLED:
+        return f"{said}; if the system ended it for want of memory, use fewer processes or smaller batches"
+    return None
+
+
+def original(error: BaseException) -> BaseException:
+    """The error itself, or the one that it stands for.
+
+    An error of another process (a data loader's worker, another rank) arrives with its traceback as text; the kinds
+    that are told in one line are made from that text.
+    """
+    text = str(error)
+    if _TORCH_FILE in text and isinstance(error.__context__, OSError):
+        return error.__context__
+    if "Traceback (most recent call last)" not in text:
+        return error
+    for kind, said in reversed(re.findall(r"^([\w.]+): (.*)$", text, re.MULTILINE)):
+        name = kind.rpartition(".")[2]
+        for own in (InputError, NonFiniteLoss):
+            if kind in {f"{each.__module__}.{each.__qualname__}" for each in (own, *own.__subclasses__())}:
+                return own(said)
+        builtin = getattr(builtins, name, None)
+        if isinstance(builtin, type) and issubclass(builtin, OSError):
+            found = re.fullmatch(r"\[Errno (\d+)\] (.*?)(?:: '(.*)')?", said)
+            return OSError(int(found[1]), found[2], found[3]) if found else OSError(said)
+        if name.endswith("MemoryError") or (builtin is RuntimeError and _NO_MEMORY.search(said)):
+            return MemoryError(said)
+    return error
+
+
+def exit_code(error: BaseException) -> int:
+    """Of an error that :func:`one_line` has a line for."""
+    error = original(error)
+    return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), 2)
+
+
+def hide_traceback(record: logging.LogRecord) -> bool:
+    """Filter for loggers that log a traceback of whatever ends them: not of what is told in one line."""
+    error = record.exc_info[1] if record.exc_info else None
+    return error is None or one_line(error) is None

@@ -17,7 +17,7 @@ from pffnet_d2.errors import InputError
 # What lies in methods/ and ablations/ is laid over others and is no config of its own.
 CONFIGS = sorted(str(p.relative_to(config_path())) for p in config_path().rglob("*.yaml") if p.parent.name not in PARTS)
 ABLATIONS = sorted(path.stem for path in config_path("ablations").iterdir())
-METHODS = ("MaskRCNN_GN", "PanopticFPN", "CellRCNN", "CellRCNN_V2", "PFFNet")
+METHODS = ("MaskRCNN_GN", "PanopticFPN", "CellRCNN", "CellRCNN_V2")
 
 
 def read(name: str) -> CfgNode:
@@ -44,9 +44,10 @@ def test_every_config_has_known_keys_and_dense_caps(name: str) -> None:
 def test_methods_differ_in_the_method_alone(folder: str) -> None:
     pffnet = read(f"{folder}/PFFNet_R101_FPN.yaml")
     for method in METHODS:
-        name = f"{folder}/{method}_R101_FPN"
-        cfg = read(f"{name}.yaml")
-        assert f"output/{name}" == cfg.OUTPUT_DIR
+        cfg = read_config(
+            str(config_path(f"{folder}/PFFNet_R101_FPN.yaml")), [], [str(config_path(f"methods/{method}.yaml"))]
+        )
+        assert f"output/{folder}/PFFNet_R101_FPN_{method}" == cfg.OUTPUT_DIR
         for part in ("INPUT", "DATASETS", "SOLVER", "TEST"):
             assert cfg[part] == pffnet[part]
         for part in ("WEIGHTS", "PIXEL_MEAN", "RESNETS", "FPN", "ANCHOR_GENERATOR", "RPN", "ROI_BOX_HEAD"):

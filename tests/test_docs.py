@@ -10,14 +10,11 @@ import pytest
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
-from pffnet_d2.cli import evaluate as cli_evaluation
 from pffnet_d2.cli import main as cli
 from pffnet_d2.config import config_path, read_config
 from pffnet_d2.data import readers
 from pffnet_d2.data.prepare import known_splits
 from pffnet_d2.data.readers import READERS
-from pffnet_d2.engine import finetune, kfold
-from pffnet_d2.engine import trainer as engine
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -67,22 +64,12 @@ def test_the_command_parses(page: Path, command: str, capsys: pytest.CaptureFixt
     kind = "train" if arguments[0] == "train_net.py" else arguments[0]
     rest = arguments[1:]
     try:
-        if kind == "train" and "--from" in rest:
-            finetune.argument_parser().parse_intermixed_args(rest)
-        elif kind == "evaluate" and cli_evaluation.is_of_folders(rest):
-            pass  # its parser is its own; tests/evaluation/test_folders.py runs it
-        elif kind in cli.FORWARDED:
-            if kind == "thresholds" and "--metric" in rest:
-                del rest[(i := rest.index("--metric")) : i + 2]
-            parser = kfold.argument_parser() if kind == "kfold" else engine.argument_parser()
-            args = parser.parse_args(rest)
-            if args.config_file.startswith("configs/"):
-                config, *parts = (str(ROOT / file) for file in (args.config_file, *args.method))
-                read_config(config, args.opts, parts)
-        else:
-            args = cli.argument_parser().parse_args(arguments)
-            config = str(getattr(args, "config", None) or "")
-            assert not config.startswith("configs/") or config_path(config.removeprefix("configs/"))
+        args = cli.parse([kind, *rest])
+        if (getattr(args, "config_file", None) or "").startswith("configs/"):
+            config, *parts = (str(ROOT / file) for file in (args.config_file, *getattr(args, "method", ())))
+            read_config(config, args.opts, parts)
+        config = getattr(args, "config", None) or ""
+        assert not config.startswith("configs/") or config_path(config.removeprefix("configs/"))
     except SystemExit:
         pytest.fail(f"{page}: {command}\n{capsys.readouterr().err}")
 

@@ -17,6 +17,7 @@ from PIL import Image
 from pffnet_d2.cli import demo
 from pffnet_d2.cli.main import main
 from pffnet_d2.config import config_path
+from pffnet_d2.data import prepare as prepare_module
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.engine import read_config
 from pffnet_d2.masks.compose import instances_to_label_map
@@ -149,12 +150,12 @@ def test_resuming_goes_on_from_the_last_iteration(trained: Path) -> None:
 
 
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(demo, "prepare", partial(prepare, count=2))
+    monkeypatch.setattr(prepare_module, "prepare", partial(prepare_module.prepare, count=2))
     monkeypatch.setenv("DETECTRON2_DATASETS", "")  # what the demonstration sets ends with the test
     opts = [*TINY, "SOLVER.MAX_ITER", "2"]
     for _ in range(2):  # running it again works
         capsys.readouterr()
-        assert demo.main(tmp_path, opts) == 0
+        assert demo.demonstrate(tmp_path, opts) == 0
         said = capsys.readouterr().out
         assert "2/2  loss" in said
         assert "AJI" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import time
@@ -9,18 +10,26 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
+from pffnet_d2 import env
 
-from pffnet_d2.config import config_path
-from pffnet_d2.data.prepare import prepare
-from pffnet_d2.engine.console import Progress, draw_overlays, quiet, score_table
-from pffnet_d2.engine.trainer import Trainer, argument_parser, setup
-from pffnet_d2.visualization.overlay import learning_curve
-
+HELP = "train, evaluate and draw on generated images: a few minutes on a CPU"
 CONFIG = "demo/PFFNet_R18_FPN.yaml"
 
 
-def main(out: Path, opts: Sequence[str] = ()) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("output/demo"), help="default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> int:
+    """
+    Raises:
+        InputError: see :func:`demonstrate`.
+    """
+    env.require("demo")
+    return demonstrate(args.out)
+
+
+def demonstrate(out: Path, opts: Sequence[str] = ()) -> int:
     """Run the demonstration; running it again keeps the generated images and trains anew.
 
     Args:
@@ -33,6 +42,15 @@ def main(out: Path, opts: Sequence[str] = ()) -> int:
     Raises:
         InputError: the folder cannot be written, or a key is unknown.
     """
+    import torch
+
+    from pffnet_d2.config import config_path
+    from pffnet_d2.data.prepare import prepare
+    from pffnet_d2.engine.arguments import argument_parser
+    from pffnet_d2.engine.console import Progress, draw_overlays, quiet, score_table
+    from pffnet_d2.engine.trainer import Trainer, setup
+    from pffnet_d2.visualization.overlay import learning_curve
+
     start = time.perf_counter()
     datasets, training = out / "datasets", out / "training"
     say = partial(print, file=sys.stdout, flush=True)

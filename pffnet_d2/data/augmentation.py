@@ -1,10 +1,18 @@
-"""The augmentations the papers name, as Detectron2 augmentations, chosen by name in INPUT.PFFNET.AUGMENTATIONS.
+"""The augmentations that INPUT.PFFNET.AUGMENTATIONS lists by name, as Detectron2 augmentations.
 
-Geometry: "flip", "hflip" (left and right only), "rotate90", "scale" (and INPUT.CROP, INPUT.SQUARE). Grey values, the
-truth untouched: "gaussian_blur", "median_blur", "gaussian_noise" [P], "emboss", "sharpen", "channel_shuffle" [V2],
-"jitter", "contrast", and "brightness" (the DSB2018 coursework; Detectron2's: every image, grey values times 0.8 to
-1.2). The papers made their variants beforehand and tell neither strengths nor how many; here each other change of grey
-values happens to an image with probability ``CHANCE``, and its docstring says how strongly.
+Geometry: "flip", "hflip" (left-right only), "rotate90" and "scale" (as well as INPUT.CROP and INPUT.SQUARE).
+
+Grey values, which leave the truth untouched:
+
+- "gaussian_blur", "median_blur", "gaussian_noise" [P], "emboss", "sharpen", "channel_shuffle" [V2], "jitter" and
+  "contrast" each change an image with probability ``CHANCE``. The papers prepared their variants in advance and state
+  neither strengths nor numbers; the strengths here are ours and are given in each function's docstring.
+- "brightness" (from the DSB2018 coursework; Detectron2's, grey values times 0.8 to 1.2), "stain" and "colour" change
+  every image.
+- "invert" changes an image with probability INPUT.PFFNET.INVERT_CHANCE.
+
+"copy_paste" pastes objects of another crop (``data/copy_paste.py``), with probability INPUT.PFFNET.COPY_PASTE_CHANCE;
+what the list names behind it changes the result as one image.
 """
 
 from __future__ import annotations
@@ -19,8 +27,10 @@ import numpy.typing as npt
 from detectron2.data import transforms as T
 from fvcore.transforms.transform import NoOpTransform, Transform
 from PIL import Image
+from skimage.color import hed_from_rgb, rgb_from_hed
 
 from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.square import resize_to_square
 
 
 class Rotate90Transform(Transform):
@@ -112,6 +122,17 @@ class RandomSquare(T.Augmentation):
         while length - border <= border:
             border //= 2
         return int(self._rand_range(border, length - border))
+
+
+class CopyPaste(T.Augmentation):
+    """Tells the mapper when to paste, and with which probability; does nothing itself."""
+
+    def __init__(self, chance: float) -> None:
+        super().__init__()
+        self.chance = chance
+
+    def get_transform(self, image: npt.NDArray[Any]) -> Transform:
+        return NoOpTransform()
 
 
 Picture = npt.NDArray[np.uint8]  # (H, W, 3)
@@ -206,6 +227,68 @@ def contrast(augmentation: T.Augmentation, image: Picture) -> Change:
     return lambda picture: table[picture]
 
 
+def stain(sigma: float, bgr: bool, augmentation: T.Augmentation, image: Picture) -> Change:
+    """Haematoxylin, eosin and DAB, each on its own: its concentration times 1 - sigma to 1 + sigma, plus -sigma to
+    sigma. A grey image stays as it is.
+
+    The stains are separated by colour deconvolution (Ruifrok and Johnston, Analytical and Quantitative Cytology and
+    Histology 23, 2001) and changed as by Tellez et al. (IEEE TMI 37, 2018; Medical Image Analysis 58, 2019: sigma 0.05
+    is their "HED-light", 0.2 their "HED-strong"). A concentration of 1 is an optical density -ln((grey value + 1) /
+    256) of about 0.7. Negative concentrations are kept, so that with sigma 0 every colour stays what it is.
+
+    Args:
+        sigma: 0..1.
+        bgr: whether the channels are blue, green, red rather than red, green, blue.
+    """
+    factors = augmentation._rand_range(1 - sigma, 1 + sigma, 3)
+    offsets = augmentation._rand_range(-sigma, sigma, 3)
+    if _is_grey(image):
+        return lambda picture: picture
+    return partial(_restain, factors, offsets, bgr)
+
+
+def _restain(factors: Floats, offsets: Floats, bgr: bool, picture: Picture) -> Picture:
+    """Concentrations of the three stains times ``factors``, plus ``offsets``."""
+    # Separating, changing and mixing again is one linear map of optical densities.
+    mixed = np.empty((3, 4))
+    mixed[:, :3] = (hed_from_rgb * factors @ rgb_from_hed).T
+    mixed[:, 3] = offsets @ rgb_from_hed
+    if bgr:
+        mixed = mixed[::-1, [2, 1, 0, 3]]
+    light = cv2.exp(cv2.transform(cv2.LUT(picture, DENSITY), -mixed))
+    return np.asarray(cv2.addWeighted(light, 256, light, 0, -1, dtype=cv2.CV_8U), np.uint8)  # rounds and clips
+
+
+def colour(augmentation: T.Augmentation, image: Picture) -> Change:
+    """Hue turned by -15 to 15 degrees around the axis of greys, saturation times 0.75 to 1.33, and contrast times 0.8
+    to 1.25 around the mean of the image. A grey image stays grey."""
+    angle = np.deg2rad(augmentation._rand_range(-15, 15))
+    saturation = np.exp(augmentation._rand_range(-0.288, 0.288))
+    strength = np.exp(augmentation._rand_range(-0.223, 0.223))
+    across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
+    grey = np.full((3, 3), 1 / 3)
+    hue = np.cos(angle) * (np.eye(3) - grey) + np.sin(angle) * across
+    matrix = np.eye(3) if _is_grey(image) else saturation * hue + grey
+
+    def change(picture: Picture) -> Picture:
+        mean = np.full((3, 1), (1 - strength) * picture.mean())
+        return np.asarray(cv2.transform(picture, np.hstack([strength * matrix, mean])), np.uint8)  # clips to 0..255
+
+    return change
+
+
+def invert(augmentation: T.Augmentation, image: Picture) -> Change:
+    """255 minus the grey values: fluorescence becomes dark objects on a light ground and the reverse. A colour image
+    becomes grey, as it would look in fluorescence: stained nuclei are light on a dark ground."""
+
+    def change(picture: Picture) -> Picture:
+        if not _is_grey(image):
+            picture = np.asarray(cv2.transform(picture, np.full((3, 3), 1 / 3)), np.uint8)
+        return 255 - picture
+
+    return change
+
+
 def _is_grey(image: Picture) -> bool:
     return bool((image[..., 1:] == image[..., :1]).all())
 
@@ -219,22 +302,29 @@ def _round(values: npt.NDArray[Any]) -> Picture:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
 
 
-CHANCE = 0.2  # of each change of grey values: with all eight, one image in six stays as it is
+DENSITY = -np.log((np.arange(256, dtype=np.float32) + 1) / 256)  # optical density of each grey value
+CHANCE = 0.2  # of each change in GREY_VALUES: with all eight, one image in six stays as it is
 GREY_VALUES: dict[str, Draw] = {
     draw.__name__: draw
     for draw in (gaussian_blur, median_blur, gaussian_noise, emboss, sharpen, channel_shuffle, jitter, contrast)
 }
-AUGMENTATIONS: dict[str, Callable[[], list[T.Augmentation]]] = {
-    "flip": lambda: [
+# What each name stands for, given the section INPUT of a config.
+AUGMENTATIONS: dict[str, Callable[[Any], list[T.Augmentation]]] = {
+    "flip": lambda _: [
         T.RandomFlip(0.5, horizontal=True, vertical=False),
         T.RandomFlip(0.5, horizontal=False, vertical=True),
     ],
-    "rotate90": lambda: [RandomRotate90()],
-    "scale": lambda: [RandomScale()],
-    "hflip": lambda: [T.RandomFlip(0.5, horizontal=True, vertical=False)],
-    "brightness": lambda: [T.RandomBrightness(0.8, 1.2)],
-    **{name: partial(lambda draw: [GreyValues(draw, CHANCE)], draw) for name, draw in GREY_VALUES.items()},
+    "rotate90": lambda _: [RandomRotate90()],
+    "scale": lambda given: [RandomScale(*given.PFFNET.SCALE_RANGE)],
+    "hflip": lambda _: [T.RandomFlip(0.5, horizontal=True, vertical=False)],
+    "brightness": lambda _: [T.RandomBrightness(0.8, 1.2)],
+    **{name: partial(lambda draw, _: [GreyValues(draw, CHANCE)], draw) for name, draw in GREY_VALUES.items()},
+    "stain": lambda given: [GreyValues(partial(stain, given.PFFNET.STAIN_SIGMA, given.FORMAT == "BGR"), 1.0)],
+    "colour": lambda _: [GreyValues(colour, 1.0)],
+    "invert": lambda given: [GreyValues(invert, given.PFFNET.INVERT_CHANCE)],
+    "copy_paste": lambda given: [CopyPaste(given.PFFNET.COPY_PASTE_CHANCE)],
 }
+GEOMETRY = ("flip", "hflip", "rotate90")  # "scale" always comes first
 
 
 def build_augmentations(cfg: Any, is_train: bool) -> list[T.Augmentation]:
@@ -243,14 +333,12 @@ def build_augmentations(cfg: Any, is_train: bool) -> list[T.Augmentation]:
     crop, which so keeps the size that the network is to see. INPUT.RANDOM_FLIP is not read: "flip" stands for it.
 
     Raises:
-        InputError: an unknown name.
+        InputError: an unknown name, "copy_paste" twice, or before one that moves objects.
     """
     square = cfg.INPUT.SQUARE
     if not is_train:
-        if square.TEST and square.STRETCH:
-            return [T.Resize((square.TEST, square.TEST))]
         if square.TEST:
-            return [T.ResizeShortestEdge(square.TEST, square.TEST, "choice")]  # its limit on the longer side binds
+            return [resize_to_square(square.TEST, stretch=square.STRETCH)]
         shortest = cfg.INPUT.MIN_SIZE_TEST
         return [T.ResizeShortestEdge(shortest, cfg.INPUT.MAX_SIZE_TEST, "choice")] if shortest else []
     chain: list[T.Augmentation] = []
@@ -262,13 +350,19 @@ def build_augmentations(cfg: Any, is_train: bool) -> list[T.Augmentation]:
         chain.append(
             T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING)
         )
-    for name in cfg.INPUT.PFFNET.AUGMENTATIONS:
+    names = list(cfg.INPUT.PFFNET.AUGMENTATIONS)
+    for place, name in enumerate(names):
         if name not in AUGMENTATIONS:
             raise InputError(
                 f"INPUT.PFFNET.AUGMENTATIONS: unknown augmentation {name!r}; choose from {', '.join(AUGMENTATIONS)}"
             )
+        if "copy_paste" in names[:place] and name in (*GEOMETRY, "copy_paste"):
+            raise InputError(
+                f"INPUT.PFFNET.AUGMENTATIONS: {name} follows copy_paste; list copy_paste once, after "
+                f"{', '.join(GEOMETRY)}"
+            )
         if name == "scale":
-            chain = [*AUGMENTATIONS[name](), *chain]
+            chain = [*AUGMENTATIONS[name](cfg.INPUT), *chain]
         else:
-            chain.extend(AUGMENTATIONS[name]())
+            chain.extend(AUGMENTATIONS[name](cfg.INPUT))
     return chain

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
@@ -109,3 +111,28 @@ def load(name: str) -> list[dict[str, Any]]:
             continue
         entry["sem_seg_file_name"] = os.path.join(meta.sem_seg_root, os.path.basename(entry["file_name"]))
     return dicts
+
+
+class Origin(NamedTuple):
+    """Where an image comes from: the name of its data set, and its type ("histology", ...; "" where none is known)."""
+
+    dataset: str
+    image_type: str
+
+
+def origins(names: Sequence[str]) -> dict[str, Origin]:
+    """Of data sets that can be loaded the ``Origin`` of every image by its ``file_name``.
+
+    Prepared data sets name the type of every image in their json; those that others registered have no types.
+    """
+    found: dict[str, Origin] = {}
+    for name in dict.fromkeys(names):
+        meta = MetadataCatalog.get(name)
+        if isinstance(meta, PreparedMetadata):
+            for image in json.loads(Path(meta.json_file).read_text(encoding="utf-8"))["images"]:
+                found[os.path.join(meta.image_root, image["file_name"])] = Origin(
+                    name, str(image.get("image_type") or "")
+                )
+        else:
+            found.update((entry["file_name"], Origin(name, "")) for entry in DatasetCatalog.get(name))
+    return found

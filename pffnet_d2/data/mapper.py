@@ -18,9 +18,11 @@ from detectron2.data import transforms as T
 from detectron2.structures import BitMasks, Boxes, Instances
 from scipy.ndimage import find_objects
 
-from pffnet_d2.data.augmentation import build_augmentations
+from pffnet_d2.data.augmentation import CopyPaste, build_augmentations
+from pffnet_d2.data.copy_paste import Crop, paste
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import normalisation_of, read_image, to_rgb8
+from pffnet_d2.imaging.normalisation import normalisation_of, to_rgb8
+from pffnet_d2.imaging.read import read_image
 from pffnet_d2.masks.coco import paint_layers
 
 Masks = npt.NDArray[np.bool_]
@@ -47,13 +49,18 @@ class PFFNetDatasetMapper:
         """
         Args:
             is_train: whether to hand on the truth.
-            augmentations: applied in this order to image, masks and semantic map together.
+            augmentations: applied in this order to image, masks and semantic map together. Those after a ``CopyPaste``
+                are applied to the image alone.
             image_format: "BGR" or "RGB".
         """
         if image_format not in ("BGR", "RGB"):
             raise InputError(f"INPUT.FORMAT {image_format!r} is not supported; use BGR or RGB")
         self.is_train = is_train
-        self.augmentations = T.AugmentationList(list(augmentations))
+        chain = list(augmentations)
+        place = next((i for i, augmentation in enumerate(chain) if isinstance(augmentation, CopyPaste)), len(chain))
+        self.augmentations = T.AugmentationList(chain[:place])
+        self.copy_paste = chain[place] if place < len(chain) else None
+        self.on_pasted = T.AugmentationList(chain[place + 1 :])
         self.image_format = image_format
 
     @classmethod
@@ -64,41 +71,59 @@ class PFFNetDatasetMapper:
             "image_format": cfg.INPUT.FORMAT,
         }
 
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+    def __call__(self, dataset_dict: dict[str, Any], other: dict[str, Any] | None = None) -> dict[str, Any]:
+        """
+        Args:
+            dataset_dict: Detectron2's, of an image.
+            other: of the image whose objects "copy_paste" pastes onto it; None: another crop of the same image.
+
+        Raises:
+            InputError: a file or an annotation cannot be read, or is of another size than the dict says.
+        """
         out = {key: value for key, value in dataset_dict.items() if key not in ("annotations", "sem_seg_file_name")}
+        labelled = self.is_train and "annotations" in dataset_dict
+        crop, out["height"], out["width"] = self._crop(dataset_dict)
+        # The loader seeds NumPy's global generator, from which Detectron2's augmentations draw too.
+        if self.copy_paste and labelled and np.random.random() < self.copy_paste.chance:  # noqa: NPY002
+            crop = paste(crop, self._crop(other or dataset_dict)[0])
+        final = T.AugInput(crop.image)
+        self.on_pasted(final)
+        out["image"] = torch.from_numpy(np.ascontiguousarray(final.image.transpose(2, 0, 1)))
+        if labelled:
+            instances = Instances(crop.masks.shape[1:])
+            instances.gt_boxes = Boxes(torch.from_numpy(crop.boxes))
+            instances.gt_classes = torch.from_numpy(crop.classes)
+            instances.gt_masks = BitMasks(torch.from_numpy(crop.masks))
+            out["instances"] = instances
+        if crop.semantic is not None:
+            out["sem_seg"] = torch.from_numpy(crop.semantic.astype(np.int64))
+        elif labelled:
+            out["sem_seg"] = torch.from_numpy(crop.masks.any(axis=0).astype(np.int64))
+        return out
+
+    def _crop(self, dataset_dict: dict[str, Any]) -> tuple[Crop, int, int]:
+        """What becomes of an image and its truth up to "copy_paste", and the height and width of the file. No objects
+        without ``annotations``, or in prediction."""
         image = read_image(dataset_dict["file_name"])
         height, width = image.shape[:2]
         _check_size(dataset_dict["file_name"], (height, width), dataset_dict)
-        out["height"], out["width"] = height, width
         rgb = to_rgb8(image, normalisation_of(image))
         semantic_file = dataset_dict.get("sem_seg_file_name") if self.is_train else None
         semantic = None
         if semantic_file:
             semantic = read_image(semantic_file)
             _check_size(semantic_file, semantic.shape, dataset_dict)
-
-        transformed = T.AugInput(rgb if self.image_format == "RGB" else rgb[:, :, ::-1], sem_seg=semantic)
-        transforms = self.augmentations(transformed)
-        out["image"] = torch.from_numpy(np.ascontiguousarray(transformed.image.transpose(2, 0, 1)))
-        if not self.is_train:
-            return out
-
-        masks: Masks | None = None
-        if "annotations" in dataset_dict:
-            annotations = [
-                a for a in dataset_dict["annotations"] if a.get("iscrowd", 0) == 0
-            ]  # crowds are no objects, as upstream
+        given = T.AugInput(rgb if self.image_format == "RGB" else rgb[:, :, ::-1], sem_seg=semantic)
+        transforms = self.augmentations(given)
+        annotations = []
+        if self.is_train:  # crowds are no objects, as upstream
+            annotations = [a for a in dataset_dict.get("annotations", ()) if a.get("iscrowd", 0) == 0]
+        if annotations:
             masks, boxes, kept = _transform_masks(annotations, height, width, transforms, dataset_dict["file_name"])
-            instances = Instances(masks.shape[1:])
-            instances.gt_boxes = Boxes(torch.from_numpy(boxes))
-            instances.gt_classes = torch.tensor([annotations[i]["category_id"] for i in kept], dtype=torch.int64)
-            instances.gt_masks = BitMasks(torch.from_numpy(masks))
-            out["instances"] = instances
-        if semantic is not None:
-            out["sem_seg"] = torch.from_numpy(transformed.sem_seg.astype(np.int64))
-        elif masks is not None:
-            out["sem_seg"] = torch.from_numpy(masks.any(axis=0).astype(np.int64))
-        return out
+        else:
+            masks, boxes, kept = np.zeros((0, *given.image.shape[:2]), np.bool_), np.zeros((0, 4), np.float32), []
+        classes = np.array([annotations[i]["category_id"] for i in kept], np.int64)
+        return Crop(given.image, given.sem_seg, masks, boxes, classes), height, width
 
 
 def _transform_masks(

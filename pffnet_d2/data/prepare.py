@@ -38,7 +38,7 @@ from pffnet_d2.data.prepared import write_instances, write_semantic
 from pffnet_d2.data.readers import READERS
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import Normalisation, to_rgb8
+from pffnet_d2.imaging.normalisation import Normalisation, to_rgb8
 from pffnet_d2.masks.coco import (
     label_map_to_annotations,
     masks_to_annotations,

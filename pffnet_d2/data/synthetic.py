@@ -26,7 +26,7 @@ from scipy.ndimage import gaussian_filter
 
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import AS_IS
+from pffnet_d2.imaging.normalisation import AS_IS
 
 STYLES = ("fluorescence", "histology")
 SPLITS: tuple[str, ...] = ("train", "val")

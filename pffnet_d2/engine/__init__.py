@@ -13,4 +13,4 @@ def __getattr__(name: str) -> Any:
     # Imported when it is asked for: prediction does without training.
     if name not in PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.trainer"), name)
+    return getattr(import_module(f"{__name__}.{'arguments' if name == 'argument_parser' else 'trainer'}"), name)

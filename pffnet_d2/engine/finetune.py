@@ -1,8 +1,7 @@
-"""``pffnet train --from MODEL FOLDER``: a model for a user's own images, from label images to a model folder."""
+"""``pffnet finetune FOLDER``: a model for a user's own images, from label images to a model folder."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -20,56 +19,20 @@ from detectron2.data import DatasetCatalog
 from pffnet_d2.atomic_write import write_text
 from pffnet_d2.config import config_path, differences, read_config
 from pffnet_d2.data import catalog
-from pffnet_d2.data.prepare import prepare, read_options
+from pffnet_d2.data.prepare import prepare
 from pffnet_d2.data.readers import own
+from pffnet_d2.engine.arguments import argument_parser
 from pffnet_d2.engine.console import Progress, draw_overlays, quiet, score_table
 from pffnet_d2.engine.trainer import Trainer, setup
-from pffnet_d2.engine.trainer import argument_parser as engine_arguments
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.read import read_image
 from pffnet_d2.inference.modality import unlike_fluorescence
 from pffnet_d2.masks.coco import paint
-from pffnet_d2.model_zoo.find import CONFIG, DEFAULT, WEIGHTS, find_model
+from pffnet_d2.model_zoo.find import CONFIG, DEFAULT, find_model
 
 RECIPE, SCRATCH = "finetune.yaml", "scratch.yaml"
 MIN_DIVIDED = 10  # images from which on a fifth is kept for validation
 NAME = "own"  # of the prepared data set
-
-
-def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pffnet train --from",
-        description="Fine-tunes a model on your images with truth (label images, a mask an object, or COCO: "
-        "docs/data.md). Writes DIR/config.yaml and DIR/model_final.pth for `pffnet predict --model DIR`, DIR/data, "
-        "DIR/log.txt. See docs/finetune.md.",
-    )
-    parser.add_argument(
-        "--from",
-        dest="start",
-        required=True,
-        metavar="MODEL",
-        help=f"pretrained (the model that comes with the package), its name, a folder with {CONFIG} and {WEIGHTS}, a "
-        "checkpoint with its --config-file (or config.yaml beside it), or scratch",
-    )
-    parser.add_argument("source", type=Path, metavar="FOLDER", help="images/ and labels/, or another layout")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: output/<name of FOLDER>")
-    parser.add_argument("--config-file", metavar="FILE", help="yaml of the checkpoint, or of what starts from scratch")
-    parser.add_argument(
-        "--option", action="append", default=[], metavar="KEY=VALUE", help="how FOLDER is read; as of `prepare own`"
-    )
-    parser.add_argument("--resume", action="store_true", help="go on from DIR's last checkpoint")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="such as SOLVER.MAX_ITER 800")
-    return parser
-
-
-def main(argv: Sequence[str]) -> int:
-    """The command; 0. Raises InputError as :func:`finetune`."""
-    args = argument_parser().parse_intermixed_args(argv)
-    options = read_options(args.option)
-    out = args.out or Path("output") / args.source.resolve().name
-    return finetune(
-        args.start, args.source, out, config=args.config_file, options=options, resume=args.resume, opts=args.opts
-    )
 
 
 def finetune(
@@ -114,7 +77,7 @@ def finetune(
         (out / "metrics.json").unlink(missing_ok=True)
     arguments = ["--config-file", str(recipe), *(["--resume"] if resume else []), "OUTPUT_DIR", str(out), *opts]
     with quiet():
-        frozen = setup(engine_arguments().parse_args(arguments))
+        frozen = setup(argument_parser().parse_args(arguments))
         trainer = Trainer(frozen)
         trainer.resume_or_load(resume=resume)
         device = "CPU" if frozen.MODEL.DEVICE == "cpu" else torch.cuda.get_device_name()

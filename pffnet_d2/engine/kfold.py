@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,30 +16,19 @@ from pffnet_d2.config import read_config
 from pffnet_d2.data.catalog import register_all, root
 from pffnet_d2.data.prepare import OWN, check_folds, prepare, read_info
 from pffnet_d2.data.readers import READERS
-from pffnet_d2.engine import trainer as engine
 from pffnet_d2.engine.resume import changes
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.report import SHOWN, Report, merge_runs, shown_of
 from pffnet_d2.evaluation.scores import CSV, Row, read_scores
 from pffnet_d2.evaluation.statistics import Summary, summarise
+from pffnet_d2.launch import run_command
 
 
-def argument_parser() -> argparse.ArgumentParser:
-    """The flags of train_net.py, and what concerns the folds."""
-    parser = engine.argument_parser("kfold")
-    parser.description = (
-        "Prepares the K folds of a data set where they are not there, trains and evaluates each in OUTPUT_DIR/fold<i>, "
-        "and writes OUTPUT_DIR/{folds.md,report.md,report.csv,boxes.png}. Called again it goes on where it stopped."
-    )
-    parser.add_argument("--dataset", required=True, metavar="NAME", help="as in `pffnet prepare`")
-    parser.add_argument("--folds", type=int, required=True, metavar="K", help="how many parts, at least 2")
-    parser.add_argument("--source", type=Path, metavar="DIR", help="the publisher's files, where folds are to be made")
-    parser.add_argument("--seed", type=int, metavar="S", help="of the division (default: as prepared, else 0)")
-    return parser
-
-
-def main(argv: Sequence[str]) -> int:
+def cross_validate(args: argparse.Namespace) -> int:
     """Prepare, train, evaluate, report.
+
+    Args:
+        args: the flags of ``pffnet kfold``.
 
     Returns:
         The exit code: that of the first fold that did not end well, else 0.
@@ -49,7 +36,6 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         InputError: folds that are not there and cannot be made, or a fold begun with another config.
     """
-    args = argument_parser().parse_args(argv)
     if args.num_machines > 1 or args.eval_only:
         raise InputError("kfold: trains and evaluates on one machine; leave out --num-machines and --eval-only")
     check_folds(args.folds, args.seed)
@@ -68,7 +54,9 @@ def main(argv: Sequence[str]) -> int:
             continue
         flags = ["--config-file", args.config_file, "--resume", "--dist-url", args.dist_url]
         flags += [word for method in args.method for word in ("--method", method)]
-        code = train_fold([*flags, "--num-gpus", str(args.num_gpus), "--cpu-ranks", str(args.cpu_ranks), *opts])
+        code = run_command(
+            ["train", *flags, "--num-gpus", str(args.num_gpus), "--cpu-ranks", str(args.cpu_ranks), *opts]
+        )
         if code:
             print(f"{folder}: ended with exit code {code}; the same command goes on from there", file=sys.stderr)
             return code if code > 0 else 1
@@ -89,12 +77,6 @@ def main(argv: Sequence[str]) -> int:
 def options(train: str, val: str) -> list[str]:
     """KEY VALUE pairs of a fold."""
     return ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{val}',)"]
-
-
-def train_fold(arguments: list[str]) -> int:
-    """``pffnet train`` in a process of its own, which leaves no loggers, seeds or memory behind; its exit code."""
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as train_net.py
-    return subprocess.run([sys.executable, "-m", "pffnet_d2.cli", "train", *arguments], env=environment).returncode
 
 
 def prepared_folds(dataset: str, folds: int, source: Path | None, seed: int | None) -> list[tuple[str, str]]:

@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetFromList, get_detection_dataset_dicts
-from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from pffnet_d2.data.catalog import origins
+from pffnet_d2.data.copy_paste import Partners
+from pffnet_d2.engine.sampling import build_sampler
 from pffnet_d2.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -45,13 +47,14 @@ class TrainLoader:
     def __init__(
         self,
         dicts: Sequence[dict[str, Any]],
-        mapper: Callable[[dict[str, Any]], dict[str, Any]],
+        mapper: Callable[..., dict[str, Any]],
         *,
         sampler: Sampler[int],
         batch_size: int,
         seed: int,
         by_aspect: bool = False,
         workers: int = 0,
+        partners: Partners | None = None,
     ) -> None:
         """
         Args:
@@ -62,9 +65,10 @@ class TrainLoader:
             seed: of the augmentations.
             by_aspect: put wide images and others in batches of their own (less padding).
             workers: processes that read; 0 reads in this one. Batches do not depend on it.
+            partners: draws the image whose dict ``mapper`` is given as its second argument; None: it gets only one.
         """
         self.start = 0
-        self.samples = _Samples(dicts, mapper, seed)
+        self.samples = _Samples(dicts, mapper, seed, partners)
         self.sampler = sampler
         self.batch_size = batch_size
         self.wide = [by_aspect and entry["width"] > entry["height"] for entry in dicts]
@@ -88,15 +92,24 @@ class TrainLoader:
 class _Samples(Dataset[dict[str, Any]]):
     """Maps a place to an image; what is drawn for it depends on nothing that happened before."""
 
-    def __init__(self, dicts: Sequence[dict[str, Any]], mapper: Callable[..., dict[str, Any]], seed: int) -> None:
+    def __init__(
+        self,
+        dicts: Sequence[dict[str, Any]],
+        mapper: Callable[..., dict[str, Any]],
+        seed: int,
+        partners: Partners | None,
+    ) -> None:
         self.dicts = DatasetFromList(list(dicts), copy=False)  # serialised: workers share its memory
         self.mapper = mapper
         self.seed = seed
+        self.partners = partners
 
     def __getitem__(self, place: Place) -> dict[str, Any]:
         position, index = place
         seed_by(self.seed, IMAGE, position)
-        return self.mapper(self.dicts[index])
+        if self.partners is None:
+            return self.mapper(self.dicts[index])
+        return self.mapper(self.dicts[index], self.dicts[self.partners(index)])
 
 
 def chosen_seed(cfg: Any) -> int:
@@ -104,25 +117,32 @@ def chosen_seed(cfg: Any) -> int:
     return int(cfg.SEED) if cfg.SEED >= 0 else int(comm.shared_random_seed())
 
 
-def build_train_loader(cfg: Any, mapper: Callable[[dict[str, Any]], dict[str, Any]]) -> TrainLoader:
-    """From DATASETS.TRAIN, DATALOADER, SOLVER.IMS_PER_BATCH (of all ranks together) and SEED.
+def build_train_loader(cfg: Any, mapper: Callable[..., dict[str, Any]]) -> TrainLoader:
+    """From DATASETS.TRAIN, DATALOADER, SOLVER.IMS_PER_BATCH (of all ranks together) and SEED. Where
+    INPUT.PFFNET.AUGMENTATIONS lists "copy_paste", ``mapper`` is given the dicts of two images of the same data set and
+    type.
 
     Raises:
-        InputError: a sampler that does not serve.
+        InputError: a sampler that does not serve, or a weight for images that there are none of.
     """
     dicts = get_detection_dataset_dicts(cfg.DATASETS.TRAIN, filter_empty=cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS)
     seed = chosen_seed(cfg)
     if cfg.DATALOADER.SAMPLER_TRAIN != "TrainingSampler":
         raise InputError(
             f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN}: with one class of objects there is nothing to "
-            "balance; set it to TrainingSampler"
+            "balance; set it to TrainingSampler (DATALOADER.PFFNET.BALANCE balances types of images)"
         )
+    partners = None
+    if "copy_paste" in cfg.INPUT.PFFNET.AUGMENTATIONS:
+        known = origins(cfg.DATASETS.TRAIN)
+        partners = Partners([known[entry["file_name"]] for entry in dicts])
     return TrainLoader(
         dicts,
         mapper,
-        sampler=TrainingSampler(len(dicts), seed=seed),
+        sampler=build_sampler(cfg, dicts, seed),
         batch_size=cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
         seed=seed,
         by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         workers=cfg.DATALOADER.NUM_WORKERS,
+        partners=partners,
     )

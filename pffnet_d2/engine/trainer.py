@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, create_ddp_model, default_argument_parser, default_setup, launch
+from detectron2.engine import DefaultTrainer, create_ddp_model, default_setup
 from detectron2.engine.hooks import EvalHook
 from detectron2.engine.train_loop import HookBase, TrainerBase
 from detectron2.evaluation import DatasetEvaluators, SemSegEvaluator, verify_results
@@ -26,61 +26,26 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from pffnet_d2.cli.failure import hide_traceback
 from pffnet_d2.config import read_config
 from pffnet_d2.data.mapper import PFFNetDatasetMapper
+from pffnet_d2.engine.arguments import argument_parser
 from pffnet_d2.engine.compat import TRAINER_KEEPS_OPTIMIZER
-from pffnet_d2.engine.launch import launch_on_cpu
 from pffnet_d2.engine.loader import TrainLoader, build_train_loader, chosen_seed
 from pffnet_d2.engine.optimizer import WeightAverage, check_optimizer
 from pffnet_d2.engine.resume import tell_changes
 from pffnet_d2.engine.train_step import PRECISIONS, TrainStep, pool_in_float32
-from pffnet_d2.errors import InputError
-from pffnet_d2.evaluation.evaluator import DenseCOCOEvaluator, LabelMapEvaluator, VOCEvaluator
+from pffnet_d2.errors import InputError, hide_traceback
+from pffnet_d2.evaluation.coco_ap import DenseCOCOEvaluator
+from pffnet_d2.evaluation.evaluator import LabelMapEvaluator
 from pffnet_d2.evaluation.panoptic import PanopticEvaluator
+from pffnet_d2.evaluation.voc import VOCEvaluator
+from pffnet_d2.launch import launch_on_gpus, launch_over_gloo
 from pffnet_d2.masks.compose import LabelMapRule
 from pffnet_d2.model_zoo.checkpoint import Checkpointer
 from pffnet_d2.modeling.build import build_network
 from pffnet_d2.modeling.tta import for_inference
 
 logger = logging.getLogger(__name__)
-
-# What each command's help gives beside a config file.
-EXAMPLES = {
-    "train": "SOLVER.BASE_LR 0.01 OUTPUT_DIR output/mine",
-    "kfold": "--dataset bbbc039 --folds 5 OUTPUT_DIR output/folds",
-    "evaluate": "MODEL.WEIGHTS output/mine/model_final.pth",
-    "thresholds": "--metric PQ MODEL.WEIGHTS output/mine/model_final.pth",
-}
-
-
-def argument_parser(command: str = "train") -> argparse.ArgumentParser:
-    """Detectron2's (--config-file, --resume, --eval-only, --num-gpus, --num-machines ... and KEY VALUE pairs),
-    --cpu-ranks and --method.
-
-    Args:
-        command: of ``pffnet``, that usage and help name.
-    """
-    parser: argparse.ArgumentParser = default_argument_parser(
-        f"example:\n  pffnet {command} --config-file configs/bbbc039/PFFNet_R18_FPN.yaml {EXAMPLES[command]}\n"
-    )
-    parser.prog = f"pffnet {command}"
-    parser.add_argument(
-        "--cpu-ranks",
-        type=int,
-        default=0,
-        metavar="N",
-        help="run in N processes on the CPU of each machine, over gloo, instead of on GPUs",
-    )
-    parser.add_argument(
-        "--method",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a part of a config, such as configs/ablations/Without_quality.yaml, that is laid over the config file; "
-        "may be repeated",
-    )
-    return parser
 
 
 def check(cfg: CfgNode, *, train: bool, processes: int = 1) -> None:
@@ -195,6 +160,8 @@ def _gpus(args: argparse.Namespace) -> int:
         raise InputError(
             f"--machine-rank {args.machine_rank}: give 0 to {args.num_machines - 1}, another on each machine"
         )
+    if args.num_machines > 1 and not args.num_gpus and not args.cpu_ranks:
+        raise InputError("--num-machines without GPUs: say how many processes with --cpu-ranks N")
     if args.dist_url == "auto" and args.num_machines > 1:
         raise InputError("--dist-url auto serves one machine; give tcp://HOST:PORT of machine 0 to all of them")
     if args.cpu_ranks:
@@ -206,8 +173,6 @@ def _gpus(args: argparse.Namespace) -> int:
             f"--num-gpus {args.num_gpus}: this machine has {here} CUDA device{'' if here == 1 else 's'}; "
             f"use {f'--num-gpus {here}' if here else '--cpu-ranks N to run on the CPU'}"
         )
-    if args.num_machines > 1 and not args.num_gpus:
-        raise InputError("--num-machines without GPUs: say how many processes with --cpu-ranks N")
     return min(args.num_gpus, here)
 
 
@@ -357,7 +322,7 @@ def train_or_evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def run(argv: Sequence[str], command: str = "train") -> int:
-    """``pffnet train --config-file FILE [--num-gpus N] [--resume] [--eval-only] [KEY VALUE ...]``.
+    """``pffnet train --config-file FILE [--num-gpus N] [--resume] [--eval-only] [KEY VALUE ...]``, for scripts.
 
     Args:
         command: "train", or "evaluate", which evaluates without --eval-only too.
@@ -366,16 +331,30 @@ def run(argv: Sequence[str], command: str = "train") -> int:
         0.
 
     Raises:
-        InputError, NonFiniteLoss: of this process; those of others arrive as torch hands them over
-            (:mod:`pffnet_d2.cli.failure`).
+        InputError, NonFiniteLoss: see :func:`start`.
     """
-    args = argument_parser(command).parse_args(argv)
+    return start(argument_parser(command).parse_args(argv), command)
+
+
+def start(args: argparse.Namespace, command: str = "train") -> int:
+    """Train or evaluate in as many processes as the flags ask for.
+
+    Args:
+        args: the flags of :mod:`pffnet_d2.engine.arguments`.
+        command: "train", or "evaluate", which evaluates without --eval-only too.
+
+    Returns:
+        0.
+
+    Raises:
+        InputError, NonFiniteLoss: of this process or another.
+    """
     args.eval_only |= command == "evaluate"
     if not args.config_file:
         other = (
-            "score label images with --truth DIR --prediction DIR"
+            "score label images: pffnet score --truth DIR --prediction DIR"
             if command == "evaluate"
-            else "fine-tune on your own images: pffnet train --from pretrained FOLDER"
+            else "fine-tune on your own images: pffnet finetune FOLDER"
         )
         raise InputError(
             f"no config file given; name one with --config-file, such as configs/PFFNet_R101_FPN.yaml, or {other}"
@@ -388,9 +367,9 @@ def run(argv: Sequence[str], command: str = "train") -> int:
         "args": (args,),
     }
     if gpus * args.num_machines > 1:
-        launch(train_or_evaluate, gpus, **machines)
+        launch_on_gpus(train_or_evaluate, gpus, **machines)
     elif args.cpu_ranks * args.num_machines > 1:
-        launch_on_cpu(train_or_evaluate, args.cpu_ranks, **machines)
+        launch_over_gloo(train_or_evaluate, args.cpu_ranks, **machines)
     else:
         train_or_evaluate(args)
     return 0

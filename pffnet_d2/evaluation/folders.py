@@ -1,8 +1,7 @@
-"""Scoring label images in folders, of any tool: ``pffnet evaluate --truth DIR --prediction DIR``."""
+"""Scoring label images in folders, of any tool: ``pffnet score --truth DIR --prediction DIR``."""
 
 from __future__ import annotations
 
-import io
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -10,16 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import tifffile
 from numpy.typing import NDArray
-from PIL import Image
 
 from pffnet_d2.atomic_write import read_json
 from pffnet_d2.data.readers.labels import components, parts_of_one_id
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.scores import Row, report_group, score
-from pffnet_d2.imaging.read import MAX_PIXELS, decode_image, read_bytes
-from pffnet_d2.imaging.tiff import DAMAGE, TIFF_MAGIC
+from pffnet_d2.imaging.read import MAX_PIXELS, read_label_image
 from pffnet_d2.masks.coco import annotations_to_label_map
 
 SUFFIXES = (".png", ".tif", ".tiff")
@@ -225,29 +221,3 @@ def _label_images(folder: Path) -> dict[str, Path]:
     if not files:
         raise InputError(f"{folder}: holds no label images ({', '.join(SUFFIXES)}); folders below it are not searched")
     return files
-
-
-def read_label_image(path: Path) -> NDArray[Any]:
-    """(H, W) as stored, its integer type kept; of a palette the indices.
-
-    Raises:
-        InputError: naming the file, when it cannot be read or holds more than one plane.
-    """
-    data = read_bytes(path)
-    try:
-        if data[:4] in TIFF_MAGIC:
-            with tifffile.TiffFile(io.BytesIO(data)) as tiff:
-                shape = tiff.series[0].shape
-                planes = len(tiff.pages) if len(shape) == 2 else shape
-            if planes != 1:
-                raise InputError(f"{path}: holds {planes} planes; a label image is 2-D (height, width)")
-        labels = decode_image(data, str(path), palette=False)
-    except InputError:
-        raise
-    except (*DAMAGE, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"{path}: cannot be read as an image; it is truncated, damaged or of another kind: make it again"
-        ) from error
-    if labels.ndim != 2:
-        raise InputError(f"{path}: has shape {labels.shape}; a label image is 2-D (height, width), not in colours")
-    return labels

@@ -22,17 +22,13 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_matrix
 from scipy.sparse.csgraph import connected_components, maximum_bipartite_matching
-from scipy.spatial import KDTree
 
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.contingency import ContingencyTable
+from pffnet_d2.evaluation.hausdorff import object_hausdorff as object_hausdorff  # one of the metrics
 from pffnet_d2.masks.instance_mask import InstanceMask
 
 Labels = ArrayLike | ContingencyTable
-
-# KDTree splits just above the lowest coordinate. Just above 0 is a denormal number, and in a process that flushes these
-# to zero (training on the CPU does) the split is 0 again: it recurses until it crashes.
-KEEP_OFF_ZERO = 1
 
 DSB_THRESHOLDS = (0.50, 0.55, 0.60, 0.65, 0.70, 0.75, 0.80, 0.85, 0.90, 0.95)
 
@@ -248,15 +244,6 @@ def true_positives(gt: Labels, pred: ArrayLike | None = None, *, threshold: floa
     return int((matching >= 0).sum())
 
 
-def f1_at_iou(gt: Labels, pred: ArrayLike | None = None, *, threshold: float = 0.5, strict: bool = False) -> float:
-    """F1 = 2TP / (2TP + FP + FN) where a TP is a one-to-one pair of IoU >= ``threshold`` (> with ``strict``)."""
-    table = _table(gt, pred)
-    score = _empty_score(table)
-    if score is not None:
-        return score
-    return 2 * true_positives(table, threshold=threshold, strict=strict) / (table.n_gt + table.n_pred)
-
-
 def dsb_average_precision(gt: Labels, pred: ArrayLike | None = None, *, strict: bool = False) -> float:
     """Score of the 2018 Data Science Bowl: mean over IoU thresholds 0.50, 0.55 ... 0.95 of TP / (TP + FP + FN).
 
@@ -341,100 +328,7 @@ def object_dice(gt: Labels, pred: ArrayLike | None = None) -> float:
     return 0.5 * (one_side(table.gt_index, table.gt_areas) + one_side(table.pred_index, table.pred_areas))
 
 
-def dice_2(gt: Labels, pred: ArrayLike | None = None) -> float:
-    """DICE2 of HoVer-Net's code (Vu et al., Frontiers in Bioengineering and Biotechnology 7, 2019: "ensemble Dice").
-
-    2 sum |G_i ∩ P_j| / sum (|G_i| + |P_j|) over all overlapping pairs; an object counts once for every overlap.
-    """
-    table = _table(gt, pred)
-    score = _empty_score(table)
-    if score is not None:
-        return score
-    areas = table.gt_areas[table.gt_index] + table.pred_areas[table.pred_index]
-    return float(2 * table.intersections.sum() / areas.sum()) if len(areas) else 0.0
-
-
 # --- Beside the table -----------------------------------------------------------------------------------------------
-
-
-def object_hausdorff(gt: ArrayLike, pred: ArrayLike) -> float:
-    """Object Hausdorff distance of the GlaS contest, in pixels, 0 the best (as :func:`object_dice`; [V2] Table 5).
-
-    The mean of two sums: over truths, and over predictions, of the Hausdorff distance to the object of the other side
-    sharing most pixels (of equals, and without any overlap of all, the nearest), each weighted by its share of its
-    side's foreground. H(A, B) is the largest distance from a pixel of either to the nearest pixel of the other.
-
-    Both maps empty: 0. Exactly one empty: NaN.
-    """
-    table = ContingencyTable.from_labels(gt, pred)
-    if not table.n_gt or not table.n_pred:
-        return float("nan") if table.n_gt or table.n_pred else 0.0
-    truths, predictions = _Shapes(np.asarray(gt), table.gt_ids), _Shapes(np.asarray(pred), table.pred_ids)
-    found: dict[tuple[int, int], float] = {}
-
-    def distance(own: _Shapes, index: int, partner: int) -> float:
-        truth, prediction = (index, partner) if own is truths else (partner, index)
-        if (truth, prediction) not in found:
-            there, back = truths.reach(truth, prediction, predictions), predictions.reach(prediction, truth, truths)
-            found[truth, prediction] = max(there, back)
-        return found[truth, prediction]
-
-    def one_side(own: _Shapes, other: _Shapes, owner: NDArray[np.int64], shared_with: NDArray[np.int64]) -> float:
-        most = np.zeros(len(own.boxes), dtype=np.int64)
-        np.maximum.at(most, owner, table.intersections)
-        tied = table.intersections == most[owner]
-        partners: list[list[int]] = [[] for _ in own.boxes]
-        for index, best in zip(owner[tied].tolist(), shared_with[tied].tolist(), strict=True):
-            partners[index].append(best)
-        total = 0.0
-        for index, candidates in enumerate(partners):
-            nearest = min((distance(own, index, partner) for partner in candidates), default=np.inf)
-            if not candidates:
-                # Where two extents differ by so much, so does the distance: most objects need no closer look.
-                bounds = np.abs(other.boxes - own.boxes[index]).max(axis=1)
-                for partner in np.argsort(bounds, kind="stable").tolist():
-                    if bounds[partner] >= nearest:
-                        break
-                    nearest = min(nearest, distance(own, index, partner))
-            total += len(own.pixels[index]) * nearest
-        return total / sum(map(len, own.pixels))
-
-    return 0.5 * (
-        one_side(truths, predictions, table.gt_index, table.pred_index)
-        + one_side(predictions, truths, table.pred_index, table.gt_index)
-    )
-
-
-class _Shapes:
-    """The objects of a label map by their index in the table: pixels, outlines, extents."""
-
-    def __init__(self, labels: NDArray[np.integer], ids: NDArray[np.integer]) -> None:
-        self.index = np.where(labels > 0, np.searchsorted(ids, labels), -1)  # (H, W), -1 background
-        padded = np.pad(self.index, 1, constant_values=-2)
-        inner = np.ones(labels.shape, dtype=bool)
-        for neighbour in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
-            inner &= neighbour == self.index
-        self.pixels = self._grouped(self.index >= 0)
-        # The pixel of an object nearest to one outside it is always on its outline.
-        self.outlines = self._grouped((self.index >= 0) & ~inner)
-        self.trees: dict[int, KDTree] = {}
-        self.boxes = np.array([[*points.min(axis=0), *points.max(axis=0)] for points in self.outlines])
-
-    def _grouped(self, mask: NDArray[np.bool_]) -> list[NDArray[np.intp]]:
-        points = np.argwhere(mask)
-        owner = self.index[mask]
-        order = np.argsort(owner, kind="stable")
-        return np.split(points[order], np.flatnonzero(np.diff(owner[order])) + 1)
-
-    def reach(self, own: int, partner: int, other: _Shapes) -> float:
-        """The largest distance from a pixel of an object to an object of the other map, in pixels."""
-        points = self.pixels[own]
-        outside = points[other.index[points[:, 0], points[:, 1]] != partner]
-        if not len(outside):
-            return 0.0
-        if partner not in other.trees:
-            other.trees[partner] = KDTree(other.outlines[partner] + KEEP_OFF_ZERO)
-        return float(other.trees[partner].query(outside + KEEP_OFF_ZERO)[0].max())
 
 
 def voc_hits(iou: NDArray[np.float64], threshold: float, *, strict: bool = True) -> NDArray[np.bool_]:

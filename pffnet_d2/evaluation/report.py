@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from pffnet_d2.atomic_write import whole_file, write_text
 from pffnet_d2.errors import InputError
-from pffnet_d2.evaluation.scores import COLUMNS, LOWER_IS_BETTER, Row, by_group
+from pffnet_d2.evaluation.scores import COLUMNS, Row, better, by_group
 from pffnet_d2.evaluation.statistics import Summary, holm, paired_tests, summarise
 
 # What the tables of the PFFNet paper show.
@@ -80,6 +80,44 @@ def run_means(parts: Sequence[Sequence[Row]], metric: str) -> list[float]:
     return [summarise([row[metric] for row in part]).mean for part in parts] if same and len(parts) > 1 else []
 
 
+def _in_one_order(methods: Mapping[str, Sequence[Row]], proposed: str) -> dict[str, list[Row]]:
+    """The rows of every method in the order of the proposed one's.
+
+    Raises:
+        InputError: images that not all methods have, groups that differ.
+    """
+    reference = {row["image"]: row["group"] for row in methods[proposed]}
+    ordered: dict[str, list[Row]] = {}
+    for name, rows in methods.items():
+        found = {row["image"]: row for row in rows}
+        for here, there, lacking in ((reference, found, name), (found, reference, proposed)):
+            missing = next((image for image in here if image not in there), None)
+            if missing is not None:
+                raise InputError(f"{lacking}: has no scores of image {missing}; all methods need the same images")
+        for image, group in reference.items():
+            if found[image]["group"] != group:
+                raise InputError(
+                    f"{name}: image {image} is of group {found[image]['group']!r}, but of {group!r} in {proposed}; "
+                    "give --groups"
+                )
+        ordered[name] = [found[image] for image in reference]
+    return ordered
+
+
+def _compare(values: Mapping[str, Sequence[float]], proposed: str, metric: str) -> dict[str, Comparison]:
+    """Tests of a method's scores of a metric against each other method's, corrected for their number; none where
+    neither higher nor lower values are better."""
+    if better(metric) == "neither":
+        return {}
+    others = [name for name in values if name != proposed]
+    tests = [paired_tests(values[proposed], values[name], lower_is_better=better(metric) == "lower") for name in others]
+    corrected = zip(holm([test.t for test in tests]), holm([test.wilcoxon for test in tests]), strict=True)
+    return {
+        name: Comparison(test.t, t, test.wilcoxon, wilcoxon)
+        for name, test, (t, wilcoxon) in zip(others, tests, corrected, strict=True)
+    }
+
+
 class Report:
     """Methods on the same images, summarised and compared.
 
@@ -109,21 +147,7 @@ class Report:
         if proposed not in methods:
             raise InputError(f"--proposed {proposed}: no such method among {', '.join(methods)}")
         self.proposed = proposed
-        reference = {row["image"]: row["group"] for row in methods[proposed]}
-        self.methods: dict[str, list[Row]] = {}
-        for name, rows in methods.items():
-            found = {row["image"]: row for row in rows}
-            for here, there, lacking in ((reference, found, name), (found, reference, proposed)):
-                missing = next((image for image in here if image not in there), None)
-                if missing is not None:
-                    raise InputError(f"{lacking}: has no scores of image {missing}; all methods need the same images")
-            for image, group in reference.items():
-                if found[image]["group"] != group:
-                    raise InputError(
-                        f"{name}: image {image} is of group {found[image]['group']!r}, but of {group!r} in {proposed}; "
-                        "give --groups"
-                    )
-            self.methods[name] = [found[image] for image in reference]
+        self.methods = _in_one_order(methods, proposed)
         self.metrics = [
             column
             for column in methods[proposed][0]
@@ -144,19 +168,11 @@ class Report:
             for metric in self.metrics
         }
         self.comparisons: dict[Key, Comparison] = {}
-        others = [name for name in methods if name != proposed]
         for group in self.groups:
             for metric in self.metrics:
-                if metric == "DiC":
-                    continue  # neither more nor less is better
                 values = {name: [row[metric] for row in grouped[name][group]] for name in methods}
-                tests = [
-                    paired_tests(values[proposed], values[name], lower_is_better=metric in LOWER_IS_BETTER)
-                    for name in others
-                ]
-                corrected = zip(holm([t.t for t in tests]), holm([t.wilcoxon for t in tests]), strict=True)
-                for name, test, (t, wilcoxon) in zip(others, tests, corrected, strict=True):
-                    self.comparisons[name, group, metric] = Comparison(test.t, t, test.wilcoxon, wilcoxon)
+                compared = _compare(values, proposed, metric)
+                self.comparisons |= {(name, group, metric): found for name, found in compared.items()}
 
     def write(self, folder: Path, shown: Sequence[str] = SHOWN) -> None:
         """Write report.md and boxes.png (the metrics shown) and report.csv (all); each whole or not there.

@@ -8,7 +8,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import ArrayLike
 
@@ -16,31 +16,46 @@ from pffnet_d2.atomic_write import read_json, write_text
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import metrics
 from pffnet_d2.evaluation.contingency import ContingencyTable
+from pffnet_d2.evaluation.hausdorff import object_hausdorff
 from pffnet_d2.evaluation.statistics import Summary, summarise
 
 Row = dict[str, Any]
 
-# Reported names and the functions behind them, on the table of an image.
-TABLE_METRICS: dict[str, Callable[[ContingencyTable], float]] = {
-    "AJI": metrics.aji,
-    "AJI_plus": metrics.aji_plus,
-    "AJI_reuse": metrics.aji_reuse,
-    "AJI_pffnet": metrics.aji_pffnet,
-    "Dice": metrics.dice,
-    "F1": metrics.object_f1,
-    "PQ": lambda table: metrics.panoptic_quality(table).pq,
-    "DQ": lambda table: metrics.panoptic_quality(table).dq,
-    "SQ": lambda table: metrics.panoptic_quality(table).sq,
-    "SBD": metrics.symmetric_best_dice,
-    "DiC": metrics.difference_in_count,
-    "abs_DiC": lambda table: abs(metrics.difference_in_count(table)),
-    "DSB_mAP": metrics.dsb_average_precision,
-    "object_Dice": metrics.object_dice,
-    "splits": lambda table: metrics.splits_and_merges(table).splits,
-    "merges": lambda table: metrics.splits_and_merges(table).merges,
+
+class Metric(NamedTuple):
+    """A reported score.
+
+    Attributes:
+        of: the function, on the table of an image.
+        better: "higher" values, "lower" ones, or "neither".
+    """
+
+    of: Callable[[ContingencyTable], float]
+    better: str = "higher"
+
+
+# By reported name; a new metric is one entry here, and one line in docs/metrics.md.
+TABLE_METRICS = {
+    "AJI": Metric(metrics.aji),
+    "AJI_plus": Metric(metrics.aji_plus),
+    "AJI_reuse": Metric(metrics.aji_reuse),
+    "AJI_pffnet": Metric(metrics.aji_pffnet),
+    "Dice": Metric(metrics.dice),
+    "F1": Metric(metrics.object_f1),
+    "PQ": Metric(lambda table: metrics.panoptic_quality(table).pq),
+    "DQ": Metric(lambda table: metrics.panoptic_quality(table).dq),
+    "SQ": Metric(lambda table: metrics.panoptic_quality(table).sq),
+    "SBD": Metric(metrics.symmetric_best_dice),
+    "DiC": Metric(metrics.difference_in_count, "neither"),
+    "abs_DiC": Metric(lambda table: abs(metrics.difference_in_count(table)), "lower"),
+    "DSB_mAP": Metric(metrics.dsb_average_precision),
+    "object_Dice": Metric(metrics.object_dice),
+    "splits": Metric(lambda table: metrics.splits_and_merges(table).splits, "lower"),
+    "merges": Metric(lambda table: metrics.splits_and_merges(table).merges, "lower"),
 }
-METRICS = (*TABLE_METRICS, "object_Hausdorff")
-LOWER_IS_BETTER = frozenset({"abs_DiC", "object_Hausdorff", "splits", "merges"})
+# The one that needs the label maps themselves.
+HAUSDORFF = "object_Hausdorff"
+METRICS = (*TABLE_METRICS, HAUSDORFF)
 # The columns before the metrics; numbers of objects are counted, names are not.
 COLUMNS = ("image", "group", "truths", "predictions")
 
@@ -55,8 +70,13 @@ def score(image: str, gt: ArrayLike, pred: ArrayLike, group: str = "") -> Row:
     """
     table = ContingencyTable.from_labels(gt, pred)
     row: Row = {"image": image, "group": group, "truths": table.n_gt, "predictions": table.n_pred}
-    row |= {name: float(metric(table)) for name, metric in TABLE_METRICS.items()}
-    return row | {"object_Hausdorff": metrics.object_hausdorff(gt, pred)}
+    row |= {name: float(metric.of(table)) for name, metric in TABLE_METRICS.items()}
+    return row | {HAUSDORFF: object_hausdorff(gt, pred)}
+
+
+def better(metric: str) -> str:
+    """Whether "higher" or "lower" values of a metric are better, or "neither"."""
+    return "lower" if metric == HAUSDORFF else TABLE_METRICS[metric].better
 
 
 def summaries(rows: Sequence[Mapping[str, Any]], names: Sequence[str] = METRICS) -> dict[str, Summary]:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from pffnet_d2.atomic_write import whole_file, write_text
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.contingency import ContingencyTable
-from pffnet_d2.evaluation.scores import LOWER_IS_BETTER, TABLE_METRICS
+from pffnet_d2.evaluation.scores import TABLE_METRICS
 from pffnet_d2.masks.coco import annotations_to_label_map
 from pffnet_d2.masks.compose import LabelMapRule, compose
 from pffnet_d2.masks.paste import instance_masks
@@ -113,13 +113,13 @@ def choose(dataset_name: str, folder: Path, metric: str, rule: LabelMapRule) -> 
     Args:
         dataset_name: a name in ``DatasetCatalog`` whose annotations are the truth.
         folder: what :class:`PredictionStore` wrote for it.
-        metric: a name of ``scores.TABLE_METRICS``, but DiC, which has no better and worse.
+        metric: a name of ``scores.TABLE_METRICS`` of which higher or lower values are better.
         rule: of the label maps, but for the thresholds that are chosen.
 
     Raises:
         InputError: an unknown metric, a data set without images, an image without a stored prediction.
     """
-    known = [name for name in TABLE_METRICS if name != "DiC"]
+    known = [name for name in TABLE_METRICS if TABLE_METRICS[name].better != "neither"]
     if metric not in known:
         raise InputError(f"--metric {metric}: choose one of {', '.join(known)}")
     entries = DatasetCatalog.get(dataset_name)
@@ -138,9 +138,9 @@ def choose(dataset_name: str, folder: Path, metric: str, rule: LabelMapRule) -> 
             for row, score_threshold in enumerate(SCORE_THRESHOLDS):
                 kept = np.flatnonzero(class_scores > score_threshold).tolist()
                 labels, _ = compose([masks[i] for i in kept], size, rule)
-                total[row, column] += TABLE_METRICS[metric](ContingencyTable.from_labels(truth, labels))
+                total[row, column] += TABLE_METRICS[metric].of(ContingencyTable.from_labels(truth, labels))
     grid = total / len(entries)
-    worth = -grid if metric in LOWER_IS_BETTER else grid
+    worth = -grid if TABLE_METRICS[metric].better == "lower" else grid
     best = np.argwhere(worth >= worth.max() - 1e-12)
     distance = [
         abs(SCORE_THRESHOLDS[row] - DEFAULTS[0]) + abs(MASK_THRESHOLDS[column] - DEFAULTS[1]) for row, column in best

@@ -1,4 +1,4 @@
-"""Which plane and channels of an array with named axes are meant: Y, X, S samples, C channels, any other a stack."""
+"""Choosing one plane and its channels from an array with named axes: Y, X, S samples, C channels, others a stack."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from pffnet_d2.errors import InputError
 def check_choice(
     sizes: dict[str, int], name: str, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None, rgb: bool
 ) -> None:
-    """Whether plane and channels choose one image out of axes longer than 1; see ``read_micrograph``."""
+    """Check that plane and channels choose one image out of the axes longer than 1; see ``read_microscopy_image``.
+
+    Raises:
+        InputError: naming ``name``: they do not; the message says what to choose.
+    """
     sizes = {axis: n for axis, n in sizes.items() if axis not in "YX"}
     channel_axis = channel_axis_of(sizes, channels, rgb)
     stack = {axis: n for axis, n in sizes.items() if axis != channel_axis and axis != "S"}
@@ -31,6 +35,7 @@ def check_choice(
 
 
 def channel_axis_of(sizes: Mapping[str, int], channels: Sequence[int] | None, rgb: bool) -> str | None:
+    """The axis that ``channels`` counts along; None for grey and RGB."""
     if "C" in sizes:
         return "C"
     if "S" in sizes:
@@ -40,7 +45,12 @@ def channel_axis_of(sizes: Mapping[str, int], channels: Sequence[int] | None, rg
 
 
 def choice(stack: Mapping[str, int], name: str, plane: Mapping[str, int] | int | None) -> dict[str, int]:
-    """Index along every axis of a stack. Along an axis that is not there, 0 is the only one."""
+    """The chosen index along each axis of a stack.
+
+    Raises:
+        InputError: naming ``name``: an index is missing or out of range; one other than 0 along an axis that the stack
+            does not have.
+    """
     shape = ", ".join(f"{axis} {n}" for axis, n in stack.items())
     if not stack and (plane is None or isinstance(plane, int)):
         if plane:
@@ -73,7 +83,11 @@ def reduce_axes(
     channels: Sequence[int] | None,
     rgb: bool,
 ) -> NDArray[Any]:
-    """(H, W) or (H, W, 3) of an array with named axes: Y, X, S samples, C channels, any other a stack."""
+    """The chosen plane, (H, W) or (H, W, 3), of an array with named axes: Y, X, S samples, C channels, others a stack.
+
+    Raises:
+        InputError: naming ``name``: as ``check_choice``.
+    """
     keep = [i for i, (axis, n) in enumerate(zip(axes, pixels.shape, strict=True)) if n > 1 or axis in "YX"]
     pixels = pixels.reshape([pixels.shape[i] for i in keep])
     axes = "".join(axes[i] for i in keep)
@@ -89,7 +103,7 @@ def reduce_axes(
     pixels = pixels.transpose([axes.index(axis) for axis in order])
     if channels is not None and pixels.ndim == 3:
         pixels = pixels[:, :, channels[0]] if len(channels) == 1 else pixels[:, :, list(channels)]
-    elif channels is not None and len(channels) == 3:  # grey, and the checks admit only 0,0,0
+    elif channels is not None and len(channels) == 3:  # grey: the checks allow only 0,0,0
         pixels = np.stack([pixels] * 3, axis=2)
     if pixels.ndim == 3:  # grey with alpha; RGB with alpha
         pixels = pixels[:, :, 0] if pixels.shape[2] == 2 else pixels[:, :, :3]

@@ -1,8 +1,8 @@
-"""The tiles and strips of a TIFF, decoded: by tifffile, and without imagecodecs by Pillow what Pillow can decode.
+"""Decoding the tiles and strips of a TIFF: with tifffile or, where imagecodecs is missing, with Pillow.
 
-tifffile decompresses with imagecodecs, which not every machine has. Pillow brings libtiff, which undoes LZW, ZSTD, LZMA
-and fax compression, and libjpeg; both get one tile or strip at a time, so that windows of large files and depths that
-Pillow itself would cut to 8 bit (RGB of 16 bit) are read all the same.
+tifffile decompresses with imagecodecs, which is not installed everywhere. Pillow contains libtiff, which decodes LZW,
+ZSTD, LZMA and fax compression, and libjpeg. Both get one tile or strip at a time, so that windows of large files can be
+read, and depths that Pillow itself would cut to 8 bits (RGB of 16 bits).
 """
 
 from __future__ import annotations
@@ -27,34 +27,34 @@ from pffnet_d2.errors import InputError
 
 _NONE, _FAX, _LZW, _JPEG, _DEFLATE, _PACKBITS = (1,), (2, 3, 4), (5,), 7, (8, 32946), (32773,)
 _LIBTIFF = (*_LZW, 34925, 50000)  # LZMA, ZSTD
-JPEG = (6, 7, 33007, 34892)  # old and new, of lossy digital negatives: all are decoded to RGB
+JPEG = (6, 7, 33007, 34892)  # old, new and that of lossy digital negatives: all are decoded to RGB
 _YCBCR = 6
 _LONG = 4
 _HEARING = threading.Lock()  # there is one stderr
-# As libtiff names its functions and the file that Pillow gives it.
+# How lines of libtiff begin: with one of its functions or the name that Pillow gives the file.
 _OF_LIBTIFF = re.compile(rb"^(\w+Decode|_?TIFF\w+|tempfile\.tif)\b")
 
 
 def decode_segment(
     page: Any, data: bytes, index: int, shape: tuple[int, int, int], jpeg_tables: bytes | None, name: str
 ) -> NDArray[Any]:
-    """A tile or strip as (h, w, samples) of the page's dtype; h and w may exceed or fall short of ``shape``'s.
+    """Decode a tile or strip to (h, w, samples) of the page's dtype; h and w may differ from those of ``shape``.
 
     Args:
-        page: the tifffile.TiffPage that says how pages like it are coded.
-        data: the coded bytes.
+        page: the tifffile.TiffPage whose tags apply.
+        data: the encoded bytes.
         index: of the tile or strip in its page.
-        shape: height, width and samples that the tags promise.
+        shape: height, width and samples according to the tags.
         jpeg_tables: of the page that holds the segment.
         name: of the file, for messages.
 
     Raises:
-        InputError: imagecodecs is needed and not there.
+        InputError: imagecodecs is needed and not installed.
         ValueError, OSError, ...: as ``tiff.DAMAGE`` lists, for damaged data.
     """
     try:
         return _by_tifffile(page, data, index, jpeg_tables)
-    except (ValueError, NotImplementedError, ImportError) as error:  # ImportError: tifffile's own stand-in for ZSTD
+    except (ValueError, NotImplementedError, ImportError) as error:  # ImportError: of tifffile's substitute for ZSTD
         if not isinstance(error, ImportError) and "imagecodecs" not in str(error):
             raise
     decoded = _without_imagecodecs(page, data, shape, jpeg_tables)
@@ -72,7 +72,7 @@ def _by_tifffile(page: Any, data: bytes, index: int, jpeg_tables: bytes | None) 
 
 
 def compression_name(page: Any) -> str:
-    """What the compression of a page is called; of packed bits, their number."""
+    """The name of a page's compression; for packed bits without one, their number."""
     if page.compression in _NONE:
         return f"{page.bitspersample}-bit"
     return str(getattr(page.compression, "name", page.compression))
@@ -81,7 +81,7 @@ def compression_name(page: Any) -> str:
 def _without_imagecodecs(
     page: Any, data: bytes, shape: tuple[int, int, int], jpeg_tables: bytes | None
 ) -> NDArray[Any] | None:
-    """None where that cannot be done."""
+    """As ``decode_segment``; None where only imagecodecs can decode it."""
     if page.compression == _JPEG:
         return _jpeg(page, data, jpeg_tables) if page.bitspersample == 8 else None
     if page.fillorder != 1 or page.predictor not in (1, 2):
@@ -104,14 +104,14 @@ def _without_imagecodecs(
 
 
 def _samples(page: Any, raw: bytes, shape: tuple[int, int, int]) -> NDArray[Any]:
-    """Decompressed bytes as samples; those of less than a byte are packed, and every row begins with a new byte."""
+    """Decompressed bytes as samples. Samples of less than a byte are packed; every row starts with a new byte."""
     height, width, samples = shape
     bits = page.bitspersample
     if bits in (8, 16, 32, 64):
         integers = np.dtype(f"{page.parent.byteorder}u{bits // 8}")
         values = np.frombuffer(raw, integers, height * width * samples).reshape(shape).astype(f"u{bits // 8}")
         if page.predictor == 2:
-            values = np.cumsum(values, axis=1, dtype=values.dtype)  # differences of neighbours; wraps around
+            values = np.cumsum(values, axis=1, dtype=values.dtype)  # stored are differences of neighbours, modulo 2^n
         return values.view(page.dtype)
     row = -(-width * samples * bits // 8)
     packed = np.unpackbits(np.frombuffer(raw, np.uint8, height * row).reshape(height, row), axis=1)
@@ -120,8 +120,8 @@ def _samples(page: Any, raw: bytes, shape: tuple[int, int, int]) -> NDArray[Any]
 
 
 def _jpeg(page: Any, data: bytes, tables: bytes | None) -> NDArray[Any]:
-    """A JPEG tile or strip whose tables may lie apart. Adobe's marker says whether its colours are YCbCr or RGB, which
-    Pillow would have to guess."""
+    """A JPEG tile or strip, whose tables may be stored separately. Adobe's marker tells Pillow, which would guess,
+    whether the colours are YCbCr or RGB."""
     marker = b""
     if page.samplesperpixel == 3 and page.planarconfig == 1 and data[6:10] != b"JFIF":
         marker = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([page.photometric == _YCBCR])
@@ -131,7 +131,7 @@ def _jpeg(page: Any, data: bytes, tables: bytes | None) -> NDArray[Any]:
 
 
 def _libtiff(data: bytes, width: int, height: int, compression: int, bits: int, tags: dict[int, int]) -> bytes | None:
-    """Compressed bytes as libtiff undoes them: as the one strip of a grey TIFF. None where this Pillow cannot."""
+    """Bytes decompressed by libtiff, as the only strip of a grey TIFF. None where this Pillow cannot."""
     entries = {
         256: width,
         257: height,
@@ -151,7 +151,7 @@ def _libtiff(data: bytes, width: int, height: int, compression: int, bits: int, 
     try:
         with _libtiff_heard(damage=b"Fax" if bits == 1 else None), Image.open(io.BytesIO(header + data)) as image:
             return np.packbits(np.array(image), axis=1).tobytes() if bits == 1 else np.array(image).tobytes()
-    except Image.DecompressionBombError:  # Pillow's bound of one strip
+    except Image.DecompressionBombError:  # Pillow's limit for one strip
         return None
     except OSError as error:
         if "decoder" in str(error) and "available" in str(error):
@@ -161,11 +161,13 @@ def _libtiff(data: bytes, width: int, height: int, compression: int, bits: int, 
 
 @contextmanager
 def _libtiff_heard(damage: bytes | None) -> Iterator[None]:
-    """libtiff prints what is wrong with the data on the process's stderr, and Pillow cannot turn that off. Within, that
-    goes to a file; where decoding raises, the error says it better, and other lines (of other threads) are passed on.
+    """Keep libtiff's messages off stderr.
+
+    libtiff prints damage to the stderr of the process, and Pillow cannot turn that off. Inside the block stderr is a
+    file; lines that are not libtiff's (of other threads) are printed afterwards.
 
     Args:
-        damage: text that tells of damage which libtiff only prints.
+        damage: text that marks damage which libtiff prints without an error.
 
     Raises:
         ValueError: libtiff printed ``damage``.
@@ -173,7 +175,7 @@ def _libtiff_heard(damage: bytes | None) -> Iterator[None]:
     with _HEARING, tempfile.TemporaryFile() as file:
         try:
             stderr = os.dup(2)
-        except OSError:  # closed: nobody is told anything
+        except OSError:  # stderr is closed
             yield
             return
         os.dup2(file.fileno(), 2)

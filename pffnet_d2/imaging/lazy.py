@@ -1,7 +1,4 @@
-"""Images that are read window by window: files, and whatever slices like an array (memory maps, zarr, dask).
-
-The percentiles of a whole image are exact and take one pass over it for every 16 bits of its values.
-"""
+"""Images that are read window by window: files, and anything that slices like an array (memory maps, zarr, dask)."""
 
 from __future__ import annotations
 
@@ -15,15 +12,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pffnet_d2.imaging.microscopy import Micrograph, is_tiff, read_micrograph, sound, with_scale
-from pffnet_d2.imaging.read import Normalisation
+from pffnet_d2.imaging.microscopy import MicroscopyImage, is_tiff, read_microscopy_image, sound, with_scale
+from pffnet_d2.imaging.normalisation import Normalisation
 from pffnet_d2.imaging.tiff import TiffPlane, damage_named, whole_tiff
 
 _BLOCK = (1024, 4096)
 
 
 class Sliceable(Protocol):
-    """(H, W) or (H, W, C), of which ``array[y0:y1, x0:x1]`` gives a part that ``np.asarray`` takes."""
+    """(H, W) or (H, W, C); ``array[y0:y1, x0:x1]`` is a part of it that ``np.asarray`` accepts."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -35,36 +32,37 @@ class Sliceable(Protocol):
 
 
 @contextmanager
-def open_micrograph(
+def open_microscopy_image(
     path: Path, *, plane: Mapping[str, int] | int | None = None, channels: Sequence[int] | None = None
-) -> Iterator[Micrograph]:
-    """A file as ``read_micrograph`` gives it, but with pixels that are read when sliced, while the block lasts.
+) -> Iterator[MicroscopyImage]:
+    """Open a file like ``read_microscopy_image``, but read its pixels when they are sliced, inside the block.
 
-    TIFF (plain, Big, OME, ImageJ; of a pyramid the full resolution) has no limit of size. Other formats are read whole.
+    A TIFF (plain, Big, OME or ImageJ; the full resolution of a pyramid) may have any size. Other formats are read
+    whole.
 
     Raises:
-        InputError: as ``read_micrograph``; some of a TIFF's tiles or strips lie beyond its end. Slicing raises it where
-            values are not finite or a tile cannot be decoded.
+        InputError: as ``read_microscopy_image``; tiles or strips of a TIFF lie beyond its end. Slicing raises it where
+            a tile or strip cannot be decoded.
     """
     if not is_tiff(path):
-        yield read_micrograph(path, plane=plane, channels=channels)
+        yield read_microscopy_image(path, plane=plane, channels=channels)
         return
     with ExitStack() as files:
         with damage_named(path):
             tiff = files.enter_context(whole_tiff(path))
             pixels = TiffPlane(tiff, str(path), plane, channels)
-            pixels[0:1, 0:1]  # what cannot be decoded is said before hours of work
-            micrograph = with_scale(tiff, pixels)  # type: ignore[arg-type]
-        yield micrograph
+            pixels[0:1, 0:1]  # raises where pixels cannot be decoded, before hours of work
+            image = with_scale(tiff, pixels)  # type: ignore[arg-type]
+        yield image
 
 
 def window(pixels: Sliceable, rows: slice, columns: slice, name: str) -> NDArray[Any]:
-    """A part of an image as an array. Raises InputError where it cannot be worked with; signed bytes come unsigned."""
+    """A part of an image as an array; signed bytes become unsigned. Raises InputError as ``microscopy.sound``."""
     return sound(np.asarray(pixels[rows, columns]), name)
 
 
 def limits(pixels: Sliceable, normalisation: Normalisation, name: str) -> tuple[float, float] | None:
-    """The percentiles a normalisation needs, of the whole image; None where it needs none."""
+    """The percentiles of a whole image that a normalisation needs; None where it needs none."""
     if normalisation.name != "percentile":
         return None
     low, high = percentiles(pixels, (normalisation.low, normalisation.high), name)
@@ -72,10 +70,11 @@ def limits(pixels: Sliceable, normalisation: Normalisation, name: str) -> tuple[
 
 
 def percentiles(pixels: Sliceable, percents: Sequence[float], name: str = "image") -> list[float]:
-    """``np.percentile`` over the first three channels of an image that is never whole in memory.
+    """``np.percentile`` over the first three channels of an image that need not fit into memory.
 
-    Exact, as the ordered values are found 16 bits at a time: each pass over the image counts the next 16 bits of those
-    values that share the bits found so far. One pass for up to 16 bits, two for 32 (floating values too), four for 64.
+    The result is exact. The values are found 16 bits at a time: each pass over the image counts the next 16 bits of
+    the values that share the bits found so far. That is one pass for up to 16 bits, two for 32 bits (floats too) and
+    four for 64 bits.
 
     Raises:
         InputError: naming ``name``: values that are not finite.
@@ -83,7 +82,7 @@ def percentiles(pixels: Sliceable, percents: Sequence[float], name: str = "image
     channels = min(pixels.shape[2], 3) if len(pixels.shape) == 3 and pixels.shape[2] != 2 else 1
     count = pixels.shape[0] * pixels.shape[1] * channels
     places = [percent / 100 * (count - 1) for percent in percents]
-    # By rank among all values: the bits found so far, and the rank among those that share them.
+    # For each rank among all values: the bits found so far, and the rank among the values that share these bits.
     found = {rank: (0, rank) for place in places for rank in (math.floor(place), math.ceil(place))}
     dtype = window(pixels, slice(0, 1), slice(0, 1), name).dtype
     bits = 16 * max(dtype.itemsize // 2, 1)
@@ -104,7 +103,7 @@ def percentiles(pixels: Sliceable, percents: Sequence[float], name: str = "image
     results = []
     for at in places:
         low, high, part = values[math.floor(at)], values[math.ceil(at)], at - math.floor(at)
-        # As numpy does it, from the nearer of the two.
+        # Interpolated from the nearer of the two values, as in numpy.
         results.append(low + (high - low) * part if part < 0.5 else high - (high - low) * (1 - part))
     return results
 
@@ -118,7 +117,7 @@ def _blocks(pixels: Sliceable, channels: int, name: str) -> Iterator[NDArray[Any
 
 
 def _ordered(values: NDArray[Any]) -> NDArray[Any]:
-    """Unsigned integers in the order of the values; those of floats from their bits, with the sign turned."""
+    """Unsigned integers in the same order as the values; floats by their bits, with the sign flipped."""
     values = np.ascontiguousarray(values)
     if values.dtype.kind == "b":
         return values.view(np.uint8)
@@ -134,7 +133,7 @@ def _ordered(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _value(ordered: int, dtype: np.dtype[Any]) -> float:
-    """The value that ``_ordered`` turned into this number."""
+    """The inverse of ``_ordered`` for one value."""
     if dtype.kind in "bu":
         return float(ordered)
     width = 8 * dtype.itemsize
@@ -146,7 +145,7 @@ def _value(ordered: int, dtype: np.dtype[Any]) -> float:
 
 
 def digest(pixels: Sliceable, name: str) -> str:
-    """Hexadecimal digest of all values of an image, read block by block; raises InputError as :func:`window`."""
+    """Hexadecimal SHA-256 of all values of an image, read block by block. Raises InputError as ``window``."""
     found = hashlib.sha256(f"{tuple(pixels.shape)} {pixels.dtype}".encode())
     channels = pixels.shape[2] if len(pixels.shape) == 3 else 1
     for block in _blocks(pixels, channels, name):

@@ -1,7 +1,7 @@
-"""One plane of any microscopy file, with the size of its pixels: what prediction starts from.
+"""One plane of any microscopy file, with the size of its pixels, for prediction.
 
-``images.decode_image`` reads the plain images that data sets are made of. A file from a microscope may hold several
-channels, a stack, palettes, 32-bit or floating values and metadata; which of its planes is meant, the user says.
+``read.decode_image`` reads the plain images of data sets. A file from a microscope may hold several channels, a stack,
+palettes, 32-bit or floating values and metadata; the user says which of its planes to take.
 """
 
 from __future__ import annotations
@@ -20,54 +20,54 @@ from numpy.typing import NDArray
 
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.axes import check_choice, choice, reduce_axes
-from pffnet_d2.imaging.numbers import real_number
-from pffnet_d2.imaging.read import MAX_PIXELS, Normalisation, opened, pixels_of, read_bytes
+from pffnet_d2.imaging.read import MAX_PIXELS, opened, pixels_of, read_bytes
 from pffnet_d2.imaging.tiff import TIFF_MAGIC, TiffPlane, damage_named, whole_tiff
 
-# To micrometres; the names of OME and ImageJ.
+# Factors to micrometres, by the names that OME and ImageJ use.
 UNITS = {"nm": 1e-3, "um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "mm": 1e3, "cm": 1e4}
-# Below this many pixels a centimetre (1270 an inch) a resolution is that of a screen or a printer.
+# Fewer pixels per centimetre than this (1270 per inch) are the resolution of a screen or a printer.
 _OPTICAL = 500
-_SMALLEST = 1e-4  # micrometres: less than an atom
+_SMALLEST = 1e-4  # micrometres; smaller than an atom
 
 
 @dataclass(frozen=True)
-class Micrograph:
+class MicroscopyImage:
     """One plane of a file."""
 
-    pixels: NDArray[Any]  # (H, W) or RGB (H, W, 3), of the file's own depth; finite
-    pixel_size: tuple[float, float] | None = None  # height and width of a pixel in micrometres, where the file says
-    resolution: tuple[Any, Any, int] | None = None  # a TIFF's XResolution, YResolution, ResolutionUnit
+    pixels: NDArray[Any]  # (H, W) or RGB (H, W, 3), in the file's own depth; finite
+    pixel_size: tuple[float, float] | None = None  # height and width in micrometres, where the file says so
+    resolution: tuple[Any, Any, int] | None = None  # XResolution, YResolution, ResolutionUnit of a TIFF
 
 
-def read_micrograph(
+def read_microscopy_image(
     path: str | Path, *, plane: Mapping[str, int] | int | None = None, channels: Sequence[int] | None = None
-) -> Micrograph:
+) -> MicroscopyImage:
     """Read TIFF (plain, OME, ImageJ), PNG, JPEG, BMP, ... of 8, 16 or 32-bit integers or floating values.
 
     Args:
         path: the file.
-        plane: of a stack, the index (from 0) along each axis, as in {"Z": 3, "T": 0}, or the one index where there is
-            only one such axis.
-        channels: (from 0) one, which is taken as grey, or three as red, green and blue. Not asked for: grey and RGB(A)
+        plane: of a stack: the index (from 0) along each axis, as in {"Z": 3, "T": 0}, or just the index where the
+            stack has only one axis.
+        channels: one channel (from 0), read as grey, or three, read as red, green and blue. None takes grey and RGB(A)
             files as they are. Where the file names no channel axis, its only stack axis holds the channels.
 
     Raises:
-        InputError: naming the file: not readable, truncated or empty; a stack or several channels and nothing chosen,
-            saying how; an index that is not there; values that are not finite; more than MAX_PIXELS pixels.
+        InputError: naming the file: it is not readable, truncated or empty; it is a stack or has several channels and
+            nothing was chosen (the message says how to); an index is out of range; values are not finite; it has more
+            than MAX_PIXELS pixels.
     """
     path = Path(path)
     if channels is not None and len(channels) not in (1, 3):
         raise InputError(f"channels {','.join(map(str, channels))}: give one (grey) or three (red, green, blue)")
     if is_tiff(path):
-        micrograph = _read_tiff(path, plane, channels)
+        image = _read_tiff(path, plane, channels)
     else:
-        micrograph = Micrograph(_read_other(path, plane, channels))
-    return Micrograph(sound(micrograph.pixels, str(path)), micrograph.pixel_size, micrograph.resolution)
+        image = MicroscopyImage(_read_other(path, plane, channels))
+    return MicroscopyImage(sound(image.pixels, str(path)), image.pixel_size, image.resolution)
 
 
 def is_tiff(path: Path) -> bool:
-    """Whether a file begins as a TIFF does. Raises InputError naming it: it cannot be read, or is empty."""
+    """Whether a file begins like a TIFF. Raises InputError naming it where it cannot be read or is empty."""
     try:
         with open(path, "rb") as file:
             magic = file.read(4)
@@ -78,36 +78,7 @@ def is_tiff(path: Path) -> bool:
     return magic in TIFF_MAGIC
 
 
-def describe(normalisation: Normalisation) -> str:
-    """A normalisation in words, for logs."""
-    if normalisation.name == "as_is":
-        return "8-bit values, inverted" if normalisation.invert else "8-bit values as they are"
-    at_least = f", at least {normalisation.minimum_range:g} grey values apart" if normalisation.minimum_range else ""
-    to = "255..0 (inverted)" if normalisation.invert else "0..255"
-    return f"percentiles {normalisation.low:g} to {normalisation.high:g}{at_least}, to {to}"
-
-
-def parse_normalisation(text: str) -> Normalisation | None:
-    """``auto`` (None: 8-bit images as they are, deeper ones by percentiles, as in training), ``as-is``, or
-    ``percentile[:LOW,HIGH[,RANGE]]`` in percent and grey values."""
-    if text == "auto":
-        return None
-    if text == "as-is":
-        return Normalisation("as_is")
-    name, _, numbers = text.partition(":")
-    try:
-        values = [real_number(number) for number in numbers.split(",")] if numbers else [0.1, 99.9]
-        low, high = values[:2]
-        if name != "percentile" or len(values) > 3 or not 0 <= low < high <= 100 or not 0 <= values[-1] < math.inf:
-            raise ValueError
-    except ValueError:
-        raise InputError(
-            f"normalisation {text}: use auto, as-is or percentile:LOW,HIGH,RANGE such as percentile:0.1,99.9,512"
-        ) from None
-    return Normalisation("percentile", low, high, values[2] if len(values) == 3 else 0.0)
-
-
-def _read_tiff(path: Path, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None) -> Micrograph:
+def _read_tiff(path: Path, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None) -> MicroscopyImage:
     with damage_named(path), whole_tiff(path) as tiff:
         pixels = TiffPlane(tiff, str(path), plane, channels)
         height, width = pixels.shape[:2]
@@ -120,7 +91,7 @@ def _read_tiff(path: Path, plane: Mapping[str, int] | int | None, channels: Sequ
 
 
 def _read_other(path: Path, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None) -> NDArray[Any]:
-    """What Pillow reads; of several frames one."""
+    """One frame of a file that Pillow reads."""
     data, name = read_bytes(path), str(path)
     with opened(data, name) as image:
         frames = getattr(image, "n_frames", 1)
@@ -133,7 +104,11 @@ def _read_other(path: Path, plane: Mapping[str, int] | int | None, channels: Seq
 
 
 def sound(pixels: NDArray[Any], name: str) -> NDArray[Any]:
-    """The pixels where they can be worked with; signed bytes as unsigned ones."""
+    """The same pixels, signed bytes as unsigned ones (-128 becomes 0).
+
+    Raises:
+        InputError: naming ``name``: no pixels, complex or other values, or values that are not finite.
+    """
     if 0 in pixels.shape:
         raise InputError(f"{name}: has no pixels (shape {pixels.shape}); fetch it again")
     if pixels.dtype.kind not in "buif":
@@ -147,8 +122,8 @@ def sound(pixels: NDArray[Any], name: str) -> NDArray[Any]:
     return pixels
 
 
-def with_scale(tiff: tifffile.TiffFile, pixels: NDArray[Any]) -> Micrograph:
-    """Pixels with what the TIFF says of their size."""
+def with_scale(tiff: tifffile.TiffFile, pixels: NDArray[Any]) -> MicroscopyImage:
+    """Pixels with the size that the TIFF gives them."""
     tags: Any = tiff.series[0].keyframe.tags
     found = [tags.get(key) for key in ("XResolution", "YResolution", "ResolutionUnit")]
     resolution = None
@@ -156,22 +131,22 @@ def with_scale(tiff: tifffile.TiffFile, pixels: NDArray[Any]) -> Micrograph:
         resolution = (found[0].value, found[1].value, int(found[2].value) if found[2] is not None else 2)
     for x, y, unit in _pixel_sizes(tiff, resolution):
         if unit in UNITS and all(_SMALLEST < side * UNITS[unit] < math.inf for side in (x, y)):
-            return Micrograph(pixels, (y * UNITS[unit], x * UNITS[unit]), resolution)
-    return Micrograph(pixels, None, resolution)
+            return MicroscopyImage(pixels, (y * UNITS[unit], x * UNITS[unit]), resolution)
+    return MicroscopyImage(pixels, None, resolution)
 
 
 def _pixel_sizes(
     tiff: tifffile.TiffFile, resolution: tuple[Any, Any, int] | None
 ) -> Iterator[tuple[float, float, str]]:
-    """Width, height and unit of a pixel as each of the programs that may have written the file says, the most
-    trustworthy first. Programs put 72 dots an inch where they know nothing."""
+    """Width, height and unit of a pixel as each kind of metadata in the file gives them, the most trustworthy first.
+    Many programs write 72 dots per inch where they know no size."""
     page = tiff.series[0].keyframe
     if tiff.is_ome:
         yield from _ome_pixel_size(tiff.ome_metadata)
     stk = page.tags.get("UIC1tag")  # of MetaMorph
     calibration = stk.value if stk is not None and isinstance(stk.value, dict) else {}
     x, y = calibration.get("XCalibration"), calibration.get("YCalibration")
-    # tifffile gives whole numbers for places that are not in the file.
+    # tifffile returns an integer, the offset, where a value is not in the file.
     if calibration.get("SpatialCalibration") and isinstance(x, float) and isinstance(y, float):
         yield x, y, str(calibration.get("CalibrationUnits")).strip("\x00 ")
     if page.is_svs:
@@ -185,7 +160,7 @@ def _pixel_sizes(
         return
     unit = str((tiff.imagej_metadata or {}).get("unit", "")) if tiff.is_imagej else ""
     unit = re.sub(r"\\u00b5", "µ", unit, flags=re.IGNORECASE)
-    if unit != "cm":  # which ImageJ writes for the dots an inch of other programs
+    if unit != "cm":  # ImageJ writes cm for the dots per inch of other programs
         yield 1 / x, 1 / y, unit
     per_cm = {3: 1.0, 2: 1 / 2.54}.get(resolution[2], 0.0)
     if min(x, y) * per_cm > _OPTICAL:

@@ -1,6 +1,6 @@
-"""One plane of a TIFF, read by its own tiles or strips: preparing, prediction and prediction in tiles all start here.
+"""One plane of a TIFF, read tile by tile or strip by strip, for preparing, prediction and prediction in tiles.
 
-No more of the file is read than the tiles or strips that a plane, or a window of it, needs.
+Only the tiles or strips that a plane, or a window of it, needs are read.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.axes import channel_axis_of, check_choice, choice, reduce_axes
 from pffnet_d2.imaging.codecs import JPEG, decode_segment
 
-# Its warnings repeat what the InputError says; they still reach whoever configures logging.
+# Its warnings repeat the InputError; they still reach a user who configures logging.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
@@ -44,20 +44,20 @@ DAMAGE = (
     zlib.error,
     lzma.LZMAError,
 )
-# Decoded tiles or strips of a file that are kept: a strip as wide as the image serves several windows.
+# Bytes of decoded tiles or strips that are kept per file: a strip as wide as the image serves several windows.
 _CACHE = 2**27
-# A tile or strip of more pixels is one that a damaged header made up.
+# A header that promises a tile or strip of more pixels is damaged.
 _MAX_SEGMENT = 2**31
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _YCBCR = 0, 1, 2, 3, 4, 6
 _PHOTOMETRIC = 262
 
 
 class TiffPlane:
-    """One plane of a TIFF, or three as colours; slicing it reads the tiles or strips it needs.
+    """One plane of a TIFF, or three as colours. Slicing it, ``plane[y0:y1, x0:x1]``, reads the tiles or strips needed.
 
     Attributes:
         shape: (H, W) or (H, W, 3).
-        dtype: of the file, palettes 8 bit.
+        dtype: that of the file; uint8 for palettes.
     """
 
     def __init__(
@@ -74,23 +74,23 @@ class TiffPlane:
         Args:
             tiff: the open file.
             name: of the file, for messages.
-            plane: as ``micrographs.read_micrograph`` takes it.
+            plane: as ``microscopy.read_microscopy_image`` takes it.
             channels: likewise.
             single: refuse stacks and channels without naming the flags that would choose.
-            as_stored: the numbers as they are in the file, for label images: palettes are not looked up, and white is
-                not turned.
+            as_stored: the numbers as they are in the file, for label images: no palette is looked up, and values that
+                count down to white are not inverted.
 
         Raises:
-            InputError: it holds several images; its colours are not understood; ``plane`` and ``channels`` choose no
-                one plane of it.
-            ValueError, ...: as ``DAMAGE`` lists; some tiles or strips lie beyond the end of the file.
+            InputError: the file holds several images, or colours that are not understood; ``plane`` and ``channels`` do
+                not choose one plane.
+            ValueError, ...: those of ``DAMAGE``: tiles or strips lie beyond the end of the file.
         """
         self._name, self._tiff, self._as_stored = name, tiff, as_stored
-        self._series, self._page = _only_series(tiff, name)
+        self._series, self._page = _only_series(tiff, name, thumbnails=not as_stored)
         self._colours = _one_colour(self._page, name)
         axes, shape = self._series.axes, self._series.shape
         sizes = dict(zip(axes, shape, strict=True))
-        # Contiguous data are mapped into memory, whatever their axes; else every page holds the last few of them.
+        # Contiguous data are mapped into memory whatever their axes; otherwise each page holds the last few axes.
         contiguous = self._series.dataoffset is not None and not self._series.is_multifile
         self._mapped = contiguous and self._page.is_memmappable
         inner = {"Y", "X", "S"} if self._mapped else set(axes[len(axes) - len(self._page.shape) :])
@@ -107,7 +107,7 @@ class TiffPlane:
         channel_axis = channel_axis_of(long, channels, self._colours)
         stack = {axis: n for axis, n in long.items() if axis not in ("S", channel_axis)}
         self._index = dict.fromkeys((axis for axis in axes if axis not in inner), 0) | choice(stack, name, plane)
-        # Channels that lie in planes of their own are read one by one, others with the pixels.
+        # Channels in planes of their own are read one by one, others together with the pixels.
         self._apart = channel_axis if channel_axis not in inner else None
         self._channels = channels
         self._cache: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
@@ -125,7 +125,8 @@ class TiffPlane:
             return self._read(slice(top, bottom), slice(left, right))
 
     def _check_length(self) -> None:
-        """Before hours of work, or memory for what a damaged header promises: whether all data lie in the file."""
+        """Raise ValueError where data lie beyond the end of the file: before hours of work, and before memory is
+        reserved for what a damaged header promises."""
         if self._mapped:
             end = self._series.dataoffset + math.prod(self._series.shape) * self._series.dtype.itemsize
             if end > self._tiff.filehandle.size:
@@ -149,7 +150,7 @@ class TiffPlane:
         return [int(np.ravel_multi_index(list(index.values()), leading)) if index else 0 for index in self._indices()]
 
     def _indices(self) -> list[dict[str, int]]:
-        """The index along each outer axis, of each plane that is read."""
+        """For each plane that is read, its index along each outer axis."""
         if self._apart is None:
             return [self._index]
         return [self._index | {self._apart: c} for c in (self._channels or [0])]
@@ -161,13 +162,9 @@ class TiffPlane:
         return self._as_image([(self._segments(number, axes, rows, columns), axes) for number in self._pages_read()])
 
     def _map(self, rows: slice, columns: slice) -> list[tuple[NDArray[Any], str]]:
-        # Mapped anew each time: pages that were read would stay resident.
-        values = np.memmap(
-            self._tiff.filehandle.path,
-            dtype=self._series.dtype.newbyteorder(self._tiff.byteorder),
-            mode="r",
-            offset=self._series.dataoffset,
-            shape=self._series.shape,
+        # Mapped again for each window: memory pages of a lasting map would stay resident.
+        values = self._tiff.filehandle.memmap_array(
+            self._series.dtype.newbyteorder(self._tiff.byteorder), self._series.shape, self._series.dataoffset
         )
         parts = []
         for index in self._indices():
@@ -178,7 +175,7 @@ class TiffPlane:
         return parts
 
     def _as_image(self, parts: list[tuple[NDArray[Any], str]]) -> NDArray[Any]:
-        """(H, W) or (H, W, 3) of the planes read, with their axes."""
+        """(H, W) or (H, W, 3) from the planes that were read and their axes."""
         chosen = None if self._apart else self._channels
         planes = []
         for pixels, axes in parts:
@@ -199,6 +196,10 @@ class TiffPlane:
 
     def _segments(self, number: int, axes: str, rows: slice, columns: slice) -> NDArray[Any]:
         """A window of a page, from its tiles or strips."""
+        # Not with zarr and tifffile.aszarr, which decode a strip again for every window that crosses it. They read
+        # 8192 x 8192 pixels of 16 bits, in windows of 1024 x 1024, in 7.9 s from deflated strips of 64 rows (this in
+        # 0.9 s), in 88 s from one deflated strip (0.7 s), in 9.7 s from one plain strip (0.1 s, mapped) and in 2.9 s
+        # from deflated tiles (1.0 s). They also need imagecodecs for LZW, and importing zarr takes 1.2 s.
         page = self._page
         height, width, samples = self._segment_size()
         across, down = -(-page.imagewidth // width), -(-page.imagelength // height)
@@ -220,7 +221,7 @@ class TiffPlane:
         return out[0] if apart == 1 else out[..., 0]
 
     def _segment(self, number: int, index: int, shape: tuple[int, int, int]) -> NDArray[Any]:
-        """A decoded tile or strip (h, w, samples); edge tiles may come cropped or not."""
+        """A decoded tile or strip (h, w, samples); tiles at the edge may be cropped or not."""
         key = number, index
         if key in self._cache:
             self._cache.move_to_end(key)
@@ -239,7 +240,8 @@ class TiffPlane:
 
 
 def _bytes(file: Any, offset: int, count: int) -> bytes:
-    """Of one of the files of a data set, which tifffile closes except the first."""
+    """Bytes of one of the files of an image, of which tifffile closes all but the first. Raises ValueError where the
+    file is too short."""
     closed = file.closed
     if closed:
         file.open()
@@ -272,7 +274,7 @@ def decode_tiff(data: bytes, name: str, max_pixels: int, *, as_stored: bool = Fa
 
 @contextmanager
 def damage_named(name: str | Path) -> Iterator[None]:
-    """What damage to the file raises in the block becomes an InputError that names it."""
+    """Turn the exceptions that damage to the file raises in the block into an InputError that names it."""
     try:
         yield
     except InputError:
@@ -285,7 +287,7 @@ def damage_named(name: str | Path) -> Iterator[None]:
 
 @contextmanager
 def whole_tiff(file: Path | io.BytesIO) -> Iterator[tifffile.TiffFile]:
-    """``TiffFile`` that raises where pages are cut off: tifffile logs that and goes on with those that are left."""
+    """``TiffFile`` that raises ValueError where pages are cut off; tifffile itself logs that and reads the others."""
     said: list[str] = []
     handler = logging.Handler(logging.ERROR)
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
@@ -301,12 +303,25 @@ def whole_tiff(file: Path | io.BytesIO) -> Iterator[tifffile.TiffFile]:
         logger.removeHandler(handler)
 
 
-def _only_series(tiff: tifffile.TiffFile, name: str) -> tuple[Any, Any]:
-    """The one image of a TIFF and its first page; smaller ones beside it are thumbnails."""
+def _only_series(tiff: tifffile.TiffFile, name: str, *, thumbnails: bool) -> tuple[Any, Any]:
+    """The one image of a TIFF and its first page.
+
+    Args:
+        tiff: the open file.
+        name: of the file, for messages.
+        thumbnails: take smaller images for thumbnails even where the file does not mark them as such.
+
+    Raises:
+        InputError: there are several images; their values cannot be read.
+    """
     if not tiff.series:
         raise ValueError("no image")
     series, page = tiff.series[0], tiff.series[0].keyframe
-    rivals = [s for s in tiff.series[1:] if math.prod(s.shape) >= math.prod(series.shape)]
+    rivals = [
+        other
+        for other in tiff.series[1:]
+        if math.prod(other.shape) >= math.prod(series.shape) or not (thumbnails or other.keyframe.is_reduced)
+    ]
     if rivals:
         shapes = ", ".join("x".join(map(str, s.shape)) for s in [series, *rivals][:4])
         raise InputError(f"{name}: holds {len(tiff.series)} images ({shapes}); save the one you want by itself")
@@ -321,13 +336,13 @@ def _only_series(tiff: tifffile.TiffFile, name: str) -> tuple[Any, Any]:
 
 
 def _one_colour(page: Any, name: str) -> bool:
-    """Whether the samples of a pixel are one colour: RGB, or grey with alpha; else they are channels.
+    """Whether the samples of a pixel are one colour (RGB, or grey with alpha) and not channels.
 
     Raises:
-        InputError: they are colours of another kind, such as CMYK.
+        InputError: the colours are not supported, such as CMYK.
     """
     photometric = page.photometric
-    # JPEG decoders turn YCbCr into RGB; nothing does where it is not compressed so.
+    # JPEG decoders turn YCbCr into RGB; no decoder of other compressions does.
     converted = photometric == _YCBCR and page.compression in JPEG
     if photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK) and not converted:
         kind = {5: "CMYK", 6: "YCbCr"}.get(int(photometric), str(getattr(photometric, "name", photometric)))
@@ -336,7 +351,7 @@ def _one_colour(page: Any, name: str) -> bool:
 
 
 def _check_single(long: Mapping[str, int], name: str, colours: bool) -> None:
-    """Whether axes longer than 1 other than Y and X are the samples of a pixel: alpha, RGB, RGBA."""
+    """Raise InputError unless the axes longer than 1 other than Y and X are one colour: alpha, RGB or RGBA."""
     planes = math.prod(n for axis, n in long.items() if axis != "S")
     if planes > 1:
         raise InputError(f"{name}: holds a stack of {planes} planes; save one plane as grey or RGB")
@@ -345,10 +360,10 @@ def _check_single(long: Mapping[str, int], name: str, colours: bool) -> None:
 
 
 def as_meant(pixels: NDArray[Any], axes: str, page: Any, *, as_stored: bool = False) -> tuple[NDArray[Any], str]:
-    """Pixels and axes of a TIFF with palettes looked up, white where the file counts down to it, and 2 or 4 bits
-    brought to the range of 8."""
+    """Pixels and axes of a TIFF with palettes looked up, values that count down to white inverted, and 2 or 4 bits
+    scaled to the range of 8."""
     kind, bits = pixels.dtype.kind, page.bitspersample
-    # tifffile calls its bits white where they are 0, but writes true for white.
+    # tifffile declares 0 to be white in the 1-bit files it writes, but writes 1 for white.
     if page.photometric == _WHITE_IS_ZERO and _PHOTOMETRIC in page.tags and (kind == "b" or not as_stored):
         if kind == "b" and not str(page.software).startswith("tifffile"):
             pixels = ~pixels

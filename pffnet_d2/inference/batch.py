@@ -16,17 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from detectron2.utils import comm
 from numpy.typing import NDArray
-from torch.multiprocessing import spawn
-from torch.multiprocessing.spawn import ProcessRaisedException
 from tqdm import tqdm
 
 from pffnet_d2.atomic_write import work_folder
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.microscopy import Micrograph, describe, read_micrograph
-from pffnet_d2.imaging.read import normalisation_of
+from pffnet_d2.imaging.microscopy import MicroscopyImage, read_microscopy_image
+from pffnet_d2.imaging.normalisation import describe, normalisation_of
 from pffnet_d2.inference import caps
 from pffnet_d2.inference.export import Part, SourceImage
 from pffnet_d2.inference.model_config import check_device
@@ -35,6 +32,7 @@ from pffnet_d2.inference.predictor import Prediction, Predictor
 from pffnet_d2.inference.sources import Source
 from pffnet_d2.inference.summary import Outcome, Summary, doubts
 from pffnet_d2.inference.tiling import Box
+from pffnet_d2.launch import check_processes, launch_over_gloo
 
 # Seconds that results wait while another process writes those of the same name.
 _PATIENCE = 60.0
@@ -62,7 +60,7 @@ def predict_files(job: Job) -> Summary:
     """
     for collection in job.options.exporters.collections:
         collection.check_images([source.path for source in job.sources])
-    _check_processes(job)
+    _check_devices(job)
     try:
         job.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=job.out):
@@ -74,11 +72,12 @@ def predict_files(job: Job) -> Summary:
     return summary
 
 
-def _check_processes(job: Job) -> None:
-    """Raises InputError where there are no such devices, or too few."""
+def _check_devices(job: Job) -> None:
+    """Raises InputError where this machine has too few cores or devices for the processes, or no such device."""
     device = job.options.device
     if job.processes < 1:
         raise InputError(f"{job.processes} processes: must be at least 1")
+    check_processes(job.processes)
     cuda = torch.cuda.is_available() if device is None else device.startswith("cuda")
     if job.processes > 1 and cuda:
         here = torch.cuda.device_count() if torch.cuda.is_available() else 0
@@ -108,32 +107,20 @@ def _predict_all(job: Job) -> Summary:
     if job.processes == 1:
         return _Worker(job).run()
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            spawn(_rank, (job, f"{folder}/rendezvous", f"{folder}/summary.pt"), nprocs=job.processes)
-        except ProcessRaisedException as error:
-            prefix = f"{InputError.__module__}.{InputError.__qualname__}: "
-            said = [line for line in str(error).splitlines() if line.startswith(prefix)]
-            if not said:
-                raise
-            raise InputError(said[-1].removeprefix(prefix)) from None
-        outcomes, seconds, stages = torch.load(f"{folder}/summary.pt", weights_only=True)
+        # Nothing but the outcomes passes between them, after perhaps hours apart.
+        result = f"{folder}/summary.pt"
+        launch_over_gloo(_share, job.processes, args=(job, result), timeout=timedelta(days=7))
+        outcomes, seconds, stages = torch.load(result, weights_only=True)
     return Summary([Outcome(**outcome) for outcome in outcomes], seconds, stages)
 
 
-def _rank(rank: int, job: Job, rendezvous: str, result: str) -> None:
-    """One of several processes; the first leaves the summary of all in a file."""
+def _share(job: Job, result: str) -> None:
+    """What one of several processes does; the first leaves the summary of all in a file."""
     if job.options.device != "cpu" and torch.cuda.is_available():
-        job = replace(job, options=replace(job.options, device=f"cuda:{rank}"))
-    else:
-        torch.set_num_threads(max(1, torch.get_num_threads() // job.processes))
-    # Nothing but the outcomes passes between them, after perhaps hours apart.
-    dist.init_process_group("gloo", f"file://{rendezvous}", timedelta(days=7), job.processes, rank)
-    try:
-        summary = _Worker(job).run()
-        if rank == 0:
-            torch.save(([vars(outcome) for outcome in summary.outcomes], summary.seconds, summary.stages), result)
-    finally:
-        dist.destroy_process_group()
+        job = replace(job, options=replace(job.options, device=f"cuda:{comm.get_rank()}"))
+    summary = _Worker(job).run()
+    if comm.is_main_process():
+        torch.save(([vars(outcome) for outcome in summary.outcomes], summary.seconds, summary.stages), result)
 
 
 class _Worker:
@@ -203,7 +190,7 @@ class _Worker:
     def _whole(self, indices: Sequence[int]) -> list[Outcome]:
         """Read, predict and write some files; an outcome for each."""
         outcomes: dict[int, Outcome] = {}
-        images: dict[int, tuple[Micrograph, NDArray[np.uint8]]] = {}
+        images: dict[int, tuple[MicroscopyImage, NDArray[np.uint8]]] = {}
         with self._timed("reading"):
             for index in indices:
                 try:
@@ -218,20 +205,20 @@ class _Worker:
                 outcomes |= {index: Outcome(index, self._no_memory(index)) for index in images}
                 images, predictions = {}, []
         with self._timed("writing"):
-            for (index, (micrograph, rgb)), prediction in zip(images.items(), predictions, strict=True):
+            for (index, (opened, rgb)), prediction in zip(images.items(), predictions, strict=True):
                 try:
-                    self._write(self.job.sources[index], self._exported(index, micrograph, rgb), prediction)
-                    outcomes[index] = self._outcome(index, micrograph.pixels, rgb, prediction)
+                    self._write(self.job.sources[index], self._exported(index, opened, rgb), prediction)
+                    outcomes[index] = self._outcome(index, opened.pixels, rgb, prediction)
                 except InputError as error:
                     outcomes[index] = Outcome(index, str(error))
         return [outcomes[index] for index in indices]
 
-    def _read(self, path: Path) -> tuple[Micrograph, NDArray[np.uint8]]:
+    def _read(self, path: Path) -> tuple[MicroscopyImage, NDArray[np.uint8]]:
         """A file, and its image as the network sees it. Raises InputError naming the file."""
-        micrograph = read_micrograph(path, plane=self.options.plane, channels=self.options.channels)
+        opened = read_microscopy_image(path, plane=self.options.plane, channels=self.options.channels)
         try:
-            self.predictor.network_size(*micrograph.pixels.shape[:2])
-            return micrograph, self.predictor.normalise(micrograph.pixels)
+            self.predictor.network_size(*opened.pixels.shape[:2])
+            return opened, self.predictor.normalise(opened.pixels)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
@@ -241,16 +228,16 @@ class _Worker:
             "use a smaller --batch, --device cpu, or cut the image"
         )
 
-    def _exported(self, index: int, micrograph: Micrograph, rgb: NDArray[np.uint8]) -> SourceImage:
-        pixels = micrograph.pixels
+    def _exported(self, index: int, opened: MicroscopyImage, rgb: NDArray[np.uint8]) -> SourceImage:
+        pixels = opened.pixels
         return SourceImage(
             self.job.sources[index].path.name,
             (pixels.shape[0], pixels.shape[1]),
             partial(_window, pixels),
             partial(_window, rgb),
             whole=True,
-            pixel_size=self.options.scale_of(micrograph.pixel_size),
-            resolution=micrograph.resolution,
+            pixel_size=self.options.scale_of(opened.pixel_size),
+            resolution=opened.resolution,
         )
 
     def _write(self, source: Source, image: SourceImage, prediction: Prediction) -> None:

@@ -23,7 +23,7 @@ from pffnet_d2 import __version__
 from pffnet_d2.atomic_write import locked
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.lazy import Sliceable
-from pffnet_d2.imaging.read import AUTO, Normalisation
+from pffnet_d2.imaging.normalisation import AUTO, Normalisation
 from pffnet_d2.inference import caps
 from pffnet_d2.inference.export import Part
 from pffnet_d2.inference.large_image import LargeImage, opened

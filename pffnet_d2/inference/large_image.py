@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.lazy import Sliceable, digest, limits, open_micrograph, window
-from pffnet_d2.imaging.microscopy import Micrograph
-from pffnet_d2.imaging.read import Normalisation, normalisation_of, to_rgb8
+from pffnet_d2.imaging.lazy import Sliceable, digest, limits, open_microscopy_image, window
+from pffnet_d2.imaging.microscopy import MicroscopyImage
+from pffnet_d2.imaging.normalisation import Normalisation, normalisation_of, to_rgb8
 from pffnet_d2.inference.export import SourceImage
 from pffnet_d2.inference.options import ImageOptions
 from pffnet_d2.inference.tiling import Box
@@ -31,24 +31,24 @@ def opened(
         InputError: it cannot be read, or is no image.
     """
     if isinstance(image, (str, os.PathLike)):
-        with open_micrograph(Path(image), plane=options.plane, channels=options.channels) as micrograph:
-            yield LargeImage(micrograph, Path(image), normalisation)
+        with open_microscopy_image(Path(image), plane=options.plane, channels=options.channels) as source:
+            yield LargeImage(source, Path(image), normalisation)
         return
     shape = tuple(image.shape)
     if not (len(shape) == 2 or (len(shape) == 3 and 1 <= shape[2] <= 4)) or 0 in shape:
         raise InputError(f"an image of shape {shape} is neither grey nor RGB(A); give a single plane")
-    yield LargeImage(Micrograph(image), None, normalisation)  # type: ignore[arg-type]
+    yield LargeImage(MicroscopyImage(image), None, normalisation)  # type: ignore[arg-type]
 
 
 class LargeImage:
     """Windows y0, x0, y1, x1 of an image. Its percentiles, ``limits``, are set once they are known."""
 
-    def __init__(self, micrograph: Micrograph, path: Path | None, normalisation: Normalisation) -> None:
+    def __init__(self, source: MicroscopyImage, path: Path | None, normalisation: Normalisation) -> None:
         self.path = path
         self.name = str(path) if path else "the image"
         self.stamp = self._stamp()
-        self.pixels: Sliceable = micrograph.pixels
-        self.micrograph = micrograph
+        self.pixels: Sliceable = source.pixels
+        self.source = source
         self.shape = (int(self.pixels.shape[0]), int(self.pixels.shape[1]))
         probe = self.values((0, 0, 1, 1))
         self.dtype = probe.dtype
@@ -81,8 +81,8 @@ class LargeImage:
             self.values,
             self.rgb,
             whole=False,
-            pixel_size=options.scale_of(self.micrograph.pixel_size),
-            resolution=self.micrograph.resolution,
+            pixel_size=options.scale_of(self.source.pixel_size),
+            resolution=self.source.resolution,
         )
 
     def identity(self) -> list[Any]:

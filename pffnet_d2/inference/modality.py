@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pffnet_d2.imaging.read import Normalisation
+from pffnet_d2.imaging.normalisation import Normalisation
 
 BRIGHT = 64.0  # median of the mean of the channels, of 255
 COLOURFUL = 4.0  # mean over the pixels of their largest channel minus their smallest, of 255

@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from pffnet_d2.config import override, read_config
 from pffnet_d2.config_values import check_value, check_values
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import BY_DEPTH, Normalisation
+from pffnet_d2.imaging.normalisation import BY_DEPTH, Normalisation
 from pffnet_d2.inference.options import ModelOptions
 from pffnet_d2.model_zoo.find import DEFAULT, find_model
 

@@ -12,8 +12,7 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.microscopy import parse_normalisation
-from pffnet_d2.imaging.read import Normalisation
+from pffnet_d2.imaging.normalisation import Normalisation, parse_normalisation
 from pffnet_d2.inference.export import Formats, choose
 
 AnyPath = str | os.PathLike[str]
@@ -101,7 +100,7 @@ class ImageOptions:
 
     Attributes:
         formats: of the results, as ``--format`` takes them.
-        plane: of a file, as ``read_micrograph`` takes it.
+        plane: of a file, as ``read_microscopy_image`` takes it.
         channels: of a file, likewise.
         pixel_size: micrometres; 0: none, whatever the file says; None: what it says.
         batch: images, or tiles, predicted together.

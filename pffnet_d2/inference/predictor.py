@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from pffnet_d2.data.augmentation import build_augmentations
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.lazy import Sliceable
-from pffnet_d2.imaging.microscopy import read_micrograph
-from pffnet_d2.imaging.read import normalisation_of, to_rgb8
+from pffnet_d2.imaging.microscopy import read_microscopy_image
+from pffnet_d2.imaging.normalisation import normalisation_of, to_rgb8
 from pffnet_d2.inference import caps
 from pffnet_d2.inference.large import LargePrediction, TileModel, check_tiles, predict_large
 from pffnet_d2.inference.modality import lost_contrast, unlike_fluorescence
@@ -122,7 +122,7 @@ class Predictor:
         """
         _check_image(image)
         if isinstance(image, (str, os.PathLike)):
-            name, pixels = os.fspath(image), read_micrograph(Path(image)).pixels
+            name, pixels = os.fspath(image), read_microscopy_image(Path(image)).pixels
         else:
             name, pixels = "the image", np.asarray(image)
         rgb = self.normalise(pixels)

@@ -145,6 +145,7 @@ def _largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 def contiguous(labels: NDArray[Any]) -> NDArray[np.int32]:
     """The same objects with ids 1..n in the order of their labels, int32. Labels are whole numbers >= 0, 0 the
     background."""
+    labels = labels if labels.dtype.kind in "ui" else labels.astype(np.int64)
     highest = int(labels.max(initial=0))
     if highest > labels.size:  # colours as numbers, say: a table of all ids up to it would be too long
         values, inverse = np.unique(labels, return_inverse=True)

@@ -1,6 +1,6 @@
 """Models by name or folder, their files found and verified; the one that comes with the package lies here.
 
-A model is a folder with ``config.yaml`` and ``model_final.pth``, as training leaves it. One that `pffnet pack` made
+A model is a folder with ``config.yaml`` and ``model_final.pth``, as training leaves it. One that `pffnet package` made
 also holds ``card.json``: what it was made of, what it scores, and the SHA-256 of the other two.
 """
 

@@ -17,7 +17,7 @@ import yaml
 from pffnet_d2.atomic_write import whole_file, write_text
 from pffnet_d2.config import differences, read_config
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import BY_DEPTH
+from pffnet_d2.imaging.normalisation import BY_DEPTH
 from pffnet_d2.model_zoo.checkpoint import Checkpointer
 from pffnet_d2.model_zoo.find import CARD, CONFIG, WEIGHTS, sha256
 from pffnet_d2.modeling.build import build_network

@@ -10,9 +10,9 @@ import torch
 from detectron2.data import transforms as T
 from torch import Tensor
 
-from pffnet_d2.data.augmentation import build_augmentations
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import AUTO, BY_DEPTH, to_rgb8
+from pffnet_d2.imaging.normalisation import AUTO, BY_DEPTH, to_rgb8
+from pffnet_d2.imaging.square import resize_to_square
 
 
 class AsTrained:
@@ -27,7 +27,7 @@ class AsTrained:
         self.normalisation = BY_DEPTH.get(cfg.MODEL.PFFNET.NORMALISATION, AUTO)
         self.side, self.stretch = int(cfg.INPUT.SQUARE.TEST), bool(cfg.INPUT.SQUARE.STRETCH)
         self.training_side = int(cfg.INPUT.SQUARE.TRAIN)
-        self.resize = T.AugmentationList(build_augmentations(cfg, is_train=False)) if self.side else None
+        self.resize = resize_to_square(self.side, stretch=self.stretch) if self.side else None
 
     def __call__(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """

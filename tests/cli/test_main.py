@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import runpy
 import sys
@@ -14,17 +15,18 @@ import pffnet_d2
 from pffnet_d2 import env
 from pffnet_d2.cli import main as cli
 from pffnet_d2.data import prepare as prepare_module
+from pffnet_d2.engine.arguments import argument_parser
 from pffnet_d2.errors import InputError
 
 
 @pytest.fixture
-def engine(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
-    """Stands in for the engine: the arguments of every run. Its exit code is 7."""
-    runs: list[list[str]] = []
-    stand_in = ModuleType("pffnet_d2.engine")
-    stand_in.run = lambda argv, command: runs.append([command, *argv]) or 7  # type: ignore[attr-defined,func-returns-value]
-    monkeypatch.setitem(sys.modules, "pffnet_d2.engine", stand_in)
-    monkeypatch.setattr(pffnet_d2, "engine", stand_in, raising=False)
+def engine(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, argparse.Namespace]]:
+    """Stands in for training: the command and the arguments of every run. Its exit code is 7."""
+    runs: list[tuple[str, argparse.Namespace]] = []
+    stand_in = ModuleType("pffnet_d2.engine.trainer")
+    stand_in.start = lambda args, command="train": runs.append((command, args)) or 7  # type: ignore[attr-defined,func-returns-value]
+    monkeypatch.setitem(sys.modules, "pffnet_d2.engine.trainer", stand_in)
+    monkeypatch.setattr(pffnet_d2.engine, "trainer", stand_in, raising=False)
     monkeypatch.setattr(env, "problem", lambda: "")
     return runs
 
@@ -39,15 +41,48 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path | None, Pa
     return calls
 
 
-def test_train_hands_its_flags_on(engine: list[list[str]]) -> None:
-    flags = ["--config-file", "a.yaml", "--num-gpus", "2", "--resume", "SOLVER.MAX_ITER", "5", "--help"]
+def test_train(engine: list[tuple[str, argparse.Namespace]]) -> None:
+    flags = ["--config-file", "a.yaml", "--num-gpus", "2", "--resume", "SOLVER.MAX_ITER", "5"]
     assert cli.main(["train", *flags]) == 7
-    assert engine == [["train", *flags]]
+    ((command, args),) = engine
+    assert (command, args.config_file, args.num_gpus, args.resume) == ("train", "a.yaml", 2, True)
+    assert args.opts == ["SOLVER.MAX_ITER", "5"]
 
 
-def test_evaluate_only_evaluates(engine: list[list[str]]) -> None:
+def test_evaluate(engine: list[tuple[str, argparse.Namespace]]) -> None:
     assert cli.main(["evaluate", "--config-file", "a.yaml"]) == 7
-    assert engine == [["evaluate", "--config-file", "a.yaml"]]
+    ((command, args),) = engine
+    assert (command, args.config_file, args.opts) == ("evaluate", "a.yaml", [])
+
+
+OLD_SPELLINGS = {
+    "pack --config c --weights w --out o": "package --config c --weights w --out o",
+    "train --from pretrained mine --out run SOLVER.MAX_ITER 3": "finetune mine --out run SOLVER.MAX_ITER 3",
+    "train mine SOLVER.MAX_ITER 3 --from=x.pth": "finetune --from x.pth mine SOLVER.MAX_ITER 3",
+    "evaluate --truth a --prediction b": "score --truth a --prediction b",
+    "evaluate --prediction=b --groups g --truth=a": "score --truth a --prediction b --groups g",
+}
+
+
+@pytest.mark.parametrize(("old", "new"), OLD_SPELLINGS.items())
+def test_older_spellings(old: str, new: str) -> None:
+    arguments, meant = (vars(cli.parse(words.split())) for words in (old, new))
+    for each in (arguments, meant):
+        del each["parser"], each["command"]
+    assert arguments == meant
+
+
+def test_the_flags_of_training_are_those_of_detectron2() -> None:
+    """But for --dist-url, whose default there is a port that two runs of one user share."""
+    engine = pytest.importorskip("detectron2.engine")
+    ours, theirs = (
+        {tuple(action.option_strings): action for action in parser._actions}
+        for parser in (argument_parser(), engine.default_argument_parser())
+    )
+    for names, action in theirs.items():
+        assert (ours[names].dest, ours[names].nargs, ours[names].type) == (action.dest, action.nargs, action.type)
+        assert ours[names].default == action.default or names == ("--dist-url",)
+    assert ours.keys() - theirs.keys() == {("--cpu-ranks",), ("--method",)}
 
 
 def test_prepare(prepared: list[tuple[str, Path | None, Path]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,19 +180,7 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main(["--help"])
     assert caught.value.code == 0
     listed = capsys.readouterr().out
-    for command in (
-        "env",
-        "prepare",
-        "check",
-        "predict",
-        "pack",
-        "plot",
-        "train",
-        "evaluate",
-        "thresholds",
-        "report",
-        "demo",
-    ):
+    for command in cli.COMMANDS:
         assert re.search(rf"^    {command}\b", listed, re.MULTILINE)
 
 

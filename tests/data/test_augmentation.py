@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import cv2
@@ -10,6 +11,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from detectron2.config import get_cfg
 from detectron2.data import transforms as T
+from skimage.color import hed2rgb, rgb2hed
 
 from pffnet_d2.config import add_pffnet_config
 from pffnet_d2.data.augmentation import (
@@ -21,6 +23,9 @@ from pffnet_d2.data.augmentation import (
     Rotate90Transform,
     ViewTransform,
     build_augmentations,
+    colour,
+    invert,
+    stain,
 )
 from pffnet_d2.data.synthetic import phantom
 from pffnet_d2.errors import InputError
@@ -125,7 +130,10 @@ def test_squares_to_predict_on(cfg: Any) -> None:
             assert given.image.shape[:2] == expected
 
 
-@pytest.mark.parametrize("name", GREY_VALUES)
+CHANGES = {**GREY_VALUES, "stain": partial(stain, 0.1, False), "colour": colour, "invert": invert}
+
+
+@pytest.mark.parametrize("name", CHANGES)
 @pytest.mark.parametrize("style", ["fluorescence", "histology"])
 def test_grey_values_change_and_the_truth_does_not(name: str, style: str) -> None:
     np.random.seed(1)  # noqa: NPY002
@@ -135,7 +143,7 @@ def test_grey_values_change_and_the_truth_does_not(name: str, style: str) -> Non
     image = image[:200, ::-1]  # neither square nor contiguous
     semantic = (labels[:200, ::-1] > 0).astype(np.uint8)
     given = T.AugInput(image.copy()[:, ::-1][:, ::-1], sem_seg=semantic.copy(), boxes=np.array([[1.0, 2, 30, 40]]))
-    transform = T.AugmentationList([GreyValues(GREY_VALUES[name], 1.0)])(given)
+    transform = T.AugmentationList([GreyValues(CHANGES[name], 1.0)])(given)
     np.testing.assert_array_equal(given.sem_seg, semantic)
     np.testing.assert_array_equal(given.boxes, [[1, 2, 30, 40]])
     np.testing.assert_array_equal(transform.apply_segmentation(semantic), semantic)
@@ -143,17 +151,19 @@ def test_grey_values_change_and_the_truth_does_not(name: str, style: str) -> Non
     assert given.image.shape == image.shape
     np.testing.assert_array_equal(transform.apply_image(image), given.image)  # drawn once
     grey = style == "fluorescence"
-    if not (name == "channel_shuffle" and grey):
+    if name in ("channel_shuffle", "stain") and grey:
+        np.testing.assert_array_equal(given.image, image)
+    else:
         difference = np.abs(given.image.astype(int) - image)
         # Something happened, and it is still that image; "contrast" is meant for dark fields and may halve a white one.
-        assert 0 < difference.mean() < (160 if name == "contrast" else 64)
+        assert 0 < difference.mean() < (256 if name == "invert" else 160 if name == "contrast" else 64)
     if grey:
         assert (given.image == given.image[..., :1]).all()
 
 
 def draw(name: str, image: np.ndarray, seed: int = 0) -> np.ndarray:
     np.random.seed(seed)  # noqa: NPY002
-    return T.AugmentationList([GreyValues(GREY_VALUES[name], 1.0)])(T.AugInput(image)).apply_image(image)
+    return T.AugmentationList([GreyValues(CHANGES[name], 1.0)])(T.AugInput(image)).apply_image(image)
 
 
 def test_what_each_does() -> None:
@@ -197,6 +207,103 @@ def test_contrast_is_one_curve_for_all_channels() -> None:
     assert max(curve[200] for curve in curves) > 220
 
 
+@pytest.fixture(scope="module")
+def tissue() -> np.ndarray:
+    """(40, 60, 3) uint8 RGB: the three stains mixed anew in every pixel."""
+    concentrations = np.random.default_rng(0).uniform(0, 0.6, (40, 60, 3))
+    return np.rint(255 * hed2rgb(concentrations / np.log(1e6))).astype(np.uint8)
+
+
+def restain(image: np.ndarray, sigma: float, seed: int, bgr: bool = False) -> np.ndarray:
+    np.random.seed(seed)  # noqa: NPY002
+    return GreyValues(partial(stain, sigma, bgr), 1.0).get_transform(image).apply_image(image)
+
+
+def test_stains_are_those_of_scikit_image(tissue: np.ndarray) -> None:
+    """Separated, changed and mixed again by scikit-image, whose unit of concentration is ln(10^6), wherever no stain is
+    negative: it drops those."""
+    separated = rgb2hed(tissue)
+    positive = separated.min(axis=2) > 0
+    assert positive.mean() > 0.9
+    for seed in range(10):
+        np.random.seed(seed)  # noqa: NPY002
+        np.random.rand()  # noqa: NPY002  (whether it happens)
+        factors, offsets = np.random.uniform(0.9, 1.1, 3), np.random.uniform(-0.1, 0.1, 3)  # noqa: NPY002
+        expected = 255 * hed2rgb(separated * factors + offsets / np.log(1e6))
+        difference = restain(tissue, 0.1, seed)[positive] - expected[positive]
+        assert np.abs(difference).max() < 2.1  # (v + 1) / 256 for v / 255, and rounding
+        assert np.abs(difference).mean() < 0.6
+
+
+def test_stain_by_hand() -> None:
+    """Haematoxylin alone, of concentration 1, becomes concentration ``factor + offset`` with the others' offsets."""
+    mixed = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+    image = np.empty((2, 2, 3), np.uint8)
+    image[:] = np.rint(256 * np.exp(-mixed[0]) - 1)
+    np.random.seed(5)  # noqa: NPY002
+    np.random.rand()  # noqa: NPY002
+    factors, offsets = np.random.uniform(0.8, 1.2, 3), np.random.uniform(-0.2, 0.2, 3)  # noqa: NPY002
+    expected = 256 * np.exp(-(np.array([factors[0], 0, 0]) + offsets) @ mixed) - 1
+    np.testing.assert_allclose(restain(image, 0.2, 5)[0, 0], np.clip(expected, 0, 255), atol=1.5)
+
+
+def test_stain_without_strength_changes_no_colour() -> None:
+    every = np.stack(np.meshgrid(*[np.arange(0, 256, 15)] * 3), axis=-1).reshape(18, -1, 3).astype(np.uint8)
+    np.testing.assert_array_equal(restain(every, 0.0, 1), every)
+
+
+def test_stain_follows_the_order_of_channels_and_the_seed(tissue: np.ndarray) -> None:
+    changed = restain(tissue, 0.1, 3)
+    mirrored = restain(np.ascontiguousarray(tissue[..., ::-1]), 0.1, 3, bgr=True)[..., ::-1]
+    assert np.abs(changed.astype(int) - mirrored).max() <= 1  # sums in another order
+    np.testing.assert_array_equal(changed, restain(tissue, 0.1, 3))
+    assert (changed != restain(tissue, 0.1, 4)).any()
+
+
+def test_colour_turns_hues_and_keeps_the_mean(tissue: np.ndarray) -> None:
+    hues = []
+    for seed in range(40):
+        np.random.seed(seed)  # noqa: NPY002
+        change = GreyValues(colour, 1.0).get_transform(tissue)
+        changed = change.apply_image(tissue)
+        assert abs(changed.mean() - tissue.mean()) < 3  # clipping
+        patch = np.full((1, 2, 3), (200, 100, 100), np.uint8)  # hue 0; contrast around its own mean
+        hue, saturation, _ = cv2.cvtColor(change.apply_image(patch), cv2.COLOR_RGB2HSV)[0, 0].astype(int)
+        hues.append((2 * hue + 180) % 360 - 180)  # OpenCV counts half degrees
+        assert 75 < saturation < 185  # of 255; 127 before
+    assert -17 <= min(hues) < -8
+    assert 8 < max(hues) <= 17
+
+
+def test_invert_is_the_complement_and_stained_nuclei_become_light(tissue: np.ndarray) -> None:
+    grey = np.arange(240, dtype=np.uint8).reshape(8, 10, 3)[..., :1].repeat(3, axis=2)
+    np.random.seed(0)  # noqa: NPY002
+    change = GreyValues(invert, 1.0).get_transform(grey)
+    np.testing.assert_array_equal(change.apply_image(grey), 255 - grey)
+    inverted = GreyValues(invert, 1.0).get_transform(tissue).apply_image(tissue)
+    assert (inverted == inverted[..., :1]).all()
+    assert np.abs(255 - inverted[..., 0] - tissue.mean(axis=2)).max() < 1
+
+
+def test_keys_give_the_strengths(cfg: Any, tissue: np.ndarray) -> None:
+    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.FORMAT = (0,), "RGB"
+    cfg.INPUT.PFFNET.AUGMENTATIONS = ["stain", "colour", "invert", "scale"]
+    cfg.INPUT.PFFNET.SCALE_RANGE, cfg.INPUT.PFFNET.STAIN_SIGMA, cfg.INPUT.PFFNET.INVERT_CHANCE = [0.8, 0.9], 0.0, 1.0
+    scale, restained, coloured, inverted = build_augmentations(cfg, True)
+    assert isinstance(scale, RandomScale)
+    assert (scale.low, scale.high) == (0.8, 0.9)
+    np.testing.assert_array_equal(restained.get_transform(tissue).apply_image(tissue), tissue)
+    assert (coloured.chance, inverted.chance) == (1.0, 1.0)
+    assert [a.chance for a in build_augmentations(add_defaults(["invert", "stain"]), True)[-2:]] == [0.1, 1.0]
+
+
+def add_defaults(names: list[str]) -> Any:
+    cfg = get_cfg()
+    add_pffnet_config(cfg)
+    cfg.INPUT.PFFNET.AUGMENTATIONS = names
+    return cfg
+
+
 def test_scale_comes_before_the_crop_and_moves_image_and_truth_alike(cfg: Any) -> None:
     cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "absolute", [48, 48]
     cfg.INPUT.MIN_SIZE_TRAIN = (0,)
@@ -235,7 +342,7 @@ def test_all_names_build_and_labels_stay_labels(cfg: Any) -> None:
     """Crop, flips, turns and all changes together: image, label map and semantic map stay aligned."""
     cfg.INPUT.CROP.ENABLED, cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE = True, "absolute", [96, 128]
     cfg.INPUT.MIN_SIZE_TRAIN = (0,)
-    cfg.INPUT.PFFNET.AUGMENTATIONS = ["flip", "rotate90", *GREY_VALUES]
+    cfg.INPUT.PFFNET.AUGMENTATIONS = ["flip", "rotate90", *GREY_VALUES, "stain", "colour"]
     chain = T.AugmentationList(build_augmentations(cfg, True))
     np.random.seed(4)  # noqa: NPY002
     for index in range(8):

@@ -19,7 +19,7 @@ from pffnet_d2.data.readers import READERS
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.synthetic import phantom
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import AS_IS, PERCENTILE_16_BIT, Normalisation, to_rgb8
+from pffnet_d2.imaging.normalisation import AS_IS, PERCENTILE_16_BIT, Normalisation, to_rgb8
 from pffnet_d2.masks.coco import annotations_to_label_map
 from pffnet_d2.masks.instance_mask import InstanceMask
 

@@ -163,13 +163,13 @@ def test_mistakes_are_one_line(
     assert words in line
 
 
-def test_help_says_both_ways(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_both_commands(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["train", "--from", "pretrained", "--help"])
     assert "images/ and labels/" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    assert "--from pretrained FOLDER" in capsys.readouterr().out
+    assert "pffnet finetune FOLDER" in capsys.readouterr().out
 
 
 def test_a_fine_tuned_model_warns_as_its_images_were(packed: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from pffnet_d2.cli.main import main
+from pffnet_d2.cli.main import main, parse
 from pffnet_d2.config import config_path, read_config
 from pffnet_d2.data import synthetic as phantoms
 from pffnet_d2.data.prepare import prepare
@@ -23,6 +23,11 @@ from pffnet_d2.evaluation.scores import read_scores, score, write_scores
 
 CONFIG = str(config_path("demo/PFFNet_R18_FPN.yaml"))
 FOLDS = ["--dataset", "cells", "--folds", "2", "--config-file", CONFIG]
+
+
+def kfold_command(flags: list[str]) -> int:
+    """``pffnet kfold``, whose errors are not told in one line but raised."""
+    return kfold.cross_validate(parse(["kfold", *flags]))
 
 
 @pytest.fixture
@@ -47,11 +52,12 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stands in for training: the folds trained, each scored with the truth of its images against itself."""
     trained: list[str] = []
 
-    def train_fold(arguments: list[str]) -> int:
+    def run_command(arguments: list[str]) -> int:
         parts = [after for word, after in pairwise(arguments) if word == "--method"]
         cfg = read_config(CONFIG, arguments[arguments.index("0", arguments.index("--cpu-ranks")) + 1 :], parts)
         (val,), out = cfg.DATASETS.TEST, Path(cfg.OUTPUT_DIR)
         assert (val.replace("_val", "_train"),) == cfg.DATASETS.TRAIN
+        assert arguments[0] == "train"
         assert "--resume" in arguments
         trained.append(out.name)
         square = np.pad(np.ones((4, 4), int), 2)
@@ -62,7 +68,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         write_scores(out / "inference" / val, rows, {})
         return 1 if len(trained) == 2 else 0
 
-    monkeypatch.setattr(kfold, "train_fold", train_fold)
+    monkeypatch.setattr(kfold, "run_command", run_command)
     return trained
 
 
@@ -107,10 +113,10 @@ def test_the_tables_of_leaves_hold_sbd(datasets: Path, runs: list[str], tmp_path
 
 def test_a_fold_begun_with_another_config_is_not_mixed_in(datasets: Path, runs: list[str], tmp_path: Path) -> None:
     out = ["OUTPUT_DIR", str(tmp_path / "run")]
-    kfold.main([*FOLDS, *out])
+    kfold_command([*FOLDS, *out])
     with pytest.raises(InputError, match=r"fold0: was begun with SOLVER\.MAX_ITER 700, not 9; delete it"):
-        kfold.main([*FOLDS, "SOLVER.MAX_ITER", "9", *out])
-    assert kfold.main([*FOLDS, "DATALOADER.NUM_WORKERS", "2", *out]) == 0
+        kfold_command([*FOLDS, "SOLVER.MAX_ITER", "9", *out])
+    assert kfold_command([*FOLDS, "DATALOADER.NUM_WORKERS", "2", *out]) == 0
 
 
 def test_a_method_is_laid_over_every_fold(
@@ -118,8 +124,8 @@ def test_a_method_is_laid_over_every_fold(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     command = [*FOLDS, "--method", str(config_path("ablations/Without_quality.yaml"))]
-    kfold.main(command)
-    assert kfold.main(command) == 0
+    kfold_command(command)
+    assert kfold_command(command) == 0
     out = Path("output/demo_Without_quality")
     for fold in ("fold0", "fold1"):
         assert read_config(str(out / fold / "config.yaml")).MODEL.ROI_MASK_QUALITY_HEAD.NAME == ""
@@ -127,22 +133,22 @@ def test_a_method_is_laid_over_every_fold(
     with pytest.raises(
         InputError, match=r"fold0: was begun with MODEL.ROI_MASK_QUALITY_HEAD.NAME , not MaskQualityHead"
     ):
-        kfold.main([*FOLDS, "OUTPUT_DIR", str(out)])
+        kfold_command([*FOLDS, "OUTPUT_DIR", str(out)])
 
 
 def test_mistakes(datasets: Path, runs: list[str], tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cells: its 3 folds are not prepared in .*; run `pffnet prepare` with"):
-        kfold.main([*FOLDS, "--folds", "3"])
+        kfold_command([*FOLDS, "--folds", "3"])
     with pytest.raises(InputError, match=r"cells: its 2 folds in .* were divided by seed 4, not 5; prepare them again"):
-        kfold.main([*FOLDS, "--seed", "5"])
+        kfold_command([*FOLDS, "--seed", "5"])
     with pytest.raises(InputError, match="tnbc needs --source"):
-        kfold.main([*FOLDS, "--dataset", "tnbc"])
+        kfold_command([*FOLDS, "--dataset", "tnbc"])
     with pytest.raises(InputError, match="leave out --num-machines and --eval-only"):
-        kfold.main([*FOLDS, "--eval-only"])
+        kfold_command([*FOLDS, "--eval-only"])
     info = datasets / "cells" / "fold1of2_val" / "instances.json"
     info.write_text(info.read_text().replace('"seed": 4', '"seed": 6'))
     with pytest.raises(InputError, match="were divided by seed 4, 6; prepare them again"):
-        kfold.main(FOLDS)
+        kfold_command(FOLDS)
     assert runs == []
 
 
@@ -166,7 +172,7 @@ def test_two_folds_of_phantoms(datasets: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     tiny = ["MODEL.DEVICE", "cpu", "INPUT.CROP.SIZE", "[48, 64]", "MODEL.RPN.POST_NMS_TOPK_TEST", "50"]
     schedule = ["SOLVER.MAX_ITER", "1", "TEST.DETECTIONS_PER_IMAGE", "20", "OUTPUT_DIR", str(out)]
-    assert kfold.main([*FOLDS, *tiny, *schedule]) == 0
+    assert kfold_command([*FOLDS, *tiny, *schedule]) == 0
     assert (out / "fold1" / "model_final.pth").is_file()
     assert "over images" in (out / "folds.md").read_text()
     assert all(f"{metric}" in (out / "report.md").read_text() for metric in SHOWN)

@@ -19,8 +19,9 @@ from pffnet_d2.cli.main import main
 from pffnet_d2.config import config_path
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.engine import trainer as engine
+from pffnet_d2.engine.arguments import argument_parser
 from pffnet_d2.engine.resume import tell_changes
-from pffnet_d2.engine.trainer import Trainer, argument_parser, check, read_config, run
+from pffnet_d2.engine.trainer import Trainer, check, read_config, run
 from pffnet_d2.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("leave_no_trace")
@@ -121,7 +122,7 @@ def test_mistakes_on_the_command_line(opts: list[str], message: str) -> None:
 def test_missing_config_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--config-file", "nowhere.yaml"]) == 2
     assert capsys.readouterr().err.startswith("pffnet: error: nowhere.yaml: no such config file; ")
-    for command, other in (("train", "--from pretrained FOLDER"), ("evaluate", "--truth DIR --prediction DIR")):
+    for command, other in (("train", "pffnet finetune FOLDER"), ("evaluate", "--truth DIR --prediction DIR")):
         for folder in ((), ("images",)):
             assert main([command, *folder]) == 2
             (line,) = capsys.readouterr().err.splitlines()
@@ -142,7 +143,7 @@ def test_launches_one_process_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     alone: list[Any] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(engine, "launch", lambda *args, **kwargs: launched.append((args, kwargs)))
+    monkeypatch.setattr(engine, "launch_on_gpus", lambda *args, **kwargs: launched.append((args, kwargs)))
     monkeypatch.setattr(engine, "train_or_evaluate", alone.append)
     for number in ("0", "1"):
         assert run(["--config-file", COMPACT, "--num-gpus", number]) == 0

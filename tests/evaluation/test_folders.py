@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
 
 from pffnet_d2.cli import main as cli
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import metrics
-from pffnet_d2.evaluation.folders import prepared, read_label_image, score_folders
+from pffnet_d2.evaluation.folders import prepared, score_folders
+from pffnet_d2.imaging.read import read_label_image
 
 GT = np.array([[1, 1, 0, 9], [1, 1, 0, 9], [0, 0, 0, 0]])
 PRED = np.array([[4, 4, 0, 0], [4, 0, 0, 7], [0, 0, 0, 0]])
@@ -112,21 +112,6 @@ sys.exit(
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_what_files_hold(tmp_path: Path, write_labels: Write) -> None:
-    for dtype in (np.uint8, np.uint16):
-        write_labels(tmp_path / "x.png", GT.astype(dtype))
-        assert read_label_image(tmp_path / "x.png").tolist() == GT.tolist()
-    for dtype in (np.uint8, np.int16, np.uint16, np.int32, np.uint32):
-        write_labels(tmp_path / "x.tif", GT.astype(dtype))
-        read = read_label_image(tmp_path / "x.tif")
-        assert read.dtype == dtype
-        assert read.tolist() == GT.tolist()
-    palette = Image.fromarray(GT.astype(np.uint8), mode="P")
-    palette.putpalette([200 - i for i in range(30)])
-    palette.save(tmp_path / "palette.png")  # the number of the colour is the label
-    assert read_label_image(tmp_path / "palette.png").tolist() == GT.tolist()
-
-
 def refused(truth: Path, prediction: Path, capsys: pytest.CaptureFixture[str]) -> str:
     assert evaluate(truth, prediction) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -140,8 +125,8 @@ def refused(truth: Path, prediction: Path, capsys: pytest.CaptureFixture[str]) -
         (GT[:2].astype(np.uint8), r"truth (3, 4) and prediction (2, 4) differ in shape"),
         (GT.astype(np.float32), "prediction is of float32"),
         (-GT.astype(np.int16), "prediction holds the negative id -9"),
-        (np.stack([GT, GT, GT, GT, GT]).astype(np.uint16), "holds (5, 3, 4) planes"),
-        (np.stack([GT, GT, GT], axis=-1).astype(np.uint8), "2-D"),
+        (np.stack([np.pad(GT, 1)] * 5).astype(np.uint16), "holds a stack of 5 planes; save one plane"),
+        (np.stack([GT, GT + 1, GT], axis=-1).astype(np.uint8), "not the labels; use the label image"),
     ],
 )
 def test_what_is_no_label_map_is_named_in_one_line(
@@ -161,15 +146,20 @@ def test_pages_are_planes(folders: tuple[Path, Path], capsys: pytest.CaptureFixt
     with tifffile.TiffWriter(folders[1] / "a.tif") as tiff:
         tiff.write(GT.astype(np.uint8))
         tiff.write(GT[:2].astype(np.uint16))
-    assert "a.tif: holds 2 planes" in refused(*folders, capsys)
+    assert "a.tif: holds 2 images (3x4, 2x4); save the one you want by itself" in refused(*folders, capsys)
 
 
-def test_colours_are_no_labels(
+def test_labels_saved_as_colours(
     folders: tuple[Path, Path], write_labels: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (folders[1] / "a.tif").unlink()
-    write_labels(folders[1] / "a.png", np.stack([GT, GT, GT], axis=-1).astype(np.uint8))
-    assert "a.png: has shape (3, 4, 3)" in refused(*folders, capsys)
+    """Grey saved as RGB is read; real colours are refused."""
+    before = list(score_folders(*folders))
+    for name in ("a.tif", "b.png"):
+        labels = read_label_image(folders[1] / name).astype(np.uint8)
+        write_labels(folders[1] / name, np.dstack([labels, labels, labels]))
+    assert list(score_folders(*folders)) == before
+    write_labels(folders[1] / "b.png", np.dstack([labels, labels, labels + 1]))
+    assert "b.png: a picture of the labels in colours" in refused(*folders, capsys)
 
 
 def test_damage(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -40,10 +40,6 @@ def dsb_strict(gt: np.ndarray, pred: np.ndarray | None = None) -> float:
     return metrics.dsb_average_precision(gt, pred, strict=True)
 
 
-def f1_at_a_third(gt: np.ndarray, pred: np.ndarray | None = None) -> float:
-    return metrics.f1_at_iou(gt, pred, threshold=1 / 3)
-
-
 # Those that take equally good candidates in the order of ids, and those whose value no renumbering changes.
 BY_ID: list[Metric] = [metrics.aji, metrics.aji_reuse, metrics.aji_pffnet]
 ID_FREE: list[Metric] = [
@@ -52,15 +48,12 @@ ID_FREE: list[Metric] = [
     dq,
     sq,
     metrics.object_f1,
-    metrics.f1_at_iou,
-    f1_at_a_third,
     metrics.dsb_average_precision,
     dsb_strict,
     metrics.dice,
     metrics.best_dice,
     metrics.symmetric_best_dice,
     metrics.object_dice,
-    metrics.dice_2,
 ]
 ALL = BY_ID + ID_FREE
 
@@ -81,7 +74,6 @@ def test_real_pairs_score_as_independent_implementations_say() -> None:
     values, pairs = oracles()
     names: dict[str, Metric] = {
         "dice": metrics.dice,
-        "dice2_hovernet": metrics.dice_2,
         "aji_hovernet": metrics.aji_reuse,
         "aji_plus_hovernet": metrics.aji_plus,
         "aji_pffnet": metrics.aji_pffnet,
@@ -89,7 +81,6 @@ def test_real_pairs_score_as_independent_implementations_say() -> None:
         "sq": sq,
         "pq": pq,
         "dsb_ap": metrics.dsb_average_precision,
-        "f1_50": metrics.f1_at_iou,
     }
     assert len(values["pairs"]) >= 7
     for entry in values["pairs"]:
@@ -106,7 +97,6 @@ def test_the_sample_of_hover_net_scores_as_its_authors_print() -> None:
     values, pairs = oracles()
     names: dict[str, Metric] = {
         "dice": metrics.dice,
-        "dice2": metrics.dice_2,
         "aji_reuse": metrics.aji_reuse,
         "aji_plus": metrics.aji_plus,
         "pq": pq,
@@ -141,7 +131,7 @@ def test_three_truths_two_perfect_predictions() -> None:
     assert metrics.best_dice(pred, gt) == 1.0
     assert metrics.best_dice(gt, pred) == pytest.approx(2 / 3)
     assert metrics.symmetric_best_dice(gt, pred) == metrics.symmetric_best_dice(pred, gt) == pytest.approx(2 / 3)
-    assert metrics.object_f1(gt, pred) == metrics.f1_at_iou(gt, pred) == pytest.approx(0.8)
+    assert metrics.object_f1(gt, pred) == pytest.approx(0.8)
     assert metrics.dsb_average_precision(gt, pred) == pytest.approx(2 / 3)
     assert metrics.dice(gt, pred) == pytest.approx(0.8)
     assert metrics.difference_in_count(gt, pred) == -1
@@ -183,8 +173,8 @@ def test_a_hit_covers_more_than_half_of_the_truth_it_belongs_to() -> None:
 def test_an_iou_of_exactly_the_threshold() -> None:
     gt, pred = strip(1, 1), strip(1, 0)
     assert metrics.panoptic_quality(gt, pred).tp == 0  # PQ asks for more than 0.5
-    assert metrics.f1_at_iou(gt, pred) == 1.0
-    assert metrics.f1_at_iou(gt, pred, strict=True) == 0.0
+    assert metrics.true_positives(gt, pred) == 1
+    assert metrics.true_positives(gt, pred, strict=True) == 0
     assert metrics.dsb_average_precision(gt, pred) == pytest.approx(0.1)
     assert metrics.dsb_average_precision(gt, pred, strict=True) == 0.0
     # 3/5 is the threshold 0.60, not the float next to it.
@@ -193,7 +183,6 @@ def test_an_iou_of_exactly_the_threshold() -> None:
     # Two halves at exactly 0.5 are one hit, not two.
     gt, pred = strip(1, 1, 1, 1), strip(1, 1, 2, 2)
     assert metrics.true_positives(gt, pred) == 1
-    assert metrics.f1_at_iou(gt, pred) == pytest.approx(2 / 3)
 
 
 def test_splits_and_merges_by_hand() -> None:
@@ -372,11 +361,6 @@ def brute_tp(gt: Objects, pred: Objects, threshold: Fraction, strict: bool) -> i
     return max(len(pairs) for pairs in pairings(gt, pred) if all(map(hit, pairs)))
 
 
-def brute_f1(gt: Objects, pred: Objects, threshold: Fraction) -> Fraction:
-    tp = brute_tp(gt, pred, threshold, strict=False)
-    return Fraction(2 * tp, 2 * tp + (len(pred) - tp) + (len(gt) - tp))
-
-
 def brute_dsb(gt: Objects, pred: Objects, strict: bool) -> Fraction:
     scores = []
     for percent in range(50, 100, 5):
@@ -424,12 +408,6 @@ def brute_dice(gt: Objects, pred: Objects) -> Fraction:
     return two(frozenset().union(*gt), frozenset().union(*pred))
 
 
-def brute_dice_2(gt: Objects, pred: Objects) -> Fraction:
-    overlapping = [(g, p) for g in gt for p in pred if g & p]
-    total = sum(len(g) + len(p) for g, p in overlapping)
-    return Fraction(2 * sum(len(g & p) for g, p in overlapping), total) if total else Fraction()
-
-
 def small_pairs(top: int = 4) -> st.SearchStrategy[tuple[np.ndarray, np.ndarray]]:
     return hnp.array_shapes(min_dims=2, max_dims=2, max_side=6).flatmap(
         lambda shape: st.tuples(*[hnp.arrays(np.int64, shape, elements=st.integers(0, top))] * 2)
@@ -451,15 +429,12 @@ def test_table_equals_brute_force(pair: tuple[np.ndarray, np.ndarray]) -> None:
         (dq, quality[1]),
         (sq, quality[2]),
         (metrics.object_f1, brute_object_f1(gt, pred)),
-        (metrics.f1_at_iou, brute_f1(gt, pred, Fraction(1, 2))),
-        (f1_at_a_third, brute_f1(gt, pred, Fraction(1, 3))),
         (metrics.dsb_average_precision, brute_dsb(gt, pred, strict=False)),
         (dsb_strict, brute_dsb(gt, pred, strict=True)),
         (metrics.dice, brute_dice(gt, pred)),
         (metrics.best_dice, brute_best_dice(gt, pred)),
         (metrics.symmetric_best_dice, min(brute_best_dice(gt, pred), brute_best_dice(pred, gt))),
         (metrics.object_dice, brute_object_dice(gt, pred)),
-        (metrics.dice_2, brute_dice_2(gt, pred)),
     ]
     assert {metric for metric, _ in expected} == set(ALL)
     for metric, value in expected:
@@ -583,7 +558,6 @@ def test_relations_between_metrics(pair: tuple[np.ndarray, np.ndarray]) -> None:
     assert quality.pq == quality.dq * quality.sq
     assert quality.tp + quality.fn == len(objects(gt))
     assert quality.tp + quality.fp == len(objects(pred))
-    assert metrics.f1_at_iou(gt, pred, strict=True) == quality.dq
     for symmetric in (metrics.symmetric_best_dice, metrics.object_dice, metrics.dice, metrics.aji_plus):
         assert symmetric(gt, pred) == pytest.approx(symmetric(pred, gt), abs=1e-12)
     apart = np.where(gt > 0, 0, pred)

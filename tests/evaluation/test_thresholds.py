@@ -31,7 +31,7 @@ from pffnet_d2.evaluation.thresholds import (
     stored_file,
 )
 from pffnet_d2.masks.coco import annotations_to_label_map, paint
-from pffnet_d2.masks.compose import instances_to_label_map
+from pffnet_d2.masks.compose import LabelMapRule, instances_to_label_map
 from pffnet_d2.masks.instance_mask import InstanceMasks
 from pffnet_d2.masks.paste import instance_masks
 
@@ -115,7 +115,7 @@ def test_masks_kept_as_windows_are_stored_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize("metric", ["AJI", "abs_DiC"])
 def test_the_grid_is_what_each_pair_of_thresholds_scores(tmp_path: Path, metric: str) -> None:
     entries = store(tmp_path)
-    choice = choose(NAME, tmp_path, metric)
+    choice = choose(NAME, tmp_path, metric, LabelMapRule())
     function = {"AJI": metrics.aji, "abs_DiC": lambda gt, pred: abs(metrics.difference_in_count(gt, pred))}[metric]
     expected = np.zeros(choice.grid.shape)
     for entry in entries:

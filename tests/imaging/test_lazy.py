@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,8 @@ from hypothesis import strategies as st
 
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging import lazy as regions
-from pffnet_d2.imaging.lazy import open_micrograph, percentiles
-from pffnet_d2.imaging.microscopy import read_micrograph
+from pffnet_d2.imaging.lazy import open_microscopy_image, percentiles
+from pffnet_d2.imaging.microscopy import read_microscopy_image
 
 GREY = np.random.default_rng(0).integers(0, 60_000, (90, 130)).astype(np.uint16)
 COLOUR = np.random.default_rng(1).integers(0, 255, (90, 130, 3)).astype(np.uint8)
@@ -38,21 +40,21 @@ WINDOWS = [(0, 90, 0, 130), (0, 1, 0, 1), (17, 64, 31, 130), (89, 90, 129, 130),
 def test_windows_are_those_of_the_whole(tmp_path: Path, pixels: np.ndarray, how: dict[str, Any]) -> None:
     path = tmp_path / "image.tif"
     tifffile.imwrite(path, pixels, **how)
-    whole = read_micrograph(path).pixels
-    with open_micrograph(path) as micrograph:
-        assert tuple(micrograph.pixels.shape) == whole.shape
-        assert micrograph.pixels.dtype == whole.dtype
+    whole = read_microscopy_image(path).pixels
+    with open_microscopy_image(path) as image:
+        assert tuple(image.pixels.shape) == whole.shape
+        assert image.pixels.dtype == whole.dtype
         for y0, y1, x0, x1 in WINDOWS:
-            np.testing.assert_array_equal(micrograph.pixels[y0:y1, x0:x1], whole[y0:y1, x0:x1])
+            np.testing.assert_array_equal(image.pixels[y0:y1, x0:x1], whole[y0:y1, x0:x1])
 
 
 def test_a_plane_and_channels_of_a_stack(tmp_path: Path) -> None:
     stack = np.random.default_rng(2).integers(0, 999, (3, 2, 40, 50)).astype(np.uint16)
     path = tmp_path / "stack.ome.tif"
     tifffile.imwrite(path, stack, metadata={"axes": "ZCYX"})
-    with open_micrograph(path, plane={"Z": 2}, channels=[1]) as micrograph:
-        np.testing.assert_array_equal(micrograph.pixels[5:30, 10:20], stack[2, 1, 5:30, 10:20])
-    with pytest.raises(InputError, match="Z"), open_micrograph(path, channels=[0]):
+    with open_microscopy_image(path, plane={"Z": 2}, channels=[1]) as image:
+        np.testing.assert_array_equal(image.pixels[5:30, 10:20], stack[2, 1, 5:30, 10:20])
+    with pytest.raises(InputError, match="Z"), open_microscopy_image(path, channels=[0]):
         pass
 
 
@@ -62,8 +64,8 @@ def test_a_file_that_was_cut_off_is_named_before_hours_of_work(tmp_path: Path, h
     tifffile.imwrite(path, GREY, **how)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 2 // 3])
-    with pytest.raises(InputError, match=r"cut\.tif"), open_micrograph(path) as micrograph:
-        micrograph.pixels[0:90, 0:130]
+    with pytest.raises(InputError, match=r"cut\.tif"), open_microscopy_image(path) as image:
+        image.pixels[0:90, 0:130]
 
 
 @given(
@@ -95,3 +97,43 @@ def test_percentiles_of_many_blocks_and_of_three_channels(monkeypatch: pytest.Mo
 def test_values_that_are_not_finite_are_named() -> None:
     with pytest.raises(InputError, match=r"plate\.tif"):
         percentiles(np.array([[1.0, np.nan]]), [50], "plate.tif")
+
+
+# Kilobytes of peak memory before and after reading each file window by window, at most 16 MiB of tiles being kept.
+PEAK = """
+import re, sys
+from pathlib import Path
+
+from pffnet_d2.imaging import tiff
+from pffnet_d2.imaging.lazy import open_microscopy_image
+
+def peak():
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+tiff._CACHE = 2**24
+Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of importing
+print(peak())
+for name in sys.argv[1:]:
+    with open_microscopy_image(Path(name)) as image:
+        for y in range(0, 8192, 1024):
+            for x in range(0, 8192, 1024):
+                assert image.pixels[y : y + 1024, x : x + 1024].shape == (1024, 1024)
+    print(peak())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_peak_memory_is_far_below_the_image(tmp_path: Path) -> None:
+    """Of a single strip, of strips and of tiles, 128 MiB of pixels each."""
+    layouts: dict[str, dict[str, Any]] = {
+        "single strip.tif": {"rowsperstrip": 8192},
+        "strips.tif": {"rowsperstrip": 64, "compression": "zlib"},
+        "tiles.tif": {"tile": (256, 256), "compression": "zlib"},
+    }
+    for name, how in layouts.items():
+        tifffile.imwrite(tmp_path / name, np.zeros((8192, 8192), np.uint16), **how)
+    run = [sys.executable, "-c", PEAK, *(str(tmp_path / name) for name in layouts)]
+    done = subprocess.run(run, capture_output=True, text=True, check=True)
+    before, *peaks = map(int, done.stdout.split())
+    for name, peak in zip(layouts, peaks, strict=True):
+        assert peak - before < 40 * 1024, name

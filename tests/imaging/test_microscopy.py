@@ -12,8 +12,13 @@ import tifffile
 from PIL import Image
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.microscopy import describe, parse_normalisation, read_micrograph
-from pffnet_d2.imaging.read import PERCENTILE_16_BIT, Normalisation, normalisation_of, read_image, to_rgb8
+from pffnet_d2.imaging.microscopy import read_microscopy_image
+from pffnet_d2.imaging.normalisation import (
+    PERCENTILE_16_BIT,
+    normalisation_of,
+    to_rgb8,
+)
+from pffnet_d2.imaging.read import read_image
 from pffnet_d2.inference.export import write_label_tiff
 
 RNG = np.random.default_rng(0)
@@ -25,7 +30,7 @@ GREY = RNG.integers(0, 120, (6, 9))
 def test_depths(tmp_path: Path, dtype: str, compression: str | None) -> None:
     grey = GREY.astype(dtype)
     tifffile.imwrite(tmp_path / "a.tif", grey, compression=compression)
-    pixels = read_micrograph(tmp_path / "a.tif").pixels
+    pixels = read_microscopy_image(tmp_path / "a.tif").pixels
     assert pixels.dtype == grey.dtype
     np.testing.assert_array_equal(pixels, grey)
     rgb = to_rgb8(pixels, normalisation_of(pixels))
@@ -34,10 +39,10 @@ def test_depths(tmp_path: Path, dtype: str, compression: str | None) -> None:
 
 def test_signed_bytes_and_bits(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", np.array([[-128, 0, 127]], np.int8))
-    assert read_micrograph(tmp_path / "a.tif").pixels.tolist() == [[0, 128, 255]]
+    assert read_microscopy_image(tmp_path / "a.tif").pixels.tolist() == [[0, 128, 255]]
     bits = GREY > 60
     tifffile.imwrite(tmp_path / "b.tif", bits)
-    np.testing.assert_array_equal(read_micrograph(tmp_path / "b.tif").pixels.astype(bool), bits)
+    np.testing.assert_array_equal(read_microscopy_image(tmp_path / "b.tif").pixels.astype(bool), bits)
 
 
 @pytest.mark.parametrize("ending", ["png", "tif", "bmp"])
@@ -59,24 +64,24 @@ def test_modes(tmp_path: Path, mode: str, ending: str) -> None:
         array = np.array(image)
         expected = {"LA": array[..., 0]}.get(mode, array[..., :3]) if array.ndim == 3 else array
     image.save(tmp_path / f"a.{ending}")
-    np.testing.assert_array_equal(read_micrograph(tmp_path / f"a.{ending}").pixels, expected)
+    np.testing.assert_array_equal(read_microscopy_image(tmp_path / f"a.{ending}").pixels, expected)
 
 
 def test_the_same_values_as_training_reads(tmp_path: Path) -> None:
     deep = RNG.integers(0, 4096, (40, 50)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", deep)
-    np.testing.assert_array_equal(read_micrograph(tmp_path / "a.tif").pixels, read_image(tmp_path / "a.tif"))
+    np.testing.assert_array_equal(read_microscopy_image(tmp_path / "a.tif").pixels, read_image(tmp_path / "a.tif"))
 
 
 def test_lzw_without_imagecodecs(tmp_path: Path) -> None:
     deep = (GREY * 300).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "a.tif", compression="tiff_lzw")
-    np.testing.assert_array_equal(read_micrograph(tmp_path / "a.tif").pixels, deep)
+    np.testing.assert_array_equal(read_microscopy_image(tmp_path / "a.tif").pixels, deep)
 
 
 def test_white_is_zero(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", GREY.astype(np.uint8), photometric="miniswhite")
-    np.testing.assert_array_equal(read_micrograph(tmp_path / "a.tif").pixels, 255 - GREY)
+    np.testing.assert_array_equal(read_microscopy_image(tmp_path / "a.tif").pixels, 255 - GREY)
 
 
 # --- Channels and stacks --------------------------------------------------------------------------------------------
@@ -87,14 +92,16 @@ FOUR = RNG.integers(0, 60000, (4, 6, 9)).astype(np.uint16)
 def test_channels_are_chosen(tmp_path: Path) -> None:
     path = tmp_path / "a.ome.tif"
     tifffile.imwrite(path, FOUR, ome=True, metadata={"axes": "CYX"}, photometric="minisblack")
-    np.testing.assert_array_equal(read_micrograph(path, channels=[2]).pixels, FOUR[2])
-    np.testing.assert_array_equal(read_micrograph(path, channels=[3, 1, 0]).pixels, np.moveaxis(FOUR[[3, 1, 0]], 0, 2))
+    np.testing.assert_array_equal(read_microscopy_image(path, channels=[2]).pixels, FOUR[2])
+    np.testing.assert_array_equal(
+        read_microscopy_image(path, channels=[3, 1, 0]).pixels, np.moveaxis(FOUR[[3, 1, 0]], 0, 2)
+    )
     with pytest.raises(InputError, match=r"a\.ome\.tif: 4 channels; choose one \(--channels 0\)"):
-        read_micrograph(path)
+        read_microscopy_image(path)
     with pytest.raises(InputError, match="no channel 4: it has 4, from 0 to 3"):
-        read_micrograph(path, channels=[4])
+        read_microscopy_image(path, channels=[4])
     with pytest.raises(InputError, match="give one"):
-        read_micrograph(path, channels=[0, 1])
+        read_microscopy_image(path, channels=[0, 1])
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -102,34 +109,34 @@ def test_interleaved_channels_without_colours(tmp_path: Path, count: int) -> Non
     array = RNG.integers(0, 60000, (6, 9, count)).astype(np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", array, photometric="minisblack", planarconfig="contig")
     with pytest.raises(InputError, match="channels"):
-        read_micrograph(tmp_path / "a.tif")
-    np.testing.assert_array_equal(read_micrograph(tmp_path / "a.tif", channels=[1]).pixels, array[..., 1])
+        read_microscopy_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(read_microscopy_image(tmp_path / "a.tif", channels=[1]).pixels, array[..., 1])
 
 
 def test_planar_rgb_and_one_of_its_channels(tmp_path: Path) -> None:
     rgb = RNG.integers(0, 256, (3, 6, 9)).astype(np.uint8)
     tifffile.imwrite(tmp_path / "a.tif", rgb, photometric="rgb", planarconfig="separate")
-    np.testing.assert_array_equal(read_micrograph(tmp_path / "a.tif").pixels, np.moveaxis(rgb, 0, 2))
-    np.testing.assert_array_equal(read_micrograph(tmp_path / "a.tif", channels=[1]).pixels, rgb[1])
+    np.testing.assert_array_equal(read_microscopy_image(tmp_path / "a.tif").pixels, np.moveaxis(rgb, 0, 2))
+    np.testing.assert_array_equal(read_microscopy_image(tmp_path / "a.tif", channels=[1]).pixels, rgb[1])
 
 
 def test_grey_has_one_channel(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", FOUR[0])
-    np.testing.assert_array_equal(read_micrograph(tmp_path / "a.tif", channels=[0]).pixels, FOUR[0])
+    np.testing.assert_array_equal(read_microscopy_image(tmp_path / "a.tif", channels=[0]).pixels, FOUR[0])
     with pytest.raises(InputError, match="no channel 1"):
-        read_micrograph(tmp_path / "a.tif", channels=[1])
+        read_microscopy_image(tmp_path / "a.tif", channels=[1])
 
 
 def test_stacks_are_refused_until_a_plane_is_picked(tmp_path: Path) -> None:
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, FOUR, photometric="minisblack")
     with pytest.raises(InputError, match=r"a stack of 4 planes .*; choose one, as in --plane 0"):
-        read_micrograph(path)
-    np.testing.assert_array_equal(read_micrograph(path, plane=3).pixels, FOUR[3])
+        read_microscopy_image(path)
+    np.testing.assert_array_equal(read_microscopy_image(path, plane=3).pixels, FOUR[3])
     with pytest.raises(InputError, match=r"no plane .=4"):
-        read_micrograph(path, plane=4)
+        read_microscopy_image(path, plane=4)
     # Without a channel axis, channels choose along the stack's.
-    np.testing.assert_array_equal(read_micrograph(path, channels=[1]).pixels, FOUR[1])
+    np.testing.assert_array_equal(read_microscopy_image(path, channels=[1]).pixels, FOUR[1])
 
 
 @pytest.mark.parametrize("kind", ["ome", "imagej"])
@@ -138,15 +145,15 @@ def test_five_dimensions(tmp_path: Path, kind: str) -> None:
     stack = RNG.integers(0, 60000, (2, 3, 2, 6, 9)).astype(np.uint16)
     tifffile.imwrite(path, stack, metadata={"axes": "TZCYX"}, photometric="minisblack", **{kind: True})
     with pytest.raises(InputError, match=r"a stack of 6 planes \(T 2, Z 3\); choose one, as in --plane T=0,Z=0"):
-        read_micrograph(path)
+        read_microscopy_image(path)
     with pytest.raises(InputError, match=r"T=0,Z=0"):
-        read_micrograph(path, plane=1, channels=[0])
+        read_microscopy_image(path, plane=1, channels=[0])
     with pytest.raises(InputError, match="says nothing of Z"):
-        read_micrograph(path, plane={"T": 1}, channels=[0])
+        read_microscopy_image(path, plane={"T": 1}, channels=[0])
     with pytest.raises(InputError, match="2 channels"):
-        read_micrograph(path, plane={"T": 1, "Z": 2})
+        read_microscopy_image(path, plane={"T": 1, "Z": 2})
     np.testing.assert_array_equal(
-        read_micrograph(path, plane={"t": 1, "z": 2}, channels=[1]).pixels,
+        read_microscopy_image(path, plane={"t": 1, "z": 2}, channels=[1]).pixels,
         stack[1, 2, 1],
     )
 
@@ -156,35 +163,35 @@ def test_a_plane_that_is_not_there(tmp_path: Path) -> None:
     Image.fromarray(FOUR[0]).save(tmp_path / "a.png")
     for name in ("a.tif", "a.png"):
         for none in (0, {"Z": 0}):
-            np.testing.assert_array_equal(read_micrograph(tmp_path / name, plane=none).pixels, FOUR[0])
+            np.testing.assert_array_equal(read_microscopy_image(tmp_path / name, plane=none).pixels, FOUR[0])
         with pytest.raises(InputError, match=rf"{name}: no plane 3: it is a single plane; leave --plane out"):
-            read_micrograph(tmp_path / name, plane=3)
+            read_microscopy_image(tmp_path / name, plane=3)
         with pytest.raises(InputError, match=rf"{name}: no plane Z=2: it is a single plane; leave Z out"):
-            read_micrograph(tmp_path / name, plane={"Z": 2})
+            read_microscopy_image(tmp_path / name, plane={"Z": 2})
     path = tmp_path / "c.ome.tif"
     tifffile.imwrite(path, FOUR, ome=True, metadata={"axes": "CYX"}, photometric="minisblack")
     with pytest.raises(InputError, match="no plane C=1: it is a single plane; choose channels by --channels 1"):
-        read_micrograph(path, plane={"C": 1}, channels=[0])
+        read_microscopy_image(path, plane={"C": 1}, channels=[0])
 
 
 def test_frames_of_other_kinds(tmp_path: Path) -> None:
     frames = [Image.fromarray(np.full((6, 9), value, np.uint8)) for value in (10, 200)]
     frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
     with pytest.raises(InputError, match="a stack of 2 planes"):
-        read_micrograph(tmp_path / "a.gif")
-    assert (read_micrograph(tmp_path / "a.gif", plane=1).pixels == 200).all()
+        read_microscopy_image(tmp_path / "a.gif")
+    assert (read_microscopy_image(tmp_path / "a.gif", plane=1).pixels == 200).all()
 
 
 def test_pages_of_the_same_size_and_thumbnails(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "thumb.tif") as tiff:
         tiff.write(FOUR[0])
         tiff.write(FOUR[0, ::3, ::3])
-    np.testing.assert_array_equal(read_micrograph(tmp_path / "thumb.tif").pixels, FOUR[0])
+    np.testing.assert_array_equal(read_microscopy_image(tmp_path / "thumb.tif").pixels, FOUR[0])
     with tifffile.TiffWriter(tmp_path / "two.tif") as tiff:
         tiff.write(FOUR[0])
         tiff.write(FOUR[1].astype(np.uint8).T)
     with pytest.raises(InputError, match="holds 2 images"):
-        read_micrograph(tmp_path / "two.tif")
+        read_microscopy_image(tmp_path / "two.tif")
 
 
 # --- Pixel size -----------------------------------------------------------------------------------------------------
@@ -227,7 +234,7 @@ def test_pages_of_the_same_size_and_thumbnails(tmp_path: Path) -> None:
 )
 def test_pixel_size(tmp_path: Path, options: dict, expected: tuple[float, float] | None) -> None:
     tifffile.imwrite(tmp_path / "a.tif", FOUR[0], **options)
-    assert read_micrograph(tmp_path / "a.tif").pixel_size == (expected and pytest.approx(expected))
+    assert read_microscopy_image(tmp_path / "a.tif").pixel_size == (expected and pytest.approx(expected))
 
 
 def metamorph(path: Path, unit: bytes, calibrated: int = 1, side: tuple[int, int] = (645, 1000)) -> None:
@@ -260,28 +267,28 @@ def metamorph(path: Path, unit: bytes, calibrated: int = 1, side: tuple[int, int
 )
 def test_pixel_size_of_metamorph(tmp_path: Path, unit: bytes, calibrated: int, expected: float | None) -> None:
     metamorph(tmp_path / "a.tif", unit, calibrated)
-    micrograph = read_micrograph(tmp_path / "a.tif")
-    np.testing.assert_array_equal(micrograph.pixels, FOUR[0])
-    assert micrograph.pixel_size == (expected and pytest.approx((expected, expected)))
+    image = read_microscopy_image(tmp_path / "a.tif")
+    np.testing.assert_array_equal(image.pixels, FOUR[0])
+    assert image.pixel_size == (expected and pytest.approx((expected, expected)))
 
 
 def test_the_label_image_of_bbbc039_has_its_pixel_size(pffnet_data: Callable[[str], Path], tmp_path: Path) -> None:
     with zipfile.ZipFile(pffnet_data("bbbc039") / "images.zip") as archive:
         (tmp_path / "a.tif").write_bytes(archive.read(next(n for n in archive.namelist() if n.endswith(".tif"))))
-    micrograph = read_micrograph(tmp_path / "a.tif")
-    assert micrograph.pixel_size == (0.645, 0.645)
+    image = read_microscopy_image(tmp_path / "a.tif")
+    assert image.pixel_size == (0.645, 0.645)
     write_label_tiff(
         tmp_path / "labels.tif",
         np.zeros((9, 9), np.int32),
-        pixel_size=micrograph.pixel_size,
-        resolution=micrograph.resolution,
+        pixel_size=image.pixel_size,
+        resolution=image.resolution,
     )
-    assert read_micrograph(tmp_path / "labels.tif").pixel_size == pytest.approx((0.645, 0.645), rel=1e-4)
+    assert read_microscopy_image(tmp_path / "labels.tif").pixel_size == pytest.approx((0.645, 0.645), rel=1e-4)
 
 
 def test_resolution_tags(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", FOUR[0], resolution=(300, 150), resolutionunit=2)
-    assert read_micrograph(tmp_path / "a.tif").resolution == ((300, 1), (150, 1), 2)
+    assert read_microscopy_image(tmp_path / "a.tif").resolution == ((300, 1), (150, 1), 2)
 
 
 # --- What is refused ------------------------------------------------------------------------------------------------
@@ -295,7 +302,7 @@ def test_truncated(tmp_path: Path, ending: str, part: float) -> None:
     Image.fromarray(noise).save(path)
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * part)])
     with pytest.raises(InputError, match=rf"a\.{ending}: .*truncated"):
-        read_micrograph(path)
+        read_microscopy_image(path)
 
 
 @pytest.mark.parametrize("compression", [None, "zlib"])
@@ -304,20 +311,20 @@ def test_truncated_stacks(tmp_path: Path, compression: str | None) -> None:
     tifffile.imwrite(path, np.repeat(FOUR, 20, axis=2), photometric="minisblack", compression=compression)
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(InputError, match=r"a\.tif: "):
-        read_micrograph(path, plane=3)
+        read_microscopy_image(path, plane=3)
 
 
 def test_nothing_text_missing_and_folders(tmp_path: Path) -> None:
     (tmp_path / "empty.tif").touch()
     with pytest.raises(InputError, match=r"empty\.tif: the file is empty"):
-        read_micrograph(tmp_path / "empty.tif")
+        read_microscopy_image(tmp_path / "empty.tif")
     (tmp_path / "a.png").write_text("no image")
     with pytest.raises(InputError, match=r"a\.png: cannot be read as an image"):
-        read_micrograph(tmp_path / "a.png")
+        read_microscopy_image(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"none\.tif: cannot be read"):
-        read_micrograph(tmp_path / "none.tif")
+        read_microscopy_image(tmp_path / "none.tif")
     with pytest.raises(InputError, match="cannot be read"):
-        read_micrograph(tmp_path)
+        read_microscopy_image(tmp_path)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -326,13 +333,13 @@ def test_values_that_are_not_finite(tmp_path: Path, value: float) -> None:
     grey[2, 3] = grey[0, 0] = value
     tifffile.imwrite(tmp_path / "a.tif", grey)
     with pytest.raises(InputError, match=r"a\.tif: 2 values are NaN or infinite"):
-        read_micrograph(tmp_path / "a.tif")
+        read_microscopy_image(tmp_path / "a.tif")
 
 
 def test_complex_values(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "a.tif", GREY.astype(np.complex64))
     with pytest.raises(InputError, match="complex64 values are not supported"):
-        read_micrograph(tmp_path / "a.tif")
+        read_microscopy_image(tmp_path / "a.tif")
 
 
 # --- Normalisation --------------------------------------------------------------------------------------------------
@@ -342,16 +349,3 @@ def test_large_integers_keep_their_differences() -> None:
     # 32-bit floating values are 256 apart there.
     image = np.arange(4 * 10**9, 4 * 10**9 + 1024, dtype=np.uint32)[None]
     assert len(np.unique(to_rgb8(image, PERCENTILE_16_BIT))) == 256
-
-
-def test_parse_normalisation() -> None:
-    assert parse_normalisation("auto") is None
-    assert parse_normalisation("as-is") == Normalisation("as_is")
-    assert parse_normalisation("percentile") == Normalisation("percentile", 0.1, 99.9)
-    assert parse_normalisation("percentile:1,99,50") == Normalisation("percentile", 1, 99, 50)
-    wrong = ["gamma", "percentile:5", "percentile:9,1", "percentile:1,2,3,4", "percentile:a,b", "percentile:0,101"]
-    wrong += ["percentile:1,99,inf", "percentile:nan,99", "percentile:²,99", "percentile:1,99,1_0", "percentile:1,99,"]
-    for text in wrong:
-        with pytest.raises(InputError, match="use auto, as-is or percentile"):
-            parse_normalisation(text)
-    assert describe(PERCENTILE_16_BIT) == "percentiles 0.1 to 99.9, at least 512 grey values apart, to 0..255"

@@ -17,8 +17,8 @@ from PIL import Image
 
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging import codecs
-from pffnet_d2.imaging.lazy import open_micrograph
-from pffnet_d2.imaging.microscopy import read_micrograph
+from pffnet_d2.imaging.lazy import open_microscopy_image
+from pffnet_d2.imaging.microscopy import read_microscopy_image
 from pffnet_d2.imaging.read import decode_image, read_image
 
 RNG = np.random.default_rng(0)
@@ -51,9 +51,9 @@ def read_every_way(data: bytes, folder: Path) -> list[np.ndarray]:
     """What training, prediction and prediction in tiles see of a file."""
     path = folder / "image.tif"
     path.write_bytes(data)
-    with open_micrograph(path) as opened:
+    with open_microscopy_image(path) as opened:
         parts = [opened.pixels[: opened.pixels.shape[0], x : x + 20] for x in range(0, opened.pixels.shape[1], 20)]
-    return [decode_image(data, "image.tif"), read_micrograph(path).pixels, np.concatenate(parts, axis=1)]
+    return [decode_image(data, "image.tif"), read_microscopy_image(path).pixels, np.concatenate(parts, axis=1)]
 
 
 @given(
@@ -207,7 +207,7 @@ def test_libtiff_prints_nothing_of_damage(tmp_path: Path, compression: str, capf
     data[start + 30 : start + 90] = b"\xff" * 60
     (tmp_path / "a.tif").write_bytes(data)
     with pytest.raises(InputError, match=r"a\.tif: cannot be read as an image; it is truncated, damaged"):
-        read_micrograph(tmp_path / "a.tif")
+        read_microscopy_image(tmp_path / "a.tif")
     assert capfd.readouterr().err == ""
 
 
@@ -241,7 +241,9 @@ def test_palettes(tmp_path: Path, scale: int) -> None:
     for found in read_every_way(data, tmp_path):
         np.testing.assert_array_equal(found, np.moveaxis(colours, 0, 1)[indices])
     np.testing.assert_array_equal(decode_image(data, "x", palette=False), indices)
-    np.testing.assert_array_equal(read_micrograph(tmp_path / "image.tif", channels=[2]).pixels, colours[2][indices])
+    np.testing.assert_array_equal(
+        read_microscopy_image(tmp_path / "image.tif", channels=[2]).pixels, colours[2][indices]
+    )
 
 
 @pytest.mark.parametrize("mode", ["CMYK", "YCbCr", "LAB"])
@@ -250,7 +252,7 @@ def test_other_colours_are_named(tmp_path: Path, mode: str) -> None:
         Image.fromarray((COLOUR >> 8).astype(np.uint8)).convert(mode if mode != "LAB" else "RGB").convert(mode)
     )
     (tmp_path / "a.tif").write_bytes(data)
-    for read in (read_image, read_micrograph):
+    for read in (read_image, read_microscopy_image):
         with pytest.raises(InputError, match=rf"a\.tif: its colours are (CIE)?{mode}; save it as RGB"):
             read(tmp_path / "a.tif")
 
@@ -268,7 +270,7 @@ def test_the_advice_for_channels_fits(tmp_path: Path) -> None:
         array = RNG.integers(0, 9, (count, 8, 8)).astype(np.uint16)
         tifffile.imwrite(tmp_path / "a.tif", array, imagej=True, metadata={"axes": "CYX"})
         with pytest.raises(InputError, match=advice):
-            read_micrograph(tmp_path / "a.tif")
+            read_microscopy_image(tmp_path / "a.tif")
 
 
 # --- No more than is needed -----------------------------------------------------------------------------------------
@@ -293,11 +295,11 @@ def test_one_plane_of_a_stack(tmp_path: Path, options: dict[str, Any], monkeypat
     read: list[int] = []
     seen = codecs.decode_segment
     monkeypatch.setattr("pffnet_d2.imaging.tiff.decode_segment", lambda *a: read.append(len(a[1])) or seen(*a))
-    read_micrograph(path, plane=3)
+    read_microscopy_image(path, plane=3)
     read.clear()
     tracemalloc.start()
     try:
-        pixels = read_micrograph(path, plane=31).pixels
+        pixels = read_microscopy_image(path, plane=31).pixels
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
@@ -320,10 +322,10 @@ def test_planes_in_several_files(tmp_path: Path) -> None:
         )
         tifffile.imwrite(tmp_path / name, STACK[z], description=xml, metadata=None)
     for z in range(2):
-        np.testing.assert_array_equal(read_micrograph(tmp_path / names[0], plane=z).pixels, STACK[z])
+        np.testing.assert_array_equal(read_microscopy_image(tmp_path / names[0], plane=z).pixels, STACK[z])
     (tmp_path / names[1]).unlink()
     with pytest.raises(InputError, match=r"one\.ome\.tif: the file that holds this plane is not beside it"):
-        read_micrograph(tmp_path / names[0], plane=1)
+        read_microscopy_image(tmp_path / names[0], plane=1)
 
 
 def test_a_header_that_promises_451_gib(tmp_path: Path) -> None:
@@ -332,10 +334,10 @@ def test_a_header_that_promises_451_gib(tmp_path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data.replace(b"images=4\n", b"images=3784704000\n"[: len(b"images=4\n") - 1] + b"\n", 1))
     with pytest.raises(InputError, match=r"a\.tif: "):
-        read_micrograph(path, plane=0)
+        read_microscopy_image(path, plane=0)
     tifffile.imwrite(path, STACK[:1], metadata=None, description='{"shape": [3784704, 256, 256]}')
     with pytest.raises(InputError, match=r"a\.tif: "):
-        read_micrograph(path)
-    for read in (read_image, lambda name: read_micrograph(name, plane=0)):
+        read_microscopy_image(path)
+    for read in (read_image, lambda name: read_microscopy_image(name, plane=0)):
         with pytest.raises(InputError, match=r"a\.tif: "):
             read(path)

@@ -127,7 +127,7 @@ def test_nothing_is_lost_beside_other_fields(pffnet_data: Callable[[str], Path])
     """The shipped model on nine fields of BBBC039 side by side finds what it finds in each of them."""
     from pffnet_d2.data.readers import READERS
     from pffnet_d2.evaluation.contingency import ContingencyTable
-    from pffnet_d2.evaluation.metrics import f1_at_iou
+    from pffnet_d2.evaluation.metrics import panoptic_quality
 
     every = READERS["bbbc039"].records(pffnet_data("bbbc039"), "val")
     model = Predictor(device="cpu")
@@ -140,4 +140,4 @@ def test_nothing_is_lost_beside_other_fields(pffnet_data: Callable[[str], Path])
     whole = np.concatenate([np.concatenate(fields[i : i + 3], axis=1) for i in (0, 3, 6)])
     together = model.predict([whole])[0].label_map
     assert together.max() > 500
-    assert f1_at_iou(ContingencyTable.from_labels(apart, together)) > 0.96
+    assert panoptic_quality(ContingencyTable.from_labels(apart, together)).dq > 0.96

@@ -20,7 +20,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from pffnet_d2.atomic_write import locked
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import AUTO, Normalisation, to_rgb8
+from pffnet_d2.imaging.normalisation import AUTO, Normalisation, to_rgb8
 from pffnet_d2.inference import tile_folder
 from pffnet_d2.inference.large import LargePrediction, TileModel, predict_large
 from pffnet_d2.inference.options import ImageOptions

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pffnet_d2.data import readers
-from pffnet_d2.imaging.read import PERCENTILE_16_BIT, STRETCH, Normalisation, normalisation_of, to_rgb8
+from pffnet_d2.imaging.normalisation import PERCENTILE_16_BIT, STRETCH, Normalisation, normalisation_of, to_rgb8
 from pffnet_d2.inference.modality import lost_contrast, statistics, unlike_fluorescence
 
 

@@ -14,7 +14,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from pffnet_d2 import Predictor
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import Normalisation
+from pffnet_d2.imaging.normalisation import Normalisation
 from pffnet_d2.inference.options import ImageOptions, InvalidOption, ModelOptions, PredictOptions
 
 

@@ -19,7 +19,7 @@ from pffnet_d2 import Predictor
 from pffnet_d2.config import read_config
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.thresholds import MASK_THRESHOLDS, SCORE_THRESHOLDS, Choice, write_choice
-from pffnet_d2.imaging.read import PERCENTILE_16_BIT, Normalisation, to_rgb8
+from pffnet_d2.imaging.normalisation import PERCENTILE_16_BIT, Normalisation, to_rgb8
 from pffnet_d2.masks.compose import instances_to_label_map
 from pffnet_d2.masks.paste import instance_masks
 

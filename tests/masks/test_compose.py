@@ -350,3 +350,13 @@ def test_window_masks_are_the_masks_they_were_made_of() -> None:
     assert len(rest) == len(rest.pred_masks) == 2
     np.testing.assert_array_equal(instances_to_label_map(rest) > 0, masks[1:].any(0).numpy())
     assert InstanceMasks([], (4, 5)).tensor.shape == (0, 4, 5)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int64, np.float32])
+def test_contiguous(dtype: type) -> None:
+    labels = np.array([[0, 7, 7], [200, 0, 3]], dtype)
+    found = contiguous(labels)
+    assert found.dtype == np.int32
+    assert found.tolist() == [[0, 2, 2], [3, 0, 1]]
+    np.testing.assert_array_equal(contiguous(found), found)
+    assert contiguous(np.zeros((2, 3), dtype)).tolist() == [[0, 0, 0], [0, 0, 0]]

@@ -15,7 +15,7 @@ import pffnet_d2
 from pffnet_d2 import Predictor
 from pffnet_d2.cli.main import main
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import STRETCH
+from pffnet_d2.imaging.normalisation import STRETCH
 from pffnet_d2.model_zoo import find as pretrained
 from pffnet_d2.model_zoo.find import CARD, CONFIG, WEIGHTS, find_model
 

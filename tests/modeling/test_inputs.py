@@ -18,7 +18,7 @@ from detectron2.modeling import build_model
 from pffnet_d2 import Predictor, config_path
 from pffnet_d2.config import read_config
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import STRETCH, to_rgb8
+from pffnet_d2.imaging.normalisation import STRETCH, to_rgb8
 from pffnet_d2.masks.compose import LabelMapRule, instances_to_label_map
 from pffnet_d2.modeling.inputs import AsTrained
 

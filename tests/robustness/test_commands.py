@@ -17,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pffnet_d2.cli import main as cli
 from pffnet_d2.cli.main import main
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.evaluation.scores import score, write_scores
@@ -499,7 +500,7 @@ def test_check_names_what_is_wrong(
     assert any(said in line for line in errors), captured.out
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "kfold", "thresholds", "report", "pack", "predict"])
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_help_names_its_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])

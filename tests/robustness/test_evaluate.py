@@ -132,9 +132,9 @@ IMAGES = [
         "results/a.png | one id, 1, in 2",
         {f"results/{n}.png": png((LABELS > 0).astype(np.uint8)) for n in "ab"},
     ),
-    row("truth in colours", EVALUATE, "truth/b.png | not in colours", {"truth/b.png": COLOURED}),
-    of_b("in colours", "not in colours", COLOURED),
-    of_b("grey with alpha", "shape (8, 10, 2)", png(np.dstack([LABELS, LABELS]).astype(np.uint8))),
+    row("truth in colours", EVALUATE, "truth/b.png | in colours | never converted to RGB", {"truth/b.png": COLOURED}),
+    of_b("in colours", "in colours | not the labels", COLOURED),
+    of_b("grey with alpha", "with transparency | not the labels", png(np.dstack([LABELS, LABELS]).astype(np.uint8))),
     of_b("another size", "(8, 10) and prediction (4, 10) differ", png(LABELS[:4].astype(np.uint8))),
     of_b("empty file", "cannot be read", b""),
     of_b("text called png", "cannot be read", b"a note"),
@@ -149,8 +149,8 @@ IMAGES = [
     tif_of_b("not a number", "prediction is of float32", np.full((8, 10), np.nan, np.float32)),
     tif_of_b("complex", "complex64 values are not supported", LABELS.astype(np.complex64)),
     tif_of_b("negative ids", "negative id -2", -LABELS),
-    tif_of_b("a stack", "(5, 8, 10) planes", np.stack([LABELS] * 5)),
-    tif_of_b("a line", "2-D", np.arange(12, dtype=np.int32)),
+    tif_of_b("a stack", "a stack of 5 planes", np.stack([LABELS] * 5)),
+    tif_of_b("a line", "axes X of (12,)", np.arange(12, dtype=np.int32)),
     tif_of_b("ids of 64 bits, another size", "differ in shape", LABELS[:4].astype(np.uint64)),
 ]
 

@@ -17,7 +17,7 @@ from detectron2.config import get_cfg
 from pffnet_d2 import Predictor
 from pffnet_d2.config import read_config
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import Normalisation
+from pffnet_d2.imaging.normalisation import Normalisation
 
 GREY = np.full((64, 96), 8, np.uint8)
 

@@ -99,8 +99,8 @@ def damaged_run(**damage: bytes) -> Callable[[Path], None]:
 
 
 CONFIGS = [
-    Case("no config", "train", ("no config file given", "pffnet train --from pretrained FOLDER")),
-    Case("a folder alone", "train images/", ("no config file given", "pffnet train --from pretrained FOLDER")),
+    Case("no config", "train", ("no config file given", "pffnet finetune FOLDER")),
+    Case("a folder alone", "train images/", ("no config file given", "pffnet finetune FOLDER")),
     Case("evaluate without config", "evaluate", ("no config file given", "--truth DIR --prediction DIR")),
     Case("missing config", "train --config-file no.yaml", ("no.yaml: no such config file",)),
     Case("a folder as config", "train --config-file c", ("c: is a folder",), empty_folder("c")),

@@ -32,7 +32,7 @@ from skimage.measure import label
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, find_part
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import PERCENTILE_16_BIT
+from pffnet_d2.imaging.normalisation import PERCENTILE_16_BIT
 
 SPLITS: tuple[str, ...] = ("train", "val", "test")
 LISTS = {"train": "training.txt", "val": "validation.txt", "test": "test.txt"}

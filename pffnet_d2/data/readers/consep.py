@@ -19,7 +19,7 @@ from pathlib import Path
 
 from pffnet_d2.data.readers.cpm import folder_records, folder_splits
 from pffnet_d2.data.readers.record import Record
-from pffnet_d2.imaging.read import AS_IS
+from pffnet_d2.imaging.normalisation import AS_IS
 
 IMAGES = {"train": 27, "test": 14}
 SPLITS: tuple[str, ...] = tuple(IMAGES)

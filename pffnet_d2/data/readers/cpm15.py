@@ -26,7 +26,7 @@ from pffnet_d2.data.readers.labels import image_size, text_size
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import AS_IS
+from pffnet_d2.imaging.normalisation import AS_IS
 
 SPLITS: tuple[str, ...] = ("all",)
 CATEGORY = "nucleus"

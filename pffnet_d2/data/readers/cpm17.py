@@ -22,7 +22,7 @@ from pathlib import Path
 
 from pffnet_d2.data.readers.cpm import folder_records, folder_splits
 from pffnet_d2.data.readers.record import Record
-from pffnet_d2.imaging.read import AS_IS
+from pffnet_d2.imaging.normalisation import AS_IS
 
 IMAGES = {"train": 32, "test": 32}
 SPLITS: tuple[str, ...] = tuple(IMAGES)

@@ -49,7 +49,8 @@ from pffnet_d2.data.readers.labels import label_map
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, list_files, shipped
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import AS_IS, decode_image
+from pffnet_d2.imaging.normalisation import AS_IS
+from pffnet_d2.imaging.read import decode_label_image
 
 SUBSETS = ("A1", "A2", "A3", "A4")
 SPLITS: tuple[str, ...] = ("train", "test")
@@ -299,9 +300,9 @@ def _read_label_map(part: Part) -> npt.NDArray[np.int32]:
     if isinstance(part, Hdf5Data):
         return label_map(part.read(), str(part))
     data = part.read()
-    labels = decode_image(data, str(part), palette=False)
+    labels = decode_label_image(data, str(part))
     with Image.open(io.BytesIO(data)) as image:
-        grey = image.mode == "L"
+        grey = image.mode in ("L", "LA", "RGB", "RGBA")
     if grey and labels.max() > len(np.unique(labels)):  # of palette colours, where two leaves may have got one grey
         raise InputError(
             f"{part}: grey values with gaps up to {labels.max()}, a rendering of the labels, not the labels; "

@@ -39,7 +39,8 @@ from pffnet_d2.data.readers.masks import instance_mask, one_mask_per_object
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, list_files, shipped
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import AS_IS, MAX_PIXELS, STRETCH, Normalisation
+from pffnet_d2.imaging.normalisation import AS_IS, STRETCH, Normalisation
+from pffnet_d2.imaging.read import MAX_PIXELS
 from pffnet_d2.masks.coco import masks_to_label_map
 
 logger = logging.getLogger(__name__)

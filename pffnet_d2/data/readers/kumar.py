@@ -48,7 +48,7 @@ from pffnet_d2.data.readers.labels import image_size
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, list_files, shipped
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import AS_IS
+from pffnet_d2.imaging.normalisation import AS_IS
 from pffnet_d2.masks.coco import OVERLAPS, masks_to_label_map
 from pffnet_d2.masks.instance_mask import InstanceMask
 

@@ -26,11 +26,6 @@ def label_map(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.int32]:
     Raises:
         InputError: naming ``name``, for an array of another shape or with values that are no whole numbers from 0 on.
     """
-    if array.ndim == 3 and array.shape[2] in (3, 4):
-        raise InputError(
-            f"{name}: a picture of the labels in colours, not the labels; use the publisher's label image unchanged "
-            "(one channel or a palette, never converted to RGB)"
-        )
     if array.ndim != 2 or array.size == 0:
         raise InputError(f"{name}: an array of shape {array.shape} is no label image; give one plane of ids")
     if array.dtype.kind not in "buif":

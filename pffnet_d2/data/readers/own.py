@@ -34,7 +34,8 @@ from pffnet_d2.data.readers.masks import one_mask_per_object
 from pffnet_d2.data.readers.record import IMAGE_TYPES, Record
 from pffnet_d2.data.readers.source import SourceFile, list_files
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import AS_IS, AUTO, BY_DEPTH, Normalisation, decode_image, read_bytes
+from pffnet_d2.imaging.normalisation import AS_IS, AUTO, BY_DEPTH, Normalisation
+from pffnet_d2.imaging.read import decode_label_image, read_bytes
 from pffnet_d2.masks.coco import masks_to_label_map
 from pffnet_d2.masks.instance_mask import InstanceMask
 
@@ -300,12 +301,7 @@ def _read(file: SourceFile) -> npt.NDArray[Any]:
 
 def _read_labels(file: SourceFile, form: str) -> npt.NDArray[np.int32]:
     """``form``: "ids", "components", or "auto", which refuses what looks like the mask of all objects."""
-    labels = decode_image(file.read(), str(file), palette=False)
-    if labels.ndim == 3 and labels.shape[2] in (2, 4) and labels.dtype == np.uint8 and (labels[..., -1] == 255).all():
-        labels = labels[..., :-1]  # alpha that says nothing
-    if labels.ndim == 3 and (labels == labels[..., :1]).all():
-        labels = labels[..., 0]  # one plane, saved as RGB
-    ids = label_map(labels, str(file))
+    ids = label_map(decode_label_image(file.read(), str(file)), str(file))
     if form == "components":
         return components(ids > 0)
     count = parts_of_one_id(ids) if form == "auto" else 0

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pffnet_d2.imaging.read import Normalisation
+from pffnet_d2.imaging.normalisation import Normalisation
 from pffnet_d2.masks.instance_mask import InstanceMask
 
 IMAGE_TYPES = ("fluorescence", "histology", "brightfield", "plant")

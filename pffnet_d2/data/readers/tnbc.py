@@ -36,7 +36,8 @@ from skimage.measure import label
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, list_files, shipped
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import AS_IS, decode_image
+from pffnet_d2.imaging.normalisation import AS_IS
+from pffnet_d2.imaging.read import decode_image
 from pffnet_d2.masks.compose import contiguous
 
 _SHIPPED = shipped("tnbc")

@@ -125,11 +125,13 @@ def rendering(label_map: np.ndarray, layouts: ModuleType, mode: str) -> bytes:
 
 def test_bad_label_images(tmp_path: Path, layouts: ModuleType, plants: Plants) -> None:
     labels = plants["A1/plant001"][1]
-    files = layouts.cvppp_files({f"A2/plant{i}": plants["A1/plant001"] for i in range(5)})
+    files = layouts.cvppp_files({f"A2/plant{i}": plants["A1/plant001"] for i in range(6)})
     for i, mode in enumerate(("RGB", "RGBA", "L")):
         files[f"training/A2/plant{i}_label.png"] = rendering(labels, layouts, mode)
     files["training/A2/plant3_label.png"] = files["training/A2/plant3_label.png"][:-40]
     files["training/A2/plant4_label.png"] = layouts.png(labels.astype(np.uint8))  # grey without palette: ids
+    with Image.open(io.BytesIO(files["training/A2/plant2_label.png"])) as grey:
+        files["training/A2/plant5_label.png"] = layouts.png(np.array(grey.convert("RGB")))
     found = list(cvppp.records(layouts.write(tmp_path, files), "train", scheme="a2"))
     words = (
         "plant0_label.png: a picture of the labels in colours.*label image unchanged",
@@ -141,6 +143,8 @@ def test_bad_label_images(tmp_path: Path, layouts: ModuleType, plants: Plants) -
         with pytest.raises(InputError, match=message):
             record.read_label_map()
     np.testing.assert_array_equal(found[4].read_label_map(), labels)
+    with pytest.raises(InputError, match=r"plant5_label\.png: grey values with gaps up to "):
+        found[5].read_label_map()
 
 
 def test_missing_files(tmp_path: Path, layouts: ModuleType, plants: Plants) -> None:

@@ -30,9 +30,7 @@ def test_ids_are_compacted_in_order(array: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("array", "words"),
     [
-        (np.zeros((4, 5, 3), np.uint8), "a picture of the labels in colours"),
-        (np.zeros((4, 5, 4), np.uint8), "a picture of the labels in colours"),
-        (np.zeros((4, 5, 2), np.uint8), "shape"),
+        (np.zeros((4, 5, 3), np.uint8), "shape"),
         (np.zeros(4, np.uint8), "shape"),
         (np.zeros((0, 5), np.uint8), "shape"),
         (np.full((2, 2), -1, np.int16), "negative labels"),

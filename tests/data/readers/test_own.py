@@ -16,7 +16,8 @@ from PIL import Image
 from pffnet_d2.data.prepare import prepare
 from pffnet_d2.data.readers import own
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import AS_IS, AUTO, MAX_PIXELS, Normalisation
+from pffnet_d2.imaging.normalisation import AS_IS, AUTO, Normalisation
+from pffnet_d2.imaging.read import MAX_PIXELS
 from pffnet_d2.masks.coco import annotations_to_label_map, label_map_to_annotations
 
 Pair = tuple[np.ndarray, np.ndarray]

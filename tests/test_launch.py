@@ -1,9 +1,10 @@
-"""Several processes on the CPU: what they compute together is what one computes, in every method."""
+"""Several processes: what they compute together is what one computes, in every method; where one fails, all end."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import re
 import socket
 import threading
 from collections.abc import Iterator
@@ -13,13 +14,17 @@ from typing import Any
 
 import pytest
 import torch
+from detectron2.utils import comm
+from torch.multiprocessing.spawn import ProcessRaisedException
 
+from pffnet_d2 import launch
 from pffnet_d2.cli.main import main
 from pffnet_d2.config import config_path
 from pffnet_d2.data.prepare import prepare
-from pffnet_d2.engine.launch import launch_on_cpu
 from pffnet_d2.engine.trainer import run
+from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.scores import read_scores
+from pffnet_d2.launch import launch_over_gloo
 
 pytestmark = pytest.mark.usefixtures("leave_no_trace")
 
@@ -41,7 +46,7 @@ def found(two_ranks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> li
         url = f"tcp://127.0.0.1:{free.getsockname()[1]}"
     machines = [
         threading.Thread(
-            target=launch_on_cpu,
+            target=launch_over_gloo,
             args=(two_ranks.compare, 1),
             kwargs={"num_machines": 2, "machine_rank": i, "dist_url": url, "args": (str(out),)},
         )
@@ -121,6 +126,35 @@ def test_training_and_evaluation_on_two_ranks(
     assert json.loads((results[0] / "panoptic_seg.json").read_text()) == pytest.approx(
         json.loads((results[1] / "panoptic_seg.json").read_text())
     )
+
+
+def test_an_error_of_a_process_is_raised_here(two_ranks: ModuleType) -> None:
+    with pytest.raises(InputError, match=r"^rank 0: a\.png is damaged; fetch it again$"):
+        launch_over_gloo(two_ranks.make_a_mistake, 1)
+    with pytest.raises(ProcessRaisedException, match="ZeroDivisionError"):
+        launch_over_gloo(two_ranks.break_down, 1)
+
+
+@pytest.mark.parametrize(
+    "command", ["predict image.png --device cpu --processes 100000", "train --config-file FILE --cpu-ranks 100000"]
+)
+def test_more_processes_than_a_machine_serves(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("image.png").touch()
+    assert main(command.replace("FILE", str(config_path("demo/PFFNet_R18_FPN.yaml"))).split()) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"pffnet: error: 100000 processes: this machine has \d+ CPU cores?; use at most \d+", line)
+    assert not (tmp_path / "results").exists()
+
+
+def test_upstreams_own_way_to_group_processes_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[int] = []
+    monkeypatch.setattr(comm, "create_local_process_group", groups.append, raising=False)
+    launch._group_by_machine(3)
+    assert groups == [3]
+    assert comm._LOCAL_PROCESS_GROUP is None
 
 
 def test_flags_that_do_not_go_together(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""What each of two processes does in tests/test_cpu_ranks.py; importable from a process that was just started."""
+"""What each of two processes does in tests/test_launch.py; importable from a process that was just started."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from pffnet_d2.config import config_path, read_config
-from pffnet_d2.engine.train_step import NonFiniteLoss, TrainStep
+from pffnet_d2.engine.train_step import TrainStep
+from pffnet_d2.errors import InputError, NonFiniteLoss
 
 METHODS = ("PFFNet", "CellRCNN_V2", "CellRCNN", "MaskRCNN_GN")
 # Of a small net; the groups of GroupNorm want 32 channels.
@@ -93,3 +94,11 @@ def diverge(rank: int) -> str:
     except NonFiniteLoss as error:
         return str(error)
     return "went on"
+
+
+def make_a_mistake() -> None:
+    raise InputError(f"rank {comm.get_rank()}: a.png is damaged; fetch it again")
+
+
+def break_down() -> None:
+    raise ZeroDivisionError

@@ -1,0 +1,41 @@
+"""``pffnet package``: a small model folder of a trained one."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from pffnet_d2 import env
+from pffnet_d2.cli.arguments import add_config, add_opts, add_weights
+
+HELP = "make a small model folder to hand on, for predict --model, of a trained one"
+DESCRIPTION = (
+    "Writes config.yaml, model_final.pth (half precision, without what only training uses) and "
+    "card.json (SHA-256 of both, thresholds, what --about says)."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser, "yaml of the training", required=True)
+    add_weights(parser, "checkpoint of the training", required=True)
+    parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument(
+        "--about", type=Path, metavar="FILE", help="yaml that goes into the card: licence, sources, scores"
+    )
+    add_opts(parser, "MODEL.PFFNET.DIAMETER 24.0, say")
+
+
+def run(args: argparse.Namespace) -> int:
+    """
+    Raises:
+        InputError: see :func:`~pffnet_d2.model_zoo.package.pack`.
+    """
+    env.require(args.command)
+    from pffnet_d2.model_zoo.package import pack, read_about
+
+    about = read_about(args.about) if args.about else {}
+    card = pack(args.config, args.weights, args.out, about=about, opts=args.opts)
+    print(
+        f"{args.out}: {card['parameters']:,} parameters, {card['bytes'] / 1e6:.1f} MB; use it with --model {args.out}"
+    )
+    return 0
