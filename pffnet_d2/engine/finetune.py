@@ -19,7 +19,7 @@ from torch import nn
 from pffnet_d2.atomic_write import write_text
 from pffnet_d2.config import config_path, differences, read_config
 from pffnet_d2.data.catalog import register_prepared
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.data.readers import own
 from pffnet_d2.engine.arguments import argument_parser
 from pffnet_d2.engine.console import Progress, draw_overlays, quiet, score_table
@@ -144,7 +144,7 @@ def prepare_own(source: Path, root: Path, options: Mapping[str, str]) -> list[st
     count = own.count_undivided(source, **options)
     if count and not {"fractions", "lists"} & options.keys():
         options["fractions"] = "train=1" if count < MIN_DIVIDED else "train=0.8,val=0.2"
-    splits = prepare(NAME, source, root, dataset=NAME, options=options, force=True)
+    splits = prepare(NAME, source, root, Selection(options=options), dataset=NAME, force=True)
     if "train" not in splits:
         raise InputError(f"{source}: its splits are {', '.join(splits)}; one must be called train")
     register_prepared(root)

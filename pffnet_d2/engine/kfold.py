@@ -14,8 +14,10 @@ from tabulate import tabulate
 
 from pffnet_d2.atomic_write import write_text
 from pffnet_d2.config import read_config
-from pffnet_d2.data.catalog import register_all, root
-from pffnet_d2.data.prepare import OWN, check_folds, prepare, read_info
+from pffnet_d2.data.catalog import register_all
+from pffnet_d2.data.folds import check_folds
+from pffnet_d2.data.prepare import OWN, Selection, prepare
+from pffnet_d2.data.prepared import root
 from pffnet_d2.data.readers import READERS
 from pffnet_d2.engine.resume import changes
 from pffnet_d2.errors import InputError
@@ -107,9 +109,9 @@ def prepared_folds(dataset: str, folds: int, source: Path | None, seed: int | No
             raise InputError(
                 f"{dataset}: its {folds} folds are not prepared in {root()}; run `pffnet prepare` with --folds {folds}"
             )
-        prepare(dataset, source, root(), folds=folds, seed=seed or 0)
+        prepare(dataset, source, root(), Selection(folds=folds, seed=seed or 0))
         register_all()
-    seeds = {read_info(Path(MetadataCatalog.get(name).json_file)).get("seed") for name in every}
+    seeds = {MetadataCatalog.get(name).files.info().get("seed") for name in every}
     if len(seeds) > 1 or (seed is not None and seeds != {seed}):
         found = ", ".join(str(each) for each in sorted(seeds, key=str))
         wanted = "" if seed is None else f", not {seed}"

@@ -18,7 +18,7 @@ from detectron2.structures import Boxes, Instances
 
 from pffnet_d2.cli import main as cli
 from pffnet_d2.config import config_path, read_config
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.engine import trainer as engine
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import metrics
@@ -40,7 +40,7 @@ NAME = "phantoms_val"
 
 @pytest.fixture(autouse=True)
 def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leave_no_trace: None) -> None:
-    prepare("phantoms", None, tmp_path / "datasets", splits=("val",), count=2)
+    prepare("phantoms", None, tmp_path / "datasets", Selection(splits=("val",), count=2))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
 
 
