@@ -30,7 +30,7 @@ from pffnet_d2.data.augmentation import build_augmentations
 from pffnet_d2.data.catalog import register_all
 from pffnet_d2.data.mapper import PFFNetDatasetMapper
 from pffnet_d2.data.prepare import prepare
-from pffnet_d2.data.synthetic import phantom
+from pffnet_d2.data.synthetic import synthetic_image
 
 
 def prepare_fields(folder: Path, count: int) -> str:
@@ -38,7 +38,7 @@ def prepare_fields(folder: Path, count: int) -> str:
     for part in ("images", "labels"):
         (folder / "source" / part).mkdir(parents=True)
     for i in range(count):
-        tiles = [phantom(0, 6 * i + k) for k in range(6)]
+        tiles = [synthetic_image(0, 6 * i + k) for k in range(6)]
         rows = [np.concatenate([tiles[3 * r + c][0] for c in range(3)], axis=1) for r in range(2)]
         ids = [np.where(labels > 0, labels + 1000 * k, 0) for k, (_, labels) in enumerate(tiles)]
         truth = [np.concatenate(ids[3 * r : 3 * r + 3], axis=1) for r in range(2)]

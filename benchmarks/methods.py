@@ -28,7 +28,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pffnet_d2.config import config_path, read_config
-from pffnet_d2.data.synthetic import phantom
+from pffnet_d2.data.synthetic import synthetic_image
 from pffnet_d2.modeling.roi_masks import Unpasted
 
 METHODS = ("MaskRCNN_GN", "PanopticFPN", "CellRCNN", "CellRCNN_V2", "PFFNet")
@@ -47,7 +47,7 @@ class Method:
         self.optimizer = build_optimizer(cfg, self.model)
         for group in self.optimizer.param_groups:
             group["lr"] = 1e-6  # the same work at every step
-        self.batch = [as_mapped(*phantom(0, i)) for i in range(2)]
+        self.batch = [as_mapped(*synthetic_image(0, i)) for i in range(2)]
 
     def train(self) -> None:
         with EventStorage():

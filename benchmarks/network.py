@@ -31,7 +31,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pffnet_d2  # noqa: F401  (registers)
 from pffnet_d2.config import config_path, read_config
-from pffnet_d2.data.synthetic import phantom
+from pffnet_d2.data.synthetic import synthetic_image
 from pffnet_d2.masks.compose import LabelMapRule, instances_to_label_map
 from pffnet_d2.modeling.meta_arch import PFFNet
 from pffnet_d2.modeling.roi_masks import Unpasted
@@ -51,7 +51,7 @@ SAME_WORK = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "-1.0", "MODEL.ROI_HEADS.NMS_T
 
 
 def batch(size: int, count: int) -> list[dict[str, Any]]:
-    return [as_mapped(*phantom(0, i, size=(size, size))) for i in range(count)]
+    return [as_mapped(*synthetic_image(0, i, size=(size, size))) for i in range(count)]
 
 
 class Side:

@@ -18,7 +18,7 @@ from pffnet_d2.cli import demo
 from pffnet_d2.cli.main import main
 from pffnet_d2.config import config_path
 from pffnet_d2.data import prepare as prepare_module
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.engine import read_config
 from pffnet_d2.masks.compose import instances_to_label_map
 from pffnet_d2.visualization.overlay import read_metrics
@@ -37,7 +37,7 @@ TINY = [
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """OUTPUT_DIR of two iterations on two images."""
     root = tmp_path_factory.mktemp("end_to_end")
-    prepare("phantoms", None, root / "datasets", count=2)
+    prepare("phantoms", None, root / "datasets", Selection(count=2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(root / "datasets"))
         out = root / "run"
@@ -150,7 +150,7 @@ def test_resuming_goes_on_from_the_last_iteration(trained: Path) -> None:
 
 
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(prepare_module, "prepare", partial(prepare_module.prepare, count=2))
+    monkeypatch.setattr(prepare_module, "prepare", partial(prepare_module.prepare, selection=Selection(count=2)))
     monkeypatch.setenv("DETECTRON2_DATASETS", "")  # what the demonstration sets ends with the test
     opts = [*TINY, "SOLVER.MAX_ITER", "2"]
     for _ in range(2):  # running it again works

@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from pffnet_d2 import launch
 from pffnet_d2.cli.main import main
 from pffnet_d2.config import config_path
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.engine.trainer import run
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.scores import read_scores
@@ -97,7 +97,7 @@ def test_all_ranks_end_where_one_diverges(found: list[dict[str, Any]]) -> None:
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     root = tmp_path_factory.mktemp("datasets")
-    prepare("phantoms", None, root, count=3)
+    prepare("phantoms", None, root, Selection(count=3))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(root))
         yield root

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pffnet_d2.config import config_path, read_config
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.engine.trainer import Trainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leave_no_trace")]
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leave_no_trace")]
 def test_two_images_by_heart(
     config: str, metric: str, own: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    prepare("phantoms", None, tmp_path, splits=["train"], count=2)
+    prepare("phantoms", None, tmp_path, Selection(splits=["train"], count=2))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     options = {
         "DATASETS.TRAIN": "('phantoms_train',)",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -35,7 +34,9 @@ class Parser(argparse.ArgumentParser):
 
 def data_root() -> Path:
     """Where prepared data sets lie unless a command is told otherwise."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets"))
+    from pffnet_d2.data.prepared import root
+
+    return root()
 
 
 def add_config(parser: argparse.ArgumentParser, help: str | None = None, *, required: bool = False) -> None:

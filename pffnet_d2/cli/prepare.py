@@ -40,20 +40,16 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: see :func:`~pffnet_d2.data.prepare.prepare`.
     """
-    from pffnet_d2.data.prepare import prepare, read_options
+    from pffnet_d2.data.prepare import Selection, prepare, read_options
 
-    prepare(
-        args.dataset,
-        args.source,
-        args.out,
+    selection = Selection(
         splits=args.splits,
         scheme=args.scheme,
         options=read_options(args.option),
         folds=args.folds,
         fold=args.fold,
         seed=args.seed,
-        dataset=args.name,
         count=args.count,
-        force=args.force,
     )
+    prepare(args.dataset, args.source, args.out, selection, dataset=args.name, force=args.force)
     return 0

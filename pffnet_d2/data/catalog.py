@@ -2,60 +2,56 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import load_coco_json
 
-from pffnet_d2.data.prepare import category, known_splits, read_info
+from pffnet_d2.data import synthetic
+from pffnet_d2.data.prepare import category, known_splits
+from pffnet_d2.data.prepared import PreparedSplit, find_splits, not_prepared, read_images, root
 from pffnet_d2.errors import InputError
 
 
-def root() -> Path:
-    """The folder of the prepared data sets: $DETECTRON2_DATASETS, as for Detectron2's own, else ``datasets``."""
-    return Path(os.environ.get("DETECTRON2_DATASETS", "datasets")).expanduser()
-
-
 class PreparedMetadata(Metadata):
-    """Metadata whose paths are made when asked for, so that the root may be set after the package is imported."""
+    """Metadata whose paths are made when they are asked for, so that the root may be set after the package is
+    imported."""
 
     dataset: str
     split: str
-    prepare_arguments: str  # of `pffnet prepare`, to say when it is missing
+    prepare_arguments: str  # of `pffnet prepare`, for the message when the split is missing
 
     @property
-    def folder(self) -> Path:
-        return root() / self.dataset / self.split
+    def files(self) -> PreparedSplit:
+        return PreparedSplit(root() / self.dataset / self.split)
 
     @property
     def json_file(self) -> str:
-        return str(self.folder / "instances.json")
+        return str(self.files.json_file)
 
     @property
     def image_root(self) -> str:
-        return str(self.folder / "images")
+        return str(self.files.images)
 
     @property
     def sem_seg_root(self) -> str:
-        return str(self.folder / "semantic")
+        return str(self.files.semantic)
 
 
 def register_all() -> None:
     """Register every data set that ``pffnet prepare`` can make, prepared or not, and what else is prepared under the
-    root: a user's own, folds. Names already there are left alone."""
+    root: custom data sets and folds. Names that are registered already are left alone."""
     for dataset, splits in known_splits().items():
         for split, arguments in splits.items():
-            source = "" if dataset == "phantoms" else " --source FOLDER"
+            source = "" if dataset == synthetic.NAME else " --source FOLDER"
             _register(dataset, split, category(dataset), f"{dataset}{arguments}{source}")
-    for path in sorted(root().glob("*/*/instances.json")):
-        info = read_info(path)  # the head of the file
-        dataset, split = path.parts[-3:-1]
+    for files in find_splits(root(), depths=(2,)):
+        info = files.info()
+        dataset, split = files.folder.parts[-2:]
         if (info.get("dataset"), info.get("split")) == (dataset, split):
             name = "" if info["reader"] == dataset else f" --name {dataset}"
             folds = f" --folds {info['folds']}" if "folds" in info else ""
@@ -100,10 +96,8 @@ def load(name: str) -> list[dict[str, Any]]:
             meta.json_file, meta.image_root, name, extra_annotation_keys=["z_order"]
         )
     except (ValueError, KeyError, TypeError, AssertionError, RecursionError) as error:
-        raise InputError(
-            f"{meta.json_file}: not the json of a prepared data set; delete its folder and prepare it again"
-        ) from error
-    labelled = read_info(Path(meta.json_file)).get("labelled", True)
+        raise not_prepared(meta.files.json_file) from error
+    labelled = meta.files.info().get("labelled", True)
     for entry in dicts:
         entry["normalised"] = True  # when it was prepared: a model that stretches raw images leaves these (AsTrained)
         if not labelled:
@@ -129,7 +123,7 @@ def origins(names: Sequence[str]) -> dict[str, Origin]:
     for name in dict.fromkeys(names):
         meta = MetadataCatalog.get(name)
         if isinstance(meta, PreparedMetadata):
-            for image in json.loads(Path(meta.json_file).read_text(encoding="utf-8"))["images"]:
+            for image in read_images(meta.files.json_file):
                 found[os.path.join(meta.image_root, image["file_name"])] = Origin(
                     name, str(image.get("image_type") or "")
                 )

@@ -1,15 +1,12 @@
-"""From what a publisher distributes to images/, semantic/ and instances.json, once.
+"""From the files that a publisher distributes to prepared data sets (``prepared``), once.
 
-    ROOT/<name>/<split>/images/<id>.png     8-bit RGB
-                        semantic/<id>.png   8 bit, 0 background, 1 object
-                        instances.json      COCO with run lengths; ``info`` says how the images were normalised
+The folder of a split has the name of the split. With a scheme that is not the reader's default it is
+``<scheme>_<split>``; folds are ``fold<i>of<K>_train`` and ``fold<i>of<K>_val``. In Detectron2's catalogs a split is
+called ``<data set>_<folder>``.
 
-<split> is the split's name, with a scheme that is not the reader's default ``<scheme>_<split>``, and of folds
-``fold<i>of<K>_train`` and ``fold<i>of<K>_val``. The data set's name in the catalogs is ``<name>_<that>``.
-
-A split is built in a folder beside its place and moved when whole, so that what is there is complete. One that is there
-already, made of the same images with the same options, is left alone. One process at a time makes a split; others may
-make other splits meanwhile.
+A split is built in a folder beside its place and moved there when it is complete. A complete split that was made from
+the same images with the same options is left alone. One process at a time makes a split; other processes may make
+other splits meanwhile.
 """
 
 from __future__ import annotations
@@ -19,48 +16,88 @@ import os
 import re
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+import numpy.typing as npt
 from tqdm import tqdm
 
 from pffnet_d2.atomic_write import touched, work_folder, write_text
 from pffnet_d2.data import readers, synthetic
-from pffnet_d2.data.prepared import write_instances, write_semantic
+from pffnet_d2.data.folds import check_folds, divide
+from pffnet_d2.data.prepared import FORMAT, PreparedSplit, write_image, write_instances, write_semantic
 from pffnet_d2.data.readers import READERS
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.normalisation import Normalisation, to_rgb8
-from pffnet_d2.masks.coco import (
-    label_map_to_annotations,
-    masks_to_annotations,
-    masks_to_label_map,
-)
+from pffnet_d2.masks.coco import label_map_to_annotations, masks_to_annotations, masks_to_label_map
 
 Read = Callable[[], Iterator[Record]]
 
-FORMAT = 3  # of the prepared files; a split of another one is made again
 LONGEST_NAME = 255  # bytes, of most file systems
-OWN = "own"  # the reader of a user's images, prepared under a name of their own
+OWN = "own"  # the reader of custom data sets, which are prepared under names of their own
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which images of a data set to prepare, and as which splits.
+
+    Attributes:
+        splits: their names; None takes all for which there are files.
+        scheme: one of the reader's split schemes; None takes its default.
+        options: the reader's options, values as text.
+        folds: K >= 2 divides all labelled images into K parts, groups kept whole, and makes the splits
+            fold<i>of<K>_val (part i) and fold<i>of<K>_train (the others) instead; the lists are written to
+            folds<K>_seed<S>.json beside them.
+        fold: i, from 0; None makes all K.
+        seed: of the division.
+        count: images per split. Synthetic images: how many to make (80 and 16 unless given); others: only the first
+            so many, for a trial.
+    """
+
+    splits: Sequence[str] | None = None
+    scheme: str | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    folds: int | None = None
+    fold: int | None = None
+    seed: int = 0
+    count: int | None = None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What ``prepare`` makes.
+
+    Attributes:
+        reads: what reads the records of each split, by the name of its folder.
+        normalisation: of the images.
+        made_by: further entries of the json's ``info``.
+        category: of the objects.
+        lists: the image ids of the splits of all folds.
+    """
+
+    reads: dict[str, Read]
+    normalisation: Normalisation
+    made_by: dict[str, Any]
+    category: str
+    lists: dict[str, list[str]] = field(default_factory=dict)
 
 
 def known_splits() -> dict[str, dict[str, str]]:
-    """Of every data set the folders that ``prepare`` makes unless asked otherwise, each with the arguments that make
+    """The folders that ``prepare`` makes by default, by data set, each with the arguments of the command that make
     it."""
-    known = {"phantoms": dict.fromkeys(synthetic.SPLITS, "")}
+    known = {synthetic.NAME: dict.fromkeys(synthetic.SPLITS, "")}
     for name in READERS:
         if name != OWN:
             default, *_ = readers.schemes(name)
             known[name] = {
-                _folder(scheme, split, default): "" if scheme == default else f" --scheme {scheme}"
+                _folder_name(scheme, split, default): "" if scheme == default else f" --scheme {scheme}"
                 for scheme, splits in readers.schemes(name).items()
                 for split in splits
             }
@@ -69,107 +106,63 @@ def known_splits() -> dict[str, dict[str, str]]:
 
 def category(name: str) -> str:
     """What the objects of a data set are."""
-    return synthetic.CATEGORY if name == "phantoms" else READERS[name].CATEGORY
+    return synthetic.CATEGORY if name == synthetic.NAME else READERS[name].CATEGORY
 
 
 def prepare(
     name: str,
     source: Path | None,
     out: Path,
+    selection: Selection | None = None,
     *,
-    splits: Sequence[str] | None = None,
-    scheme: str | None = None,
-    options: Mapping[str, str] | None = None,
-    folds: int | None = None,
-    fold: int | None = None,
-    seed: int = 0,
     dataset: str | None = None,
-    count: int | None = None,
     force: bool = False,
     workers: int | None = None,
 ) -> list[str]:
     """Prepare a data set under ``out / name`` and print what was made.
 
     Args:
-        name: "phantoms" or a key of ``READERS``.
-        source: the folder with the publisher's files; phantoms need none.
-        splits: which; None takes all that ``source`` holds.
-        scheme: one of the reader's split schemes; None takes its default.
-        options: the reader's options, values as text.
-        folds: K >= 2 divides all labelled images into K parts, groups kept whole, and makes the splits
-            fold<i>of<K>_val (part i) and fold<i>of<K>_train (the others) instead; the lists are written to
-            folds<K>_seed<S>.json beside them.
-        fold: i, from 0; None makes all K.
-        seed: of the division.
-        dataset: name of the prepared data set, and the one way to name a user's own; None takes ``name``.
-        count: images a split. Phantoms: how many to make (80 and 16 unless given); others: only the first so many, for
-            a trial.
+        name: "phantoms" (synthetic images) or a key of ``READERS``.
+        source: the folder with the publisher's files; synthetic images need none.
+        out: the folder of the prepared data sets.
+        selection: which images, and as which splits; None takes all.
+        dataset: name of the prepared data set; None takes ``name``. Custom data sets need one.
         force: make it again even if it is complete.
-        workers: threads; None takes one a processor, at most 8.
+        workers: threads; None takes one per processor, at most 8.
 
     Returns:
-        The splits, by the names of their folders.
+        The names of the splits' folders.
 
     Raises:
-        InputError: whatever is wrong with the arguments or the source; another process makes the same split. Nothing
-            half-made is left.
+        InputError: the arguments or the source are wrong; another process makes the same split. No half-made split is
+            left.
     """
-    if name != "phantoms" and name not in READERS:
-        raise InputError(f"unknown data set {name!r}; choose one of phantoms, {', '.join(READERS)}")
+    selection = selection or Selection()
+    if name != synthetic.NAME and name not in READERS:
+        raise InputError(f"unknown data set {name!r}; choose one of {synthetic.NAME}, {', '.join(READERS)}")
     dataset = _dataset_name(name, dataset)
-    if count is not None and count < 1:
-        raise InputError(f"count {count}: give at least one image")
-    check_folds(folds, seed)
-    made_by: dict[str, Any] = {}
-    lists: dict[str, Any] = {}
-    if name == "phantoms":
-        if scheme or options or folds is not None:
-            raise InputError("phantoms have no schemes, options or folds: they are made, as many as you like (--count)")
-        reads, normalisation = _phantom_splits(splits, count), synthetic.NORMALISATION
-    else:
-        if source is None:
-            raise InputError(f"{name} needs --source: the folder with the files (see datasets/README.md)")
-        if "seed" in readers.options(name):
-            options = {"seed": str(seed), **(options or {})}
-        made_by = {"scheme": _scheme(name, scheme), "options": _options(name, options or {})}
-        given = {key: made_by["options"][key] for key in options or {}}
-        if scheme and scheme != next(iter(readers.schemes(name))):
-            given["scheme"] = scheme
-        normalise = getattr(READERS[name], "normalisation", None)
-        normalisation = normalise(**given) if normalise else READERS[name].NORMALISATION
-        if folds is None:
-            if fold is not None:
-                raise InputError(f"--fold {fold} needs --folds: how many there are")
-            reads = _reader_splits(name, source, splits, made_by["scheme"], given, count)
-        else:
-            if splits:
-                raise InputError("--folds makes splits of its own; give either --splits or --folds")
-            made_by |= {"folds": folds, "seed": seed}
-            lists, reads = _fold_splits(name, source, made_by["scheme"], given, folds, fold, seed, count)
-    for split, read in reads.items():
+    if selection.count is not None and selection.count < 1:
+        raise InputError(f"count {selection.count}: give at least one image")
+    check_folds(selection.folds, selection.seed)
+    plan = _plan_synthetic(selection) if name == synthetic.NAME else _plan_published(name, source, selection)
+    for split, read in plan.reads.items():
         info = {
             "description": f"{dataset} {split}, prepared by pffnet",
             "format": FORMAT,
             "dataset": dataset,
             "split": split,
             "reader": name,
-            "category": made_by.get("options", {}).get("category", category(name)),
-            **made_by,
-            "count": count,
-            "normalisation": normalisation.info(),
+            "category": plan.category,
+            **plan.made_by,
+            "count": selection.count,
+            "normalisation": plan.normalisation.info(),
         }
-        _prepare_split(out / dataset / split, read, info, normalisation, force, workers)
-    if folds is not None:
-        _write_json(out / dataset / f"folds{folds}_seed{seed}.json", {"folds": folds, "seed": seed, **lists})
-    return list(reads)
-
-
-def check_folds(folds: int | None, seed: int | None) -> None:
-    """Raises InputError for numbers that divide nothing."""
-    if folds is not None and folds < 2:
-        raise InputError(f"--folds {folds}: give at least 2")
-    if seed is not None and seed < 0:
-        raise InputError(f"--seed {seed}: give 0 or a larger whole number")
+        _prepare_split(PreparedSplit(out / dataset / split), read, info, plan.normalisation, force, workers)
+    if selection.folds is not None:
+        division = {"folds": selection.folds, "seed": selection.seed}
+        file = out / dataset / f"folds{selection.folds}_seed{selection.seed}.json"
+        write_text(file, json.dumps({**division, **plan.lists}, indent=1) + "\n")
+    return list(plan.reads)
 
 
 def read_options(texts: Sequence[str]) -> dict[str, str]:
@@ -190,20 +183,96 @@ def _dataset_name(name: str, dataset: str | None) -> str:
         return name
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}", dataset):
         raise InputError(f"--name {dataset!r}: use letters, digits, _ and -, beginning with a letter or digit")
-    if dataset != name and dataset in ("phantoms", *READERS):
+    if dataset != name and dataset in (synthetic.NAME, *READERS):
         raise InputError(f"--name {dataset}: that is the name of a published data set; choose another")
     return dataset
 
 
-def _folder(scheme: str, split: str, default: str) -> str:
+def _folder_name(scheme: str, split: str, default: str) -> str:
     return split if scheme == default else f"{scheme}_{split}"
 
 
-def _phantom_splits(splits: Sequence[str] | None, count: int | None) -> dict[str, Read]:
-    for split in splits or ():
+def _plan_synthetic(selection: Selection) -> _Plan:
+    name = synthetic.NAME
+    if selection.scheme or selection.options or selection.folds is not None:
+        raise InputError(f"{name} have no schemes, options or folds: they are made, as many as you like (--count)")
+    for split in selection.splits or ():
         if split not in synthetic.SPLITS:
-            raise InputError(f"unknown split {split!r} of phantoms; choose one of {', '.join(synthetic.SPLITS)}")
-    return {split: partial(synthetic.records, split, count) for split in splits or synthetic.SPLITS}
+            raise InputError(f"unknown split {split!r} of {name}; choose one of {', '.join(synthetic.SPLITS)}")
+    splits = selection.splits or synthetic.SPLITS
+    reads: dict[str, Read] = {split: partial(synthetic.records, split, selection.count) for split in splits}
+    return _Plan(reads, synthetic.NORMALISATION, {}, synthetic.CATEGORY)
+
+
+def _plan_published(name: str, source: Path | None, selection: Selection) -> _Plan:
+    """
+    Raises:
+        InputError: no source; a scheme, split, fold or option that the reader does not have.
+    """
+    if source is None:
+        raise InputError(f"{name} needs --source: the folder with the files (see datasets/README.md)")
+    options = dict(selection.options)
+    if "seed" in readers.options(name):
+        options = {"seed": str(selection.seed), **options}
+    files = _Source(name, source, _scheme(name, selection.scheme), _option_values(name, options), tuple(options))
+    normalise = getattr(READERS[name], "normalisation", None)
+    normalisation = normalise(**files.given) if normalise else READERS[name].NORMALISATION
+    made_by: dict[str, Any] = {"scheme": files.scheme, "options": files.options}
+    objects = files.options.get("category", category(name))
+    if selection.folds is None:
+        if selection.fold is not None:
+            raise InputError(f"--fold {selection.fold} needs --folds: how many there are")
+        return _Plan(_split_reads(files, selection), normalisation, made_by, objects)
+    if selection.splits:
+        raise InputError("--folds makes splits of its own; give either --splits or --folds")
+    reads, lists = _fold_reads(files, selection, selection.folds)
+    made_by |= {"folds": selection.folds, "seed": selection.seed}
+    return _Plan(reads, normalisation, made_by, objects, lists)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A publisher's files, and the reader's arguments that were chosen for them.
+
+    Attributes:
+        name: of the reader.
+        root: the folder of the files.
+        scheme: of the splits.
+        options: all options with their values.
+        chosen: the options that are not left to the reader's default.
+    """
+
+    name: str
+    root: Path
+    scheme: str
+    options: dict[str, Any]
+    chosen: tuple[str, ...]
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The keywords of the reader."""
+        given = {key: self.options[key] for key in self.chosen}
+        return given if self.scheme == self.default_scheme else {**given, "scheme": self.scheme}
+
+    @property
+    def default_scheme(self) -> str:
+        return next(iter(readers.schemes(self.name)))
+
+    def folder_name(self, split: str) -> str:
+        return _folder_name(self.scheme, split, self.default_scheme)
+
+    def splits(self) -> tuple[str, ...]:
+        """Those for which there are files."""
+        return READERS[self.name].splits(self.root, **self.given)
+
+    def records(self, split: str) -> Iterator[Record]:
+        return READERS[self.name].records(self.root, split, **self.given)
+
+    def first_records(self, split: str, count: int | None) -> Iterator[Record]:
+        """With the report group that the reader gives all images of the split, where it does."""
+        group = getattr(READERS[self.name], "REPORT_GROUPS", {}).get(split)
+        records = islice(self.records(split), count)
+        return records if group is None else (replace(record, report_group=group) for record in records)
 
 
 def _scheme(name: str, scheme: str | None) -> str:
@@ -214,8 +283,8 @@ def _scheme(name: str, scheme: str | None) -> str:
     return scheme or next(iter(known))
 
 
-def _options(name: str, options: Mapping[str, str]) -> dict[str, Any]:
-    """All options of a reader: the chosen ones in the type of their default, the others at it."""
+def _option_values(name: str, options: Mapping[str, str]) -> dict[str, Any]:
+    """All options of a reader: the given ones in the type of their default, the others at their default."""
     known = readers.options(name)
     values = {key: default for key, (default, _) in known.items()}
     for key, text in options.items():
@@ -231,93 +300,41 @@ def _options(name: str, options: Mapping[str, str]) -> dict[str, Any]:
     return values
 
 
-def _reader_splits(
-    name: str, source: Path, splits: Sequence[str] | None, scheme: str, given: dict[str, Any], count: int | None
-) -> dict[str, Read]:
-    """The wanted splits by the name of their folder."""
-    default = next(iter(readers.schemes(name)))
-    known = readers.schemes(name)[scheme]
-    if not known or not splits:
-        found = READERS[name].splits(source, **given)
-        known = known or found  # a user's own are what the options make them
-    for split in splits or ():
+def _split_reads(files: _Source, selection: Selection) -> dict[str, Read]:
+    """What reads the chosen splits, or all for which there are files, by the names of their folders."""
+    known = readers.schemes(files.name)[files.scheme]
+    wanted = selection.splits
+    if not known or not wanted:
+        found = files.splits()
+        known = known or found  # those of custom data sets follow from the options
+    for split in wanted or ():
         if split not in known:
-            raise InputError(f"unknown split {split!r} of {name}; choose one of {', '.join(known)}")
-    for split in known if not splits else ():
+            raise InputError(f"unknown split {split!r} of {files.name}; choose one of {', '.join(known)}")
+    for split in known if not wanted else ():
         if split not in found:
-            print(f"{name} {split}: left out, {source} does not hold what it needs")
-    return {
-        _folder(scheme, split, default): partial(_first_records, name, source, split, given, count)
-        for split in splits or found
-    }
+            print(f"{files.name} {split}: left out, {files.root} does not hold what it needs")
+    return {files.folder_name(split): partial(files.first_records, split, selection.count) for split in wanted or found}
 
 
-def _first_records(name: str, source: Path, split: str, given: dict[str, Any], count: int | None) -> Iterator[Record]:
-    group = getattr(READERS[name], "REPORT_GROUPS", {}).get(split)
-    records = islice(READERS[name].records(source, split, **given), count)
-    return records if group is None else (replace(record, report_group=group) for record in records)
-
-
-def _fold_splits(
-    name: str,
-    source: Path,
-    scheme: str,
-    given: dict[str, Any],
-    folds: int,
-    fold: int | None,
-    seed: int,
-    count: int | None,
-) -> tuple[dict[str, Any], dict[str, Read]]:
-    """The lists of all folds, and the splits to make."""
-    if fold is not None and not 0 <= fold < folds:
-        raise InputError(f"--fold {fold}: give 0 to {folds - 1}, or leave it out for all of them")
-    reader = READERS[name]
-    every = [r for split in reader.splits(source, **given) for r in reader.records(source, split, **given)]
+def _fold_reads(files: _Source, selection: Selection, folds: int) -> tuple[dict[str, Read], dict[str, list[str]]]:
+    """What reads the splits of the chosen folds, and the image ids of the splits of all folds."""
+    if selection.fold is not None and not 0 <= selection.fold < folds:
+        raise InputError(f"--fold {selection.fold}: give 0 to {folds - 1}, or leave it out for all of them")
+    every = [record for split in files.splits() for record in files.records(split)]
     labelled = [record for record in every if record.read_label_map is not None]
-    _check_ids(labelled, f"{name}, all splits")
-    part = fold_of(labelled, folds, seed)
-    default = next(iter(readers.schemes(name)))
-    lists: dict[str, Any] = {}
+    _check_ids(labelled, f"{files.name}, all splits")
     reads: dict[str, Read] = {}
-    for i in range(folds):
-        halves = {
-            f"fold{i}of{folds}_train": [r for r in labelled if part[r.image_id] != i],
-            f"fold{i}of{folds}_val": [r for r in labelled if part[r.image_id] == i],
-        }
-        for split, own in halves.items():
-            folder = _folder(scheme, split, default)
-            lists[folder] = [record.image_id for record in own]
-            if fold in (None, i):
-                reads[folder] = partial(islice, own, count)
-    return lists, reads
-
-
-def fold_of(records: Sequence[Record], folds: int, seed: int) -> dict[str, int]:
-    """The part 0..folds-1 of every image id. Groups stay whole (an image without group is one of its own); they are
-    dealt out, in an order drawn from ``seed``, each to the part that has the fewest images so far.
-
-    The order of the records does not matter.
-
-    Raises:
-        InputError: fewer groups than folds, or less than two folds.
-    """
-    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for record in records:
-        groups[(record.split_group, "") if record.split_group else ("", record.image_id)].append(record.image_id)
-    if not 2 <= folds <= len(groups):
-        raise InputError(f"--folds {folds}: give 2 to {len(groups)}, the number of images or groups of them")
-    keys = sorted(groups)
-    part: dict[str, int] = {}
-    sizes = [0] * folds
-    for k in np.random.default_rng(seed).permutation(len(keys)):
-        smallest = sizes.index(min(sizes))
-        sizes[smallest] += len(groups[keys[k]])
-        part.update(dict.fromkeys(groups[keys[k]], smallest))
-    return part
+    lists: dict[str, list[str]] = {}
+    for i, splits in enumerate(divide(labelled, folds, selection.seed)):
+        for split, records in splits.items():
+            lists[files.folder_name(split)] = [record.image_id for record in records]
+            if selection.fold in (None, i):
+                reads[files.folder_name(split)] = partial(islice, records, selection.count)
+    return reads, lists
 
 
 def _prepare_split(
-    folder: Path,
+    split: PreparedSplit,
     read: Read,
     info: dict[str, Any],
     normalisation: Normalisation,
@@ -329,9 +346,11 @@ def _prepare_split(
     records = list(read())
     _check_ids(records, title)
     info["labelled"] = records[0].read_label_map is not None
+    names = [f"{record.image_id}.png" for record in records]
+    folder = split.folder
     old = folder.with_name(f".{folder.name}.old")
-    # Where nothing can be written, what is complete is of use nevertheless.
-    if not force and not touched(folder) and not old.exists() and _is_complete(folder, info, records):
+    # A complete split is of use even where nothing can be written.
+    if not force and not touched(folder) and not old.exists() and split.is_complete(info, names):
         print(f"{title}: complete in {folder}, left alone (--force makes it again)")
         return
     try:
@@ -340,18 +359,18 @@ def _prepare_split(
         raise InputError(f"{folder.parent}: cannot be made ({error.strerror}); choose another --out") from error
     with work_folder(folder) as new:
         _undo_replacing(old, folder)
-        if not force and _is_complete(folder, info, records):
+        if not force and split.is_complete(info, names):
             print(f"{title}: complete in {folder}, left alone (--force makes it again)")
             return
-        if folder.exists() and _read_json(folder).get("info", {}).get("dataset") != info["dataset"]:
+        if folder.exists() and split.info().get("dataset") != info["dataset"]:
             raise InputError(
                 f"{folder}: exists and was not made by pffnet prepare; move it away or choose another --out"
             )
-        (new / "images").mkdir()
-        if info["labelled"]:
-            (new / "semantic").mkdir()
-        images, annotations = _convert_all(records, new, normalisation, title, workers)
-        write_instances(new / "instances.json", images, annotations, info, info["category"])
+        made = PreparedSplit(new)
+        for part in made.folders(info["labelled"]):
+            part.mkdir()
+        images, annotations = _convert_all(records, made, normalisation, title, workers)
+        write_instances(made.json_file, images, annotations, info, info["category"])
         _replace_folder(new, folder, old)
     empty = len(images) - len({annotation["image_id"] for annotation in annotations})
     seconds = time.perf_counter() - started
@@ -360,12 +379,13 @@ def _prepare_split(
 
 
 def _convert_all(
-    records: list[Record], folder: Path, normalisation: Normalisation, title: str, workers: int | None
+    records: list[Record], split: PreparedSplit, normalisation: Normalisation, title: str, workers: int | None
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Threads suffice: decoding, percentiles and PNG compression release the interpreter's lock."""
+    """Write the PNG files of all records; the entries of the json. Threads are enough: decoding, percentiles and PNG
+    compression release the interpreter's lock."""
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    convert = partial(_convert, folder=folder, normalisation=normalisation)
+    convert = partial(_convert, split=split, normalisation=normalisation)
     pool = ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))
     try:
         results = pool.map(convert, records)
@@ -381,8 +401,10 @@ def _convert_all(
     return images, annotations
 
 
-def _convert(record: Record, folder: Path, normalisation: Normalisation) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Write the PNG files of a record; the COCO entries without ids."""
+def _convert(
+    record: Record, split: PreparedSplit, normalisation: Normalisation
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Write the PNG files of a record; its entries of the json, without ids."""
     image = record.read_image()
     height, width = image.shape[:2]
     try:
@@ -392,30 +414,32 @@ def _convert(record: Record, folder: Path, normalisation: Normalisation) -> tupl
     annotations: list[dict[str, Any]] = []
     file_name = f"{record.image_id}.png"
     if record.read_label_map is not None:
-        if record.read_masks is not None:
-            masks = record.read_masks()
-            try:
-                annotations = masks_to_annotations(masks, height, width, overlap=record.overlap)
-            except InputError as error:
-                raise InputError(f"{record.image_id}: {error}; fetch it again") from error
-            label_map = masks_to_label_map(masks, height, width)
-        else:
-            label_map = record.read_label_map()
-            if label_map.shape != (height, width):
-                raise InputError(
-                    f"{record.image_id}: the image has {_size(image)} pixels (height x width), "
-                    f"its mask {_size(label_map)}; fetch both again"
-                )
-            annotations = label_map_to_annotations(label_map)
-        write_semantic(folder / "semantic" / file_name, label_map)
-    Image.fromarray(rgb).save(folder / "images" / file_name, compress_level=1)
+        annotations, label_map = _truth(record, record.read_label_map, height, width)
+        write_semantic(split.semantic / file_name, label_map)
+    write_image(split.images / file_name, rgb)
     entry = {"id": 0, "file_name": file_name, "height": height, "width": width, "split_group": record.split_group}
     told = {"report_group": record.report_group, "image_type": record.image_type}
     return {**entry, **{key: each if isinstance(each, str) else each(image) for key, each in told.items()}}, annotations
 
 
-def _size(array: np.ndarray[Any, Any]) -> str:
-    return f"{array.shape[0]} x {array.shape[1]}"
+def _truth(
+    record: Record, read_label_map: Callable[[], npt.NDArray[np.int32]], height: int, width: int
+) -> tuple[list[dict[str, Any]], npt.NDArray[np.int32]]:
+    """The annotations of an image without ids, and a label map of the union of its objects."""
+    if record.read_masks is not None:
+        masks = record.read_masks()
+        try:
+            annotations = masks_to_annotations(masks, height, width, overlap=record.overlap)
+        except InputError as error:
+            raise InputError(f"{record.image_id}: {error}; fetch it again") from error
+        return annotations, masks_to_label_map(masks, height, width)
+    label_map = read_label_map()
+    if label_map.shape != (height, width):
+        raise InputError(
+            f"{record.image_id}: the image has {height} x {width} pixels (height x width), "
+            f"its mask {label_map.shape[0]} x {label_map.shape[1]}; fetch both again"
+        )
+    return label_map_to_annotations(label_map), label_map
 
 
 def _check_ids(records: list[Record], title: str) -> None:
@@ -435,44 +459,9 @@ def _check_ids(records: list[Record], title: str) -> None:
         seen.add(record.image_id)
 
 
-def _read_json(folder: Path) -> dict[str, Any]:
-    try:
-        data = json.loads((folder / "instances.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return data if isinstance(data, dict) else {}
-
-
-def _is_complete(folder: Path, info: dict[str, Any], records: list[Record]) -> bool:
-    """Whether the split is there, made of the same images with the same options, and no file was removed since."""
-    prepared = _read_json(folder)
-    if prepared.get("info") != json.loads(json.dumps(info)):
-        return False
-    names = [f"{record.image_id}.png" for record in records]
-    parts = ("images", "semantic") if info["labelled"] else ("images",)
-    return names == [image["file_name"] for image in prepared["images"]] and all(
-        (folder / part).is_dir() and set(names) == set(os.listdir(folder / part)) for part in parts
-    )
-
-
-def read_info(instances_json: Path) -> dict[str, Any]:
-    """The ``info`` of a prepared split, read from the head of its json; {} where that is something else."""
-    try:
-        with instances_json.open(encoding="utf-8") as file:
-            head = file.read(1 << 16)
-        start = '{"info": '
-        info, _ = json.JSONDecoder().raw_decode(head, len(start)) if head.startswith(start) else ({}, 0)
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return info if isinstance(info, dict) and "dataset" in info and "reader" in info else {}
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    write_text(path, json.dumps(content, indent=1) + "\n")
-
-
 def _replace_folder(new: Path, place: Path, old: Path) -> None:
-    """Move ``new`` to ``place``, where never a mixture is: what was there goes to ``old`` first, then away."""
+    """Move ``new`` to ``place`` so that ``place`` never holds a mixture: what was there moves to ``old`` first, which
+    is then removed."""
     if place.exists():
         os.replace(place, old)
     os.replace(new, place)
@@ -480,8 +469,8 @@ def _replace_folder(new: Path, place: Path, old: Path) -> None:
 
 
 def _undo_replacing(old: Path, place: Path) -> None:
-    """Put in order what a process left that was killed in ``_replace_folder``: the new folder stays where it has its
-    place already, else the old one gets it back."""
+    """Clean up after a process that was killed in ``_replace_folder``: the new folder stays if it is in place already,
+    otherwise the old one moves back."""
     if place.exists():
         shutil.rmtree(old, ignore_errors=True)
     elif old.exists():

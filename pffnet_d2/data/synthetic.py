@@ -29,6 +29,7 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.normalisation import AS_IS
 
 STYLES = ("fluorescence", "histology")
+NAME = "phantoms"  # of the data set, as users type it
 SPLITS: tuple[str, ...] = ("train", "val")
 CATEGORY = "nucleus"
 NORMALISATION = AS_IS
@@ -86,7 +87,7 @@ class _Nucleus:
 Drawn = tuple[slice, slice, Floats]
 
 
-def phantom(
+def synthetic_image(
     seed: int, index: int, *, size: tuple[int, int] = (256, 256), style: str | None = None
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
     """Image ``index`` of the endless series ``seed``.
@@ -102,16 +103,17 @@ def phantom(
     drawn_style = STYLES[int(rng.random() < 0.5)]
     style = style or drawn_style
     if style not in STYLES:
-        raise InputError(f"unknown phantom style {style!r}; choose one of {', '.join(STYLES)}")
+        raise InputError(f"unknown style {style!r} of synthetic images; choose one of {', '.join(STYLES)}")
     labels, drawn = _flatten([d for n in _place(rng, size) if (d := n.draw(size)) is not None], size)
     render = _fluorescence if style == "fluorescence" else _histology
     return render(rng, labels, drawn), labels
 
 
 def records(split: str, count: int | None = None, *, size: tuple[int, int] = (256, 256)) -> Iterator[Record]:
-    """The phantoms of a split: ``count`` images (80 for train, 16 for val unless given). Splits use different seeds."""
+    """The synthetic images of a split: ``count`` of them (80 for train, 16 for val unless given). Splits have different
+    seeds. Raises InputError for an unknown split."""
     if split not in SPLITS:
-        raise InputError(f"unknown split {split!r} of phantoms; choose one of {', '.join(SPLITS)}")
+        raise InputError(f"unknown split {split!r} of {NAME}; choose one of {', '.join(SPLITS)}")
     for index in range(DEFAULT_COUNT[split] if count is None else count):
         yield Record(
             image_id=f"{split}_{index:05d}",
@@ -121,11 +123,11 @@ def records(split: str, count: int | None = None, *, size: tuple[int, int] = (25
 
 
 def _image(seed: int, index: int, size: tuple[int, int]) -> Array:
-    return phantom(seed, index, size=size)[0]
+    return synthetic_image(seed, index, size=size)[0]
 
 
 def _label_map(seed: int, index: int, size: tuple[int, int]) -> npt.NDArray[np.int32]:
-    return phantom(seed, index, size=size)[1]
+    return synthetic_image(seed, index, size=size)[1]
 
 
 # ------------------------------------------------------------------------------------------------ geometry

@@ -15,6 +15,7 @@ import pffnet_d2
 from pffnet_d2 import env
 from pffnet_d2.cli import main as cli
 from pffnet_d2.data import prepare as prepare_module
+from pffnet_d2.data.prepare import Selection
 from pffnet_d2.engine.arguments import argument_parser
 from pffnet_d2.errors import InputError
 
@@ -36,7 +37,7 @@ def prepared(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path | None, Pa
     """Stands in for the preparation: its arguments."""
     calls: list[tuple[str, Path | None, Path]] = []
     monkeypatch.setattr(
-        prepare_module, "prepare", lambda name, source, out, **options: calls.append((name, source, out))
+        prepare_module, "prepare", lambda name, source, out, *_, **__: calls.append((name, source, out))
     )
     return calls
 
@@ -106,18 +107,11 @@ def test_prepare_hands_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     assert cli.main(["prepare", "own", "--source", "in", "--out", "root", *flags.split(), "--force"]) == 0
     assert given == [
-        ("own", Path("in"), Path("root")),
-        {
-            "splits": ["train", "val"],
-            "scheme": "s",
-            "options": {"a": "1", "b": "x=y"},
-            "folds": 5,
-            "fold": 2,
-            "seed": 7,
-            "dataset": "cells",
-            "count": 3,
-            "force": True,
-        },
+        (
+            *("own", Path("in"), Path("root")),
+            Selection(["train", "val"], "s", {"a": "1", "b": "x=y"}, folds=5, fold=2, seed=7, count=3),
+        ),
+        {"dataset": "cells", "force": True},
     ]
 
 

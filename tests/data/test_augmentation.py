@@ -27,7 +27,7 @@ from pffnet_d2.data.augmentation import (
     invert,
     stain,
 )
-from pffnet_d2.data.synthetic import phantom
+from pffnet_d2.data.synthetic import synthetic_image
 from pffnet_d2.errors import InputError
 
 
@@ -137,7 +137,7 @@ CHANGES = {**GREY_VALUES, "stain": partial(stain, 0.1, False), "colour": colour,
 @pytest.mark.parametrize("style", ["fluorescence", "histology"])
 def test_grey_values_change_and_the_truth_does_not(name: str, style: str) -> None:
     np.random.seed(1)  # noqa: NPY002
-    image, labels = phantom(1, 3, style=style)
+    image, labels = synthetic_image(1, 3, style=style)
     if style == "fluorescence":
         image = np.repeat(image[..., :1], 3, axis=2)
     image = image[:200, ::-1]  # neither square nor contiguous
@@ -346,7 +346,7 @@ def test_all_names_build_and_labels_stay_labels(cfg: Any) -> None:
     chain = T.AugmentationList(build_augmentations(cfg, True))
     np.random.seed(4)  # noqa: NPY002
     for index in range(8):
-        _, labels = phantom(1, index)
+        _, labels = synthetic_image(1, index)
         image = np.repeat((labels[..., None] > 0).astype(np.uint8) * 200, 3, axis=2)
         given = T.AugInput(image, sem_seg=(labels > 0).astype(np.uint8))
         transforms = chain(given)

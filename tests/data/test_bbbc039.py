@@ -9,13 +9,13 @@ import pytest
 from skimage.measure import label
 
 from pffnet_d2.data.readers import READERS, bbbc039
-from pffnet_d2.data.synthetic import phantom
+from pffnet_d2.data.synthetic import synthetic_image
 from pffnet_d2.errors import InputError
 
 
 def field(index: int, size: tuple[int, int] = (60, 80)) -> tuple[np.ndarray, np.ndarray]:
     """A 12-bit image and a label map whose objects are components, as an annotator's colouring can express."""
-    image, labels = phantom(9, index, size=size, style="fluorescence")
+    image, labels = synthetic_image(9, index, size=size, style="fluorescence")
     return (image[..., 0].astype(np.uint16) * 16 + 15), np.asarray(label(labels, connectivity=2), np.int32)
 
 

@@ -13,8 +13,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.structures import BoxMode
 
 from pffnet_d2.data import catalog
-from pffnet_d2.data.prepare import prepare
-from pffnet_d2.data.synthetic import phantom
+from pffnet_d2.data.prepare import Selection, prepare
+from pffnet_d2.data.synthetic import synthetic_image
 from pffnet_d2.errors import InputError
 from pffnet_d2.masks.coco import annotations_to_label_map
 
@@ -33,13 +33,13 @@ def test_names_and_registering_twice() -> None:
 
 
 def test_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare("phantoms", None, tmp_path / "a", splits=["train"], count=10)
+    prepare("phantoms", None, tmp_path / "a", Selection(splits=["train"], count=10))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "a"))
     dicts = DatasetCatalog.get("phantoms_train")
     assert len(dicts) == 10
     empty = 0
     for i, entry in enumerate(dicts):
-        labels = phantom(1, i)[1]
+        labels = synthetic_image(1, i)[1]
         assert (entry["image_id"], entry["height"], entry["width"]) == (i + 1, 256, 256)
         assert Path(entry["file_name"]).is_file()
         assert Path(entry["sem_seg_file_name"]).is_file()
@@ -51,7 +51,7 @@ def test_load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             assert a["iscrowd"] == 0
             assert a["bbox_mode"] == BoxMode.XYWH_ABS
     assert [i for i, e in enumerate(dicts) if not e["annotations"]] == [
-        i for i in range(10) if not phantom(1, i)[1].any()
+        i for i in range(10) if not synthetic_image(1, i)[1].any()
     ]
     meta = MetadataCatalog.get("phantoms_train")
     assert meta.json_file == str(tmp_path / "a/phantoms/train/instances.json")
@@ -77,7 +77,7 @@ def test_not_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir(parents=True)
     for damaged in ("{", "[]", '{"images": [{}]}'):
         (folder / "instances.json").write_text(damaged)
-        with pytest.raises(InputError, match=r"instances\.json: not the json of a prepared data set"):
+        with pytest.raises(InputError, match=r"instances\.json: is not the json of a prepared data set"):
             DatasetCatalog.get("phantoms_val")
 
 
@@ -87,13 +87,13 @@ def test_what_is_prepared_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for part in ("images", "labels"):
         (source / part).mkdir(parents=True)
     for i in range(4):
-        image, labels = phantom(1, i, size=(40, 50))
+        image, labels = synthetic_image(1, i, size=(40, 50))
         Image.fromarray(image).save(source / f"images/{i}.png")
         Image.fromarray(labels.astype(np.uint16)).save(source / f"labels/{i}.png")
     root = tmp_path / "root"
     options = {"category": "cell", "fractions": "train=0.75,val=0.25"}
-    prepare("own", source, root, dataset="mine_0", options=options)
-    prepare("own", source, root, dataset="mine_0", options=options, folds=2, fold=1)
+    prepare("own", source, root, Selection(options=options), dataset="mine_0")
+    prepare("own", source, root, Selection(options=options, folds=2, fold=1), dataset="mine_0")
     for stray in ("mine_0/copied", "theirs/train", "coco/annotations"):
         (root / stray).mkdir(parents=True)
     (root / "mine_0/copied/instances.json").write_text((root / "mine_0/val/instances.json").read_text())
@@ -128,7 +128,7 @@ def test_scheme_that_is_not_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_without_published_truth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare("phantoms", None, tmp_path, splits=["val"], count=2)
+    prepare("phantoms", None, tmp_path, Selection(splits=["val"], count=2))
     path = tmp_path / "phantoms/val/instances.json"
     path.write_text(path.read_text().replace('"labelled": true', '"labelled": false'))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pffnet_d2.cli import main as cli
 from pffnet_d2.data.check import check
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.data.readers.dsb2018 import bbbc039_fields
 from pffnet_d2.errors import InputError
 from pffnet_d2.masks.coco import label_map_to_annotations, masks_to_annotations
@@ -21,7 +21,7 @@ from pffnet_d2.masks.instance_mask import InstanceMask
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("made")
-    prepare("phantoms", None, root, count=5)
+    prepare("phantoms", None, root, Selection(count=5))
     return root
 
 

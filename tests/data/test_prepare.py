@@ -14,10 +14,11 @@ from PIL import Image
 
 from pffnet_d2.atomic_write import locked
 from pffnet_d2.data import prepare as prepare_module
-from pffnet_d2.data.prepare import fold_of, prepare, read_info
+from pffnet_d2.data.prepare import Selection, prepare
+from pffnet_d2.data.prepared import PreparedSplit
 from pffnet_d2.data.readers import READERS
 from pffnet_d2.data.readers.record import Record
-from pffnet_d2.data.synthetic import phantom
+from pffnet_d2.data.synthetic import synthetic_image
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.normalisation import AS_IS, PERCENTILE_16_BIT, Normalisation, to_rgb8
 from pffnet_d2.masks.coco import annotations_to_label_map
@@ -64,12 +65,12 @@ def test_layout(tmp_path: Path, source: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_phantoms(tmp_path: Path) -> None:
-    prepare("phantoms", None, tmp_path, splits=["val"], count=3)
+    prepare("phantoms", None, tmp_path, Selection(splits=["val"], count=3))
     data = json.loads((tmp_path / "phantoms" / "val" / "instances.json").read_text())
     assert len(data["images"]) == 3
     assert not (tmp_path / "phantoms" / "train").exists()
     for i in range(3):
-        image, labels = phantom(2, i)
+        image, labels = synthetic_image(2, i)
         own = [a for a in data["annotations"] if a["image_id"] == i + 1]
         np.testing.assert_array_equal(annotations_to_label_map(own, 256, 256), labels)
         np.testing.assert_array_equal(
@@ -85,13 +86,13 @@ def test_second_call_changes_nothing(tmp_path: Path, source: Path, capsys: pytes
     prepare("bbbc039", source, out)
     assert stamps(out) == before
     assert capsys.readouterr().out.count("left alone") == 2
-    prepare("bbbc039", source, out, splits=["val"], force=True)
+    prepare("bbbc039", source, out, Selection(splits=["val"]), force=True)
     after = stamps(out)
     assert [k for k in after if after[k] == before[k]] == [k for k in before if k.startswith("bbbc039/train")]
-    prepare("bbbc039", source, out, splits=["train"], count=1)  # another option
+    prepare("bbbc039", source, out, Selection(splits=["train"], count=1))  # another option
     assert sorted(p.name for p in (out / "bbbc039/train/images").iterdir()) == ["a.png"]
     (out / "bbbc039/train/images/a.png").unlink()  # no longer complete
-    prepare("bbbc039", source, out, splits=["train"], count=1)
+    prepare("bbbc039", source, out, Selection(splits=["train"], count=1))
     assert (out / "bbbc039/train/images/a.png").is_file()
 
 
@@ -100,7 +101,7 @@ def test_a_failure_leaves_what_was_there(
     tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch, failure: type[BaseException]
 ) -> None:
     out = tmp_path / "out"
-    prepare("bbbc039", source, out, splits=["train"])
+    prepare("bbbc039", source, out, Selection(splits=["train"]))
     before = stamps(out)
 
     def fail(*_: Any) -> None:
@@ -109,7 +110,7 @@ def test_a_failure_leaves_what_was_there(
     monkeypatch.setattr(prepare_module, "write_semantic", fail)
     for split in ("train", "val"):
         with pytest.raises(failure):
-            prepare("bbbc039", source, out, splits=[split], force=True)
+            prepare("bbbc039", source, out, Selection(splits=[split]), force=True)
     assert stamps(out) == before
     assert [p.name for p in (out / "bbbc039").iterdir()] == ["train"]
 
@@ -118,7 +119,7 @@ def test_left_over_of_a_killed_run_does_no_harm(tmp_path: Path, source: Path) ->
     partial = tmp_path / "out" / "bbbc039" / ".val.partial" / "images"
     partial.mkdir(parents=True)
     (partial / "stray.png").write_bytes(b"")
-    prepare("bbbc039", source, tmp_path / "out", splits=["val"])
+    prepare("bbbc039", source, tmp_path / "out", Selection(splits=["val"]))
     folder = tmp_path / "out" / "bbbc039"
     assert [p.name for p in folder.iterdir()] == ["val"]
     assert not (folder / "val/images/stray.png").exists()
@@ -144,23 +145,23 @@ def test_refusals(tmp_path: Path, source: Path) -> None:
     with pytest.raises(InputError, match="unknown data set 'kumarr'; choose one of phantoms, bbbc039, "):
         prepare("kumarr", source, tmp_path)
     with pytest.raises(InputError, match="unknown split 'dev' of bbbc039"):
-        prepare("bbbc039", source, tmp_path, splits=["dev"])
+        prepare("bbbc039", source, tmp_path, Selection(splits=["dev"]))
     with pytest.raises(InputError, match="bbbc039 needs --source"):
         prepare("bbbc039", None, tmp_path)
     with pytest.raises(InputError, match=r"test\.txt is missing"):
-        prepare("bbbc039", source, tmp_path, splits=["test"])
+        prepare("bbbc039", source, tmp_path, Selection(splits=["test"]))
     with pytest.raises(InputError, match="gone: no such folder"):
         prepare("bbbc039", tmp_path / "gone", tmp_path)
     with pytest.raises(InputError, match="at least one image"):
-        prepare("phantoms", None, tmp_path, count=0)
+        prepare("phantoms", None, tmp_path, Selection(count=0))
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be made"):
-        prepare("phantoms", None, tmp_path / "file", splits=["val"], count=1)
+        prepare("phantoms", None, tmp_path / "file", Selection(splits=["val"], count=1))
     mine = tmp_path / "out" / "phantoms" / "val"
     mine.mkdir(parents=True)
     (mine / "thesis.txt").write_text("years of work")
     with pytest.raises(InputError, match="was not made by pffnet prepare"):
-        prepare("phantoms", None, tmp_path / "out", splits=["val"], count=1, force=True)
+        prepare("phantoms", None, tmp_path / "out", Selection(splits=["val"], count=1), force=True)
     assert (mine / "thesis.txt").is_file()
 
 
@@ -212,12 +213,15 @@ def test_schemes_options_and_hidden_truth(
 ) -> None:
     prepare("many", tmp_path, tmp_path / "out")
     prepare(
-        "many", tmp_path, tmp_path / "out", scheme="second", options={"size": "9", "whole": "False", "shift": "1e-1"}
+        "many",
+        tmp_path,
+        tmp_path / "out",
+        Selection(scheme="second", options={"size": "9", "whole": "False", "shift": "1e-1"}),
     )
     assert reader == [{}, {}, {}, {"size": 9, "whole": False, "shift": 0.1, "scheme": "second"}]
     folder = tmp_path / "out" / "many"
     assert sorted(p.name for p in folder.iterdir()) == ["hidden", "second_even", "test", "train"]
-    info = read_info(folder / "second_even/instances.json")
+    info = PreparedSplit(folder / "second_even").info()
     assert info["options"] == {"size": 9, "shift": 0.1, "whole": False, "word": ""}
     assert (info["scheme"], info["category"], info["labelled"], info["reader"]) == ("second", "leaf", True, "many")
     data = json.loads((folder / "train/instances.json").read_text())
@@ -225,19 +229,19 @@ def test_schemes_options_and_hidden_truth(
     assert {(image["split_group"], image["report_group"], image["image_type"]) for image in data["images"]} == {
         (f"train{i}", "(6, 7)", "plant") for i in range(4)
     }
-    assert not read_info(folder / "hidden/instances.json")["labelled"]
+    assert not PreparedSplit(folder / "hidden").info()["labelled"]
     assert not (folder / "hidden/semantic").exists()
     assert "many hidden: 1 images without published truth" in capsys.readouterr().out
-    prepare("many", tmp_path, tmp_path / "out", splits=["hidden"])
+    prepare("many", tmp_path, tmp_path / "out", Selection(splits=["hidden"]))
     assert "left alone" in capsys.readouterr().out
-    prepare("many", tmp_path, tmp_path / "out", scheme="second", options={"size": "8"})
+    prepare("many", tmp_path, tmp_path / "out", Selection(scheme="second", options={"size": "8"}))
     assert "left alone" not in capsys.readouterr().out  # other options
-    prepare("many", tmp_path, tmp_path / "out", dataset="few", splits=["test"], count=2)
-    assert read_info(tmp_path / "out/few/test/instances.json")["dataset"] == "few"
+    prepare("many", tmp_path, tmp_path / "out", Selection(splits=["test"], count=2), dataset="few")
+    assert PreparedSplit(tmp_path / "out/few/test").info()["dataset"] == "few"
 
 
 def test_folds(tmp_path: Path, reader: list[dict[str, Any]]) -> None:
-    prepare("many", tmp_path, tmp_path / "out", folds=3, fold=1, seed=5)
+    prepare("many", tmp_path, tmp_path / "out", Selection(folds=3, fold=1, seed=5))
     folder = tmp_path / "out" / "many"
     assert sorted(p.name for p in folder.iterdir()) == ["fold1of3_train", "fold1of3_val", "folds3_seed5.json"]
     lists = json.loads((folder / "folds3_seed5.json").read_text())
@@ -256,26 +260,11 @@ def test_folds(tmp_path: Path, reader: list[dict[str, Any]]) -> None:
         assert [image["file_name"][:-4] for image in data["images"]] == lists[f"fold1of3_{part}"]
         assert (data["info"]["folds"], data["info"]["seed"]) == (3, 5)
     before = stamps(folder / "fold1of3_val")
-    prepare("many", tmp_path, tmp_path / "out", folds=3, seed=5)
+    prepare("many", tmp_path, tmp_path / "out", Selection(folds=3, seed=5))
     assert stamps(folder / "fold1of3_val") == before
     assert len([p for p in folder.iterdir() if p.is_dir()]) == 6
-    prepare("many", tmp_path, tmp_path / "out", folds=2, fold=0, scheme="second")
+    prepare("many", tmp_path, tmp_path / "out", Selection(folds=2, fold=0, scheme="second"))
     assert (folder / "second_fold0of2_val" / "instances.json").is_file()
-
-
-def test_fold_of() -> None:
-    """Sizes differ by one at most without groups; the seed decides, the order of the records does not."""
-    some = [record(f"{i:02d}") for i in range(11)]
-    part = fold_of(some, 4, 0)
-    assert sorted(np.bincount(list(part.values()))) == [2, 3, 3, 3]
-    assert fold_of(some[::-1], 4, 0) == part
-    assert len({tuple(fold_of(some, 4, seed)[r.image_id] for r in some) for seed in range(10)}) == 10
-    grouped = [record(f"{i}", "one" if i < 6 else "") for i in range(9)]
-    part = fold_of(grouped, 2, 3)
-    assert len({part[str(i)] for i in range(6)}) == 1
-    for folds in (0, 1, 5):
-        with pytest.raises(InputError, match="give 2 to 4, the number of images or groups"):
-            fold_of(grouped, folds, 0)
 
 
 def test_overlapping_objects(tmp_path: Path, reader: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -286,13 +275,13 @@ def test_overlapping_objects(tmp_path: Path, reader: list[dict[str, Any]], monke
         yield record("y", read_masks=lambda: [InstanceMask(0, 0, big), InstanceMask(5, 6, small)])
 
     monkeypatch.setattr(READERS["many"], "records", records)
-    prepare("many", tmp_path, tmp_path / "out", splits=["test"], count=1)
+    prepare("many", tmp_path, tmp_path / "out", Selection(splits=["test"], count=1))
     data = json.loads((tmp_path / "out/many/test/instances.json").read_text())
     assert [a["area"] for a in data["annotations"]] == [16, 4]
     semantic = np.asarray(Image.open(tmp_path / "out/many/test/semantic/x.png"))
     assert semantic.sum() == 19
     with pytest.raises(InputError, match="y: a region at row 5, column 6 leaves the image"):
-        prepare("many", tmp_path, tmp_path / "out", splits=["test"])
+        prepare("many", tmp_path, tmp_path / "out", Selection(splits=["test"]))
 
 
 @pytest.mark.parametrize(
@@ -309,25 +298,32 @@ def test_overlapping_objects(tmp_path: Path, reader: list[dict[str, Any]], monke
         ({"folds": 3, "fold": -1}, "--fold -1: give 0 to 2"),
         ({"folds": 7}, "--folds 7: give 2 to 6"),
         ({"folds": 3, "splits": ["train"]}, "give either --splits or --folds"),
-        ({"dataset": "bbbc039"}, "that is the name of a published data set"),
-        ({"dataset": ".hidden"}, "use letters, digits"),
     ],
 )
 def test_refused_arguments(
     tmp_path: Path, reader: list[dict[str, Any]], arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(InputError, match=message):
-        prepare("many", tmp_path, tmp_path / "out", **arguments)
+        prepare("many", tmp_path, tmp_path / "out", Selection(**arguments))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("dataset", "message"),
+    [("bbbc039", "that is the name of a published data set"), (".hidden", "use letters, digits")],
+)
+def test_refused_names(tmp_path: Path, reader: list[dict[str, Any]], dataset: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        prepare("many", tmp_path, tmp_path / "out", dataset=dataset)
 
 
 def test_more_refusals(tmp_path: Path, source: Path, reader: list[dict[str, Any]], monkeypatch: Any) -> None:
     with pytest.raises(InputError, match="unknown option 'size' of bbbc039; it has none"):
-        prepare("bbbc039", source, tmp_path / "out", options={"size": "3"})
+        prepare("bbbc039", source, tmp_path / "out", Selection(options={"size": "3"}))
     with pytest.raises(InputError, match="unknown split scheme 'other' of bbbc039; it has none"):
-        prepare("bbbc039", source, tmp_path / "out", scheme="other")
+        prepare("bbbc039", source, tmp_path / "out", Selection(scheme="other"))
     with pytest.raises(InputError, match="phantoms have no schemes, options or folds"):
-        prepare("phantoms", None, tmp_path / "out", folds=3)
+        prepare("phantoms", None, tmp_path / "out", Selection(folds=3))
     for names, message in (
         (["a", "a"], "two images are called a"),
         (["a/b"], "no file name"),
@@ -335,30 +331,22 @@ def test_more_refusals(tmp_path: Path, source: Path, reader: list[dict[str, Any]
     ):
         monkeypatch.setattr(READERS["many"], "records", lambda root, split, names=names: iter(map(record, names)))
         with pytest.raises(InputError, match=message):
-            prepare("many", tmp_path, tmp_path / "out", splits=["test"])
+            prepare("many", tmp_path, tmp_path / "out", Selection(splits=["test"]))
     assert not (tmp_path / "out").exists()
-
-
-def test_read_info(tmp_path: Path) -> None:
-    path = tmp_path / "instances.json"
-    for content in ("", "{", "[]", '{"info": 3, ', '{"info": {"year": 2014}, "images": []}', '{"images": []}'):
-        path.write_text(content)
-        assert read_info(path) == {}
-    assert read_info(tmp_path / "none") == {}
 
 
 def test_what_a_kill_left_when_one_split_replaced_another(tmp_path: Path, source: Path) -> None:
     """Killed before the new one had its place, and before the old one was removed."""
     place, out = tmp_path / "out" / "bbbc039", tmp_path / "out"
-    prepare("bbbc039", source, out, splits=["val"])
+    prepare("bbbc039", source, out, Selection(splits=["val"]))
     before = stamps(out)
     (place / "val").rename(place / ".val.old")
     (place / ".val.partial").mkdir()
-    prepare("bbbc039", source, out, splits=["val"])
+    prepare("bbbc039", source, out, Selection(splits=["val"]))
     assert stamps(out) == before
     (place / ".val.old").mkdir()
     (place / ".val.lock").touch()
-    prepare("bbbc039", source, out, splits=["val"])
+    prepare("bbbc039", source, out, Selection(splits=["val"]))
     assert stamps(out) == before
     assert [p.name for p in place.iterdir()] == ["val"]
 
@@ -366,14 +354,14 @@ def test_what_a_kill_left_when_one_split_replaced_another(tmp_path: Path, source
 def test_one_process_at_a_time_makes_a_split(tmp_path: Path, source: Path) -> None:
     """The first is not disturbed; another split is made meanwhile; what is complete can be had without a lock."""
     out = tmp_path / "out"
-    prepare("bbbc039", source, out, splits=["train"])
+    prepare("bbbc039", source, out, Selection(splits=["train"]))
     with locked(out / "bbbc039" / "val"):
         with pytest.raises(
             InputError, match=rf"val: process {os.getpid()} on \S+, since .*, is writing it; wait until"
         ):
-            prepare("bbbc039", source, out, splits=["val"])
-        prepare("bbbc039", source, out, splits=["train"], force=True)
-    prepare("bbbc039", source, out, splits=["val"])
+            prepare("bbbc039", source, out, Selection(splits=["val"]))
+        prepare("bbbc039", source, out, Selection(splits=["train"]), force=True)
+    prepare("bbbc039", source, out, Selection(splits=["val"]))
 
 
 def test_the_same_files_make_the_same_splits(tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from pycocotools.coco import COCO
 
-from pffnet_d2.data.prepared import write_instances, write_semantic
+from pffnet_d2.data.prepared import PreparedSplit, write_instances, write_semantic
 from pffnet_d2.masks.coco import label_map_to_annotations
 
 
@@ -24,3 +24,12 @@ def test_files(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["categories"] == [{"id": 1, "name": "nucleus", "supercategory": "nucleus"}]
     coco = COCO(str(path))
     np.testing.assert_array_equal(coco.annToMask(coco.anns[2]), label_map == 2)
+
+
+def test_info(tmp_path: Path) -> None:
+    split = PreparedSplit(tmp_path)
+    path = split.json_file
+    for content in ("", "{", "[]", '{"info": 3, ', '{"info": {"year": 2014}, "images": []}', '{"images": []}'):
+        path.write_text(content)
+        assert split.info() == {}
+    assert PreparedSplit(tmp_path / "none").info() == {}

@@ -4,24 +4,24 @@ import numpy as np
 import pytest
 from scipy.ndimage import label
 
-from pffnet_d2.data.synthetic import DEFAULT_COUNT, MIN_AREA, SPLITS, phantom, records
+from pffnet_d2.data.synthetic import DEFAULT_COUNT, MIN_AREA, SPLITS, records, synthetic_image
 from pffnet_d2.errors import InputError
 
 
 def test_same_seed_same_image() -> None:
-    image, labels = phantom(3, 5)
-    again, labels_again = phantom(3, 5)
+    image, labels = synthetic_image(3, 5)
+    again, labels_again = synthetic_image(3, 5)
     np.testing.assert_array_equal(image, again)
     np.testing.assert_array_equal(labels, labels_again)
-    assert (phantom(3, 6)[0] != image).any()
-    assert (phantom(4, 5)[0] != image).any()
+    assert (synthetic_image(3, 6)[0] != image).any()
+    assert (synthetic_image(4, 5)[0] != image).any()
 
 
 @pytest.mark.parametrize("style", ["fluorescence", "histology"])
 @pytest.mark.parametrize("size", [(256, 256), (90, 140), (1, 1)])
 def test_shapes_and_labels(style: str, size: tuple[int, int]) -> None:
     for index in range(6):
-        image, labels = phantom(11, index, size=size, style=style)
+        image, labels = synthetic_image(11, index, size=size, style=style)
         assert image.shape == (*size, 3)
         assert image.dtype == np.uint8
         assert labels.shape == size
@@ -34,7 +34,7 @@ def test_variety() -> None:
     """Empty, sparse and dense fields; both styles; objects that the foreground alone does not tell apart."""
     count, touching, styles = [], 0, []
     for index in range(40):
-        image, labels = phantom(1, index)
+        image, labels = synthetic_image(1, index)
         count.append(int(labels.max()))
         touching += count[-1] - label(labels > 0, np.ones((3, 3)))[1]
         styles.append(bool((image[..., 0] == image[..., 1]).all()))
@@ -50,7 +50,7 @@ def test_nuclei_stand_out_on_the_whole_but_not_all(style: str, sign: int) -> Non
     """Nuclei lie where the label map says; a global threshold halfway misses some of them."""
     missed = total = 0
     for index in range(12):
-        image, labels = phantom(2, index, style=style)
+        image, labels = synthetic_image(2, index, style=style)
         if not labels.any():
             continue
         red = image[..., 0].astype(float) * sign
@@ -72,12 +72,12 @@ def test_records() -> None:
     assert len({r.image_id for split in SPLITS for r in found[split]}) == 96
     (first,) = records("val", 1)
     assert (first.read_image() == found["val"][0].read_image()).all()
-    np.testing.assert_array_equal(first.read_label_map(), phantom(2, 0)[1])
-    assert (phantom(1, 0)[0] != phantom(2, 0)[0]).any()  # no training image among the validation images
+    np.testing.assert_array_equal(first.read_label_map(), synthetic_image(2, 0)[1])
+    assert (synthetic_image(1, 0)[0] != synthetic_image(2, 0)[0]).any()  # no training image among the validation images
 
 
 def test_unknown() -> None:
     with pytest.raises(InputError, match="split 'test' of phantoms"):
         next(records("test"))
     with pytest.raises(InputError, match="style 'x'"):
-        phantom(0, 0, style="x")
+        synthetic_image(0, 0, style="x")

@@ -14,8 +14,8 @@ from PIL import Image
 
 from pffnet_d2.cli.main import main, parse
 from pffnet_d2.config import config_path, read_config
-from pffnet_d2.data import synthetic as phantoms
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data import synthetic
+from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.engine import kfold
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.report import SHOWN
@@ -32,15 +32,15 @@ def kfold_command(flags: list[str]) -> int:
 
 @pytest.fixture
 def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Five phantoms as a user's own images, in two folds."""
+    """Five synthetic images as a user's own, in two folds."""
     source, root = tmp_path / "source", tmp_path / "datasets"
-    for record in phantoms.records("train", 5, size=(64, 64)):
+    for record in synthetic.records("train", 5, size=(64, 64)):
         for kind, array in (("images", record.read_image()), ("labels", record.read_label_map())):
             (source / kind).mkdir(parents=True, exist_ok=True)
             Image.fromarray(array.astype(np.uint8)).save(source / kind / f"{record.image_id}.png")
     monkeypatch.setenv("DETECTRON2_DATASETS", str(root))
     before = set(DatasetCatalog.list())
-    prepare("own", source, root, folds=2, seed=4, dataset="cells")
+    prepare("own", source, root, Selection(folds=2, seed=4), dataset="cells")
     yield root
     for name in set(DatasetCatalog.list()) - before:
         DatasetCatalog.remove(name)
@@ -103,7 +103,9 @@ def test_called_again_it_trains_what_is_left_and_reports(
 
 
 def test_the_tables_of_leaves_hold_sbd(datasets: Path, runs: list[str], tmp_path: Path) -> None:
-    prepare("own", tmp_path / "source", datasets, folds=2, seed=4, dataset="cells", options={"category": "leaf"})
+    prepare(
+        "own", tmp_path / "source", datasets, Selection(folds=2, seed=4, options={"category": "leaf"}), dataset="cells"
+    )
     out = tmp_path / "run"
     assert main(["kfold", *FOLDS, "OUTPUT_DIR", str(out)]) == 1  # the second fold is interrupted
     assert main(["kfold", *FOLDS, "OUTPUT_DIR", str(out)]) == 0
@@ -156,18 +158,18 @@ def test_folds_are_prepared_where_they_are_not(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path))
     calls: list[tuple[object, ...]] = []
 
-    def prepared(name: str, source: Path | None, out: Path, **arguments: object) -> None:
-        calls.append((name, source, out, arguments))
+    def prepared(*arguments: object) -> None:
+        calls.append(arguments)
         raise InputError("enough")
 
     monkeypatch.setattr(kfold, "prepare", prepared)
     with pytest.raises(InputError, match="enough"):
         kfold.prepared_folds("tnbc", 2, Path("zips"), 7)
-    assert calls == [("tnbc", Path("zips"), tmp_path, {"folds": 2, "seed": 7})]
+    assert calls == [("tnbc", Path("zips"), tmp_path, Selection(folds=2, seed=7))]
 
 
 @pytest.mark.slow
-def test_two_folds_of_phantoms(datasets: Path, tmp_path: Path) -> None:
+def test_two_folds(datasets: Path, tmp_path: Path) -> None:
     """From prepared folds to the table, each fold trained for an iteration in a process of its own."""
     out = tmp_path / "run"
     tiny = ["MODEL.DEVICE", "cpu", "INPUT.CROP.SIZE", "[48, 64]", "MODEL.RPN.POST_NMS_TOPK_TEST", "50"]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pffnet_d2.cli import main as cli
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import metrics
 from pffnet_d2.evaluation.baseline import otsu_watershed, score_otsu
@@ -51,7 +51,7 @@ def test_nothing_and_specks() -> None:
 
 
 def test_a_row_of_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    prepare("phantoms", None, tmp_path, splits=("val",), count=2)
+    prepare("phantoms", None, tmp_path, Selection(splits=("val",), count=2))
     split = tmp_path / "phantoms" / "val"
     rows = list(score_otsu(split))
     assert len(rows) == 2

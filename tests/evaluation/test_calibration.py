@@ -16,7 +16,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 
 import pffnet_d2  # noqa: F401  (registers)
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.calibration import best_ious, measure
 from pffnet_d2.masks.compose import LabelMapRule
@@ -35,7 +35,7 @@ def test_best_ious_by_hand() -> None:
 
 
 def test_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare("phantoms", None, tmp_path, count=2)
+    prepare("phantoms", None, tmp_path, Selection(count=2))
     monkeypatch.setenv("DETECTRON2_DATASETS", os.fspath(tmp_path))
 
     class LeftHalf:

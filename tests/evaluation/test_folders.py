@@ -14,7 +14,7 @@ import pytest
 import tifffile
 
 from pffnet_d2.cli import main as cli
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import metrics
 from pffnet_d2.evaluation.folders import prepared, score_folders
@@ -70,7 +70,7 @@ def test_the_command_prints_means_and_writes_both_files(
 
 
 def test_the_truth_of_a_prepared_split(tmp_path: Path, write_labels: Write) -> None:
-    prepare("phantoms", None, tmp_path, splits=("val",), count=3)
+    prepare("phantoms", None, tmp_path, Selection(splits=("val",), count=3))
     split = tmp_path / "phantoms" / "val"
     truths = {name: image.truth() for name, image in prepared(split)}
     assert len(truths) == 3
@@ -233,7 +233,7 @@ def test_what_predict_wrote_is_scored(
 
 
 def test_a_prepared_split_and_what_predict_wrote(tmp_path: Path, write_labels: Write) -> None:
-    prepare("phantoms", None, tmp_path, splits=("val",), count=2)
+    prepare("phantoms", None, tmp_path, Selection(splits=("val",), count=2))
     split = tmp_path / "phantoms" / "val"
     for name, image in prepared(split):
         write_labels(tmp_path / "results" / f"{name}_labels.tif", image.truth())
@@ -246,7 +246,7 @@ def test_a_prepared_split_and_what_predict_wrote(tmp_path: Path, write_labels: W
 
 def test_predict_then_evaluate(tiny_run: Path, leave_no_trace: None, tmp_path: Path) -> None:
     """The two commands, with nothing between them."""
-    prepare("phantoms", None, tmp_path, splits=("val",), count=2)
+    prepare("phantoms", None, tmp_path, Selection(splits=("val",), count=2))
     split = tmp_path / "phantoms" / "val"
     model = ["--config", str(tiny_run / "config.yaml"), "--weights", str(tiny_run / "model_final.pth")]
     formats = ["--format", "label-tiff,overlay,csv,geojson", "--out", str(tmp_path / "results")]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from pffnet_d2.data.synthetic import phantom
+from pffnet_d2.data.synthetic import synthetic_image
 from pffnet_d2.errors import InputError
 from pffnet_d2.masks.coco import (
     annotations_to_label_map,
@@ -134,7 +134,7 @@ def test_other_encodings() -> None:
 
 
 def test_phantom_with_large_numbers_in_the_string() -> None:
-    label_map = phantom(5, 0, size=(300, 4000), style="fluorescence")[1]
+    label_map = synthetic_image(5, 0, size=(300, 4000), style="fluorescence")[1]
     annotations = label_map_to_annotations(label_map)
     assert len(annotations) == label_map.max() > 100
     np.testing.assert_array_equal(annotations_to_label_map(annotations, 300, 4000), label_map)

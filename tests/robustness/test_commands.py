@@ -19,7 +19,7 @@ from PIL import Image
 
 from pffnet_d2.cli import main as cli
 from pffnet_d2.cli.main import main
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.evaluation.scores import score, write_scores
 from tests.robustness.case import Case, by_name
 
@@ -89,7 +89,7 @@ def prepared(change: Callable[[Path], None] = lambda _: None) -> Callable[[Path]
     """Writes the prepared data set root/phantoms and then changes its split train."""
 
     def write(folder: Path) -> None:
-        prepare("phantoms", None, folder / "root", splits=["train"], count=1)
+        prepare("phantoms", None, folder / "root", Selection(splits=["train"], count=1))
         change(folder / "root" / "phantoms" / "train")
 
     return write

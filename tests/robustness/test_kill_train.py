@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import Selection, prepare
 from tests.robustness.process import done, run, start
 
 KILLS = 20
@@ -50,7 +50,7 @@ def state(file: Path) -> dict[str, Any]:
 
 
 def test_kill_9_twenty_times(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare("phantoms", None, tmp_path / "datasets", splits=["train"], count=3)
+    prepare("phantoms", None, tmp_path / "datasets", Selection(splits=["train"], count=3))
     variables = {"DETECTRON2_DATASETS": str(tmp_path / "datasets"), "OMP_NUM_THREADS": "1"}
     config = tiny_run / "config.yaml"
     run(["--version"], tmp_path)  # the process that the others are copies of

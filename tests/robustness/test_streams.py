@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import Selection, prepare
 from tests.robustness.process import CLOSED, Done, run, start
 from tests.robustness.process import done as ended
 
@@ -45,7 +45,7 @@ def files(folder: Path) -> set[str]:
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The environment that names prepared images."""
     root = tmp_path_factory.mktemp("prepared")
-    prepare("phantoms", None, root, count=2)
+    prepare("phantoms", None, root, Selection(count=2))
     return {"DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"}
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import Selection, prepare
 from tests.robustness.case import Case, by_name
 
 RUN = "--config-file {run}/config.yaml OUTPUT_DIR run"
@@ -28,7 +28,7 @@ DEEP = "[" * 100_000
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Four small images, prepared, whose folder the environment names."""
     root = tmp_path_factory.mktemp("prepared")
-    prepare("phantoms", None, root, count=2)
+    prepare("phantoms", None, root, Selection(count=2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DETECTRON2_DATASETS", str(root))
         patch.setenv("WHOLE_DATASETS", str(root))
@@ -468,25 +468,25 @@ DATA = [
     Case(
         "half a json",
         TRAIN,
-        ("phantoms/train/instances.json: not the json of a prepared",),
+        ("phantoms/train/instances.json: is not the json of a prepared",),
         spoiled("instances.json", b"{"),
     ),
     Case(
         "json that is a list",
         TRAIN,
-        ("phantoms/train/instances.json: not the json of a prepared",),
+        ("phantoms/train/instances.json: is not the json of a prepared",),
         spoiled("instances.json", b"[]"),
     ),
     Case(
         "json nested too deep",
         TRAIN,
-        ("phantoms/train/instances.json: not the json of a prepared",),
+        ("phantoms/train/instances.json: is not the json of a prepared",),
         spoiled("instances.json", DEEP.encode()),
     ),
     Case(
         "json of bytes",
         TRAIN,
-        ("phantoms/train/instances.json: not the json of a prepared",),
+        ("phantoms/train/instances.json: is not the json of a prepared",),
         spoiled("instances.json", b"\xff\xfe\x00"),
     ),
     Case(

@@ -14,7 +14,7 @@ from scipy.io import savemat
 from scipy.ndimage import binary_fill_holes, find_objects
 from skimage.measure import find_contours, label
 
-from pffnet_d2.data.synthetic import phantom
+from pffnet_d2.data.synthetic import synthetic_image
 
 Array = np.ndarray[Any, Any]
 Pair = tuple[Array, Array]
@@ -22,8 +22,8 @@ Files = dict[str, bytes]
 
 
 def apart(index: int, size: tuple[int, int] = (64, 80)) -> Pair:
-    """A phantom whose objects are 4-connected, without holes and of at least 30 pixels."""
-    image, labels = phantom(21, index, size=size, style="histology")
+    """A synthetic image whose objects are 4-connected, without holes and of at least 30 pixels."""
+    image, labels = synthetic_image(21, index, size=size, style="histology")
     kept = np.zeros(size, np.int32)
     for i in range(1, int(labels.max()) + 1):
         parts = label(labels == i, connectivity=1)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import binary_fill_holes
 
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.data.readers import dsb2018
 from pffnet_d2.data.readers.source import shipped
 from pffnet_d2.errors import InputError
@@ -138,7 +138,7 @@ def test_one_type_stretched(tmp_path: Path, layouts: ModuleType) -> None:
     styles = {"a": (dark, labels), "b": (dark + np.uint8(150), labels), "c": (colour, labels)}
     root = layouts.write(tmp_path, stage(layouts, styles))
     options = {"image_type": "fluorescence", "normalisation": "stretch"}
-    prepare("dsb2018", root, tmp_path / "out", splits=["train"], options=options)
+    prepare("dsb2018", root, tmp_path / "out", Selection(splits=["train"], options=options))
     (file,) = (tmp_path / "out/dsb2018/train/images").iterdir()
     assert file.name == "a.png"
     assert set(np.unique(np.asarray(Image.open(file)))) == {0, 255}
@@ -147,7 +147,7 @@ def test_one_type_stretched(tmp_path: Path, layouts: ModuleType) -> None:
         "normalisation": "as_is or stretch",
     }.items():
         with pytest.raises(InputError, match=f"option {option}=x: give {remedy}"):
-            prepare("dsb2018", root, tmp_path / "other", splits=["train"], options={option: "x"})
+            prepare("dsb2018", root, tmp_path / "other", Selection(splits=["train"], options={option: "x"}))
 
 
 def test_shipped_lists() -> None:
@@ -170,7 +170,9 @@ def test_objectguided_and_shared_fields(tmp_path: Path, layouts: ModuleType, cap
     assert "objectguided val missing: 132" in caplog.text
     found = [r.image_id for r in dsb2018.records(root, "train", exclude_bbbc039=True)]
     assert found == chosen[1:]
-    prepare("dsb2018", root, tmp_path / "out", scheme="objectguided", splits=["val"], options={"partial": "true"})
+    prepare(
+        "dsb2018", root, tmp_path / "out", Selection(scheme="objectguided", splits=["val"], options={"partial": "true"})
+    )
     data = json.loads((tmp_path / "out/dsb2018/objectguided_val/instances.json").read_text())
     assert data["info"]["options"] == {
         "partial": True,
@@ -239,7 +241,7 @@ def test_refusals(tmp_path: Path, layouts: ModuleType, split: str, damage: Any, 
     damage(files)
     root = layouts.write(tmp_path / "in", files)
     with pytest.raises(InputError, match=message) as caught:
-        prepare("dsb2018", root, tmp_path / "out", splits=[split])
+        prepare("dsb2018", root, tmp_path / "out", Selection(splits=[split]))
     assert "\n" not in str(caught.value)
     assert not list((tmp_path / "out").rglob("*.png"))
     assert not list((tmp_path / "out").rglob(".*"))

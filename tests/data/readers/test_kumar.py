@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pffnet_d2.data.catalog import load
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.data.readers import kumar
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.folders import prepared
@@ -148,7 +148,7 @@ def test_what_is_prepared_has_the_label_map_of_the_reader(
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "out"))
     record = one(layouts.aperio_xml(outlines))
     expected = one(layouts.aperio_xml(outlines), overlap=overlap).read_label_map()
-    prepare("kumar", tmp_path, tmp_path / "out", splits=["val"], options={"overlap": overlap})
+    prepare("kumar", tmp_path, tmp_path / "out", Selection(splits=["val"], options={"overlap": overlap}))
     ((_, image),) = prepared(tmp_path / "out/kumar/val")
     np.testing.assert_array_equal(image.truth(), expected)
     (entry,) = load("kumar_val")
@@ -160,8 +160,8 @@ def test_what_is_prepared_has_the_label_map_of_the_reader(
 def test_report_groups_are_the_organs_not_the_patients(tmp_path: Path, layouts: ModuleType) -> None:
     pairs = {name: layouts.apart(0) for split in ("test_seen", "test_unseen") for name in kumar.LISTS["kumar"][split]}
     root = layouts.write(tmp_path / "in", layouts.kumar_files(pairs))
-    prepare("kumar", root, tmp_path, count=2)
-    prepare("kumar", root, tmp_path, folds=2, fold=0)
+    prepare("kumar", root, tmp_path, Selection(count=2))
+    prepare("kumar", root, tmp_path, Selection(folds=2, fold=0))
     for split, group in (("test_seen", "seen"), ("test_unseen", "unseen"), ("fold0of2_val", "")):
         images = json.loads((tmp_path / "kumar" / split / "instances.json").read_text())["images"]
         assert {image["report_group"] for image in images} == {group}

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.data.readers import own
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.normalisation import AS_IS, AUTO, Normalisation
@@ -143,7 +143,13 @@ def test_coco_objects_overlap(tmp_path: Path, layouts: ModuleType) -> None:
     ]
     data = {"images": [{"id": 3, "file_name": "x.png", "height": 9, "width": 12}], "annotations": annotations}
     files = {"images/x.png": layouts.png(np.zeros((9, 12, 3), np.uint8)), "a.json": json.dumps(data).encode()}
-    prepare("own", layouts.write(tmp_path / "in", files), tmp_path, dataset="mine", options={"fractions": "all=1"})
+    prepare(
+        "own",
+        layouts.write(tmp_path / "in", files),
+        tmp_path,
+        Selection(options={"fractions": "all=1"}),
+        dataset="mine",
+    )
     made = json.loads((tmp_path / "mine/all/instances.json").read_text())
     assert [a["area"] for a in made["annotations"]] == [56, 8]
     np.testing.assert_array_equal(
@@ -237,7 +243,13 @@ def test_many_instances_and_gaps_in_ids(tmp_path: Path, layouts: ModuleType) -> 
     labels = np.zeros((400, 700), np.int32)
     labels[::2, ::2] = 3 * np.arange(1, 200 * 350 + 1).reshape(200, 350)
     files = {"images/x.tif": tiff(labels.astype(np.uint16)), "labels/x.tif": tiff(labels)}
-    prepare("own", layouts.write(tmp_path / "in", files), tmp_path, dataset="many", options={"fractions": "all=1"})
+    prepare(
+        "own",
+        layouts.write(tmp_path / "in", files),
+        tmp_path,
+        Selection(options={"fractions": "all=1"}),
+        dataset="many",
+    )
     data = json.loads((tmp_path / "many/all/instances.json").read_text())
     assert len(data["annotations"]) == 70_000
     np.testing.assert_array_equal(annotations_to_label_map(data["annotations"], 400, 700), labels // 3)
@@ -258,8 +270,8 @@ def test_normalisation_and_category(tmp_path: Path, layouts: ModuleType) -> None
         "own",
         layouts.write(tmp_path / "in", files),
         tmp_path,
+        Selection(options={"fractions": "all=1", "category": "cell", "high": "99", "image_type": "brightfield"}),
         dataset="mine",
-        options={"fractions": "all=1", "category": "cell", "high": "99", "image_type": "brightfield"},
     )
     data = json.loads((tmp_path / "mine/all/instances.json").read_text())
     assert data["info"]["normalisation"] == {"name": "auto", "low": 0.1, "high": 99.0, "minimum_range": 512.0}
@@ -364,10 +376,10 @@ def test_refusals(tmp_path: Path, layouts: ModuleType, damage: Any, options: dic
     files = {f"images/{name}.png": _png(BLANK) for name in "ab"} | {f"labels/{name}.png": _png(ONE) for name in "ab"}
     damage(files)
     root = layouts.write(tmp_path / "in", files)
-    options = {"dataset": "mine", "options": {}} | options
-    options["options"] = {"fractions": "train=0.5,val=0.5"} | options["options"]
+    chosen = {"fractions": "train=0.5,val=0.5"} | options.get("options", {})
+    selection = Selection(splits=options.get("splits"), options=chosen)
     with pytest.raises(InputError, match=message) as caught:
-        prepare("own", root, tmp_path / "out", **options)
+        prepare("own", root, tmp_path / "out", selection, dataset=options.get("dataset", "mine"))
     assert "\n" not in str(caught.value)
     assert not [path for path in (tmp_path / "out").rglob("*") if path.name.startswith(".")]
     for split in (tmp_path / "out").glob("*/*"):  # the other one may be made

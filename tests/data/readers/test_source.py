@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pffnet_d2.data.prepare import prepare
+from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.data.readers import READERS, options, schemes, source
 from pffnet_d2.data.readers.source import SourceFile, find_part, list_files
 from pffnet_d2.errors import InputError
@@ -132,5 +132,7 @@ def test_own_images_in_linked_folders(tmp_path: Path, layouts: ModuleType) -> No
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "images").symlink_to(tmp_path / "disk" / "raw")
     (tmp_path / "source" / "labels").symlink_to(tmp_path / "disk" / "truth")
-    prepare("own", tmp_path / "source", tmp_path, dataset="mine", options={"fractions": "all=1", "truth": "ids"})
+    prepare(
+        "own", tmp_path / "source", tmp_path, Selection(options={"fractions": "all=1", "truth": "ids"}), dataset="mine"
+    )
     assert (tmp_path / "mine" / "all" / "images" / "a.png").is_file()
