@@ -126,7 +126,9 @@ def test_object_guided_trains_and_predicts_on_it() -> None:
     part = str(config_path("backbones/ObjectGuided_EfficientNet_Lite0.yaml"))
     given = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.OBJECT_GUIDED.SCORE_THRESH_TEST", "0.0"]
     cfg = read_config(
-        str(config_path("dsb2018/ObjectGuided_R18_compact.yaml")), [*given, "INPUT.SQUARE.TRAIN", "0", "INPUT.SQUARE.TEST", "0"], [part]
+        str(config_path("dsb2018/ObjectGuided_R18_compact.yaml")),
+        [*given, "INPUT.SQUARE.TRAIN", "0", "INPUT.SQUARE.TEST", "0"],
+        [part],
     )
     torch.manual_seed(0)
     model = build_model(cfg)
