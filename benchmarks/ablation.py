@@ -29,9 +29,9 @@ from pffnet_d2 import engine
 from pffnet_d2.atomic_write import write_text
 from pffnet_d2.config import PARTS, config_path, read_config
 from pffnet_d2.data.catalog import register_all
-from pffnet_d2.engine.kfold import train_fold
 from pffnet_d2.evaluation.report import Report, merge_runs
 from pffnet_d2.evaluation.scores import CSV, read_scores
+from pffnet_d2.launch import run_command
 
 SHOWN = ("AJI", "AJI_plus", "Dice", "F1", "PQ", "DSB_mAP")
 VARIANTS = ("Without_fusion", "Without_consistency", "Without_quality", "Fusion_detached", "MaskRCNN_GN")
@@ -61,7 +61,7 @@ def step_seconds(config: str, variants: Mapping[str, Variant], rounds: int = 6, 
     with tempfile.TemporaryDirectory() as folder:
         for name, variant in variants.items():
             cfg = read_config(config, [*variant.opts, "OUTPUT_DIR", folder], variant.methods)
-            engine.check(cfg, train=True)
+            engine.check_config(cfg, train=True)
             trainers[name] = engine.Trainer(cfg)
         for turn in range(rounds):
             for name, trainer in trainers.items():
@@ -112,7 +112,7 @@ def main() -> None:
                 continue
             flags = ["--config-file", config, "--resume", *(w for file in variant.methods for w in ("--method", file))]
             opts = [*variant.opts, *schedule(iterations[name]), "SEED", str(seed), "OUTPUT_DIR", str(folder)]
-            if code := train_fold([*flags, *opts]):
+            if code := run_command(["train", *flags, *opts]):
                 raise SystemExit(f"{folder}: training ended with exit code {code}")
 
     parts = {

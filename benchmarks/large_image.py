@@ -34,7 +34,8 @@ from scipy import ndimage
 from pffnet_d2.data.synthetic import synthetic_image
 from pffnet_d2.evaluation.metrics import panoptic_quality
 from pffnet_d2.imaging.microscopy import read_microscopy_image
-from pffnet_d2.inference.large import Model, Plan, predict_large
+from pffnet_d2.inference.large import TileModel, predict_large
+from pffnet_d2.inference.options import ImageOptions
 
 PIECE = 512
 FIELD = 520 * 696  # pixels of an image that a configuration's caps on proposals and detections are meant for
@@ -53,13 +54,13 @@ class Mosaic:
 
 
 @dataclass(frozen=True)
-class Found:
+class Objects:
     label_map: NDArray[np.int32]
     scores: dict[str, NDArray[np.float32]]
-    capped: bool = False
+    capped: tuple[str, ...] = ()
 
 
-def threshold(images: list[NDArray[np.uint8]]) -> list[Found]:
+def threshold(images: list[NDArray[np.uint8]]) -> list[Objects]:
     """Bright parts of at least 20 pixels: stands for a network."""
     out = []
     for image in images:
@@ -68,7 +69,7 @@ def threshold(images: list[NDArray[np.uint8]]) -> list[Found]:
         number = np.where(sizes >= 20, 1, 0)
         number[0] = 0
         labels = (np.cumsum(number) * number).astype(np.int32)[labels]
-        out.append(Found(labels, {"score": np.ones(labels.max(), np.float32)}))
+        out.append(Objects(labels, {"score": np.ones(labels.max(), np.float32)}))
     return out
 
 
@@ -82,11 +83,11 @@ def stand_in(side: int, tile: int, overlap: int) -> dict[str, Any]:
     """One side in this process."""
     nuclei = piece()
     with tempfile.TemporaryDirectory() as folder:
-        plan = Plan(Path(folder), "a", tile, overlap, ("label-tiff", "geojson", "csv"))
-        predict_large(Model(threshold, "warm"), Mosaic(nuclei, tile), plan)
+        asked = Path(folder), "a", ImageOptions(tile=tile, overlap=overlap, formats=("label-tiff", "geojson", "csv"))
+        predict_large(TileModel(threshold, "warm"), Mosaic(nuclei, tile), *asked)
         before = peak("cpu", reset=True)
         wall, cpu = time.perf_counter(), time.process_time()
-        done = predict_large(Model(threshold, "threshold"), Mosaic(nuclei, side), plan)
+        done = predict_large(TileModel(threshold, "threshold"), Mosaic(nuclei, side), *asked)
         cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
         result = {"side": side, "objects": done.objects, "tiles": done.tiles, "larger": len(done.larger)}
         result |= {"cpu_s": round(cpu, 1), "wall_s": round(wall, 1), "cpu_s_per_mpx": round(cpu / side**2 * 1e6, 4)}

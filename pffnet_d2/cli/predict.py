@@ -5,22 +5,31 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pffnet_d2 import env
 from pffnet_d2.cli.arguments import add_config, add_device, add_opts, add_weights
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.numbers import whole_number
 
+if TYPE_CHECKING:
+    from pffnet_d2.inference.options import PredictOptions
+
+# Formats that are written unless --format says otherwise, of images that are predicted whole and in tiles.
+WHOLE, TILED = "label-tiff,overlay", "label-tiff"
 HELP = "segment images and write label maps, outlines, measurements"
-DESCRIPTION = (
-    "Results of DIR/IMAGE.png: IMAGE_labels.tif (label-tiff), IMAGE_overlay.png (overlay), "
-    "IMAGE.geojson (QuPath), IMAGE_rois.zip (ImageJ), IMAGE.csv (measurements), IMAGE.json (coco). A file that "
-    "cannot be read is named and skipped. Exit code 0: all images predicted; 1: some; 2: none, or a mistake. "
-    "See docs/predict.md."
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from pffnet_d2.inference import export
+
+    names = [f"IMAGE{e.ending}" if isinstance(e, export.Exporter) else e.file_name for e in export.EXPORTERS]
+    results = ", ".join(f"{name} ({e.name}: {e.about})" for name, e in zip(names, export.EXPORTERS, strict=True))
+    not_tiled = ",".join(e.name for e in export.EXPORTERS if isinstance(e, export.Exporter) and not e.streams)
+    parser.description = (
+        f"Results of DIR/IMAGE.png, by format: {results}. A file that cannot be read is named and skipped. "
+        "Exit code 0: all images predicted; 1: some; 2: none, or a mistake. See docs/predict.md."
+    )
     parser.add_argument(
         "images", nargs="+", metavar="IMAGE", help="files, folders, or quoted patterns such as 'plates/**/*.tif'"
     )
@@ -31,8 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--format",
         metavar="LIST",
-        help="of label-tiff,overlay,geojson,roi,csv,coco (default: label-tiff,overlay; with --tile label-tiff), and "
-        "cvppp: label-tiff, and answer.h5 of all images for the CVPPP challenge",
+        help=f"of {','.join(export.names())} (default: {WHOLE}; with --tile {TILED}); not with --tile: {not_tiled}",
     )
     add_device(parser)
     parser.add_argument("--threshold", type=float, metavar="BETA", help="class score an object needs (default: config)")
@@ -95,8 +103,8 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
         "--tile",
         type=int,
         metavar="PIXELS",
-        help="predict large images in tiles of this side, such as 1024, and write label-tiff, geojson, csv and a "
-        "reduced overlay as they are found; an interrupted run resumes (docs/large-images.md)",
+        help="predict large images in tiles of this side, such as 1024, and write results as tiles are finished, "
+        "with a reduced overlay; an interrupted run resumes (docs/large-images.md)",
     )
     parser.add_argument(
         "--overlap", metavar="PIXELS", help="of tiles, more than the largest object (default: auto, measured)"
@@ -110,60 +118,69 @@ def run(args: argparse.Namespace) -> int:
         InputError: a mistake in the arguments, the model or the images.
     """
     env.require("predict")
-    from pffnet_d2.config_values import check_value
-    from pffnet_d2.imaging.normalisation import parse_normalisation
-    from pffnet_d2.inference import cvppp
-    from pffnet_d2.inference.batch import Job, find_sources, predict_files
-    from pffnet_d2.inference.export import check_formats
+    from pffnet_d2.inference.batch import Job, predict_files
+    from pffnet_d2.inference.sources import find_sources
 
-    default = "label-tiff,overlay" if args.tile is None else "label-tiff"
-    formats = list(dict.fromkeys((args.format or default).split(",")))
-    check_formats(formats)
-    challenge = cvppp.FORMAT in formats
-    if challenge:  # one file of all label images
-        formats = list(dict.fromkeys("label-tiff" if name == cvppp.FORMAT else name for name in formats))
-    overlap = args.overlap or "auto"
-    if args.overlap and args.tile is None:
-        raise InputError("--overlap is that of tiles; give --tile too, such as --tile 1024")
-    try:
-        pixels = overlap if overlap == "auto" else whole_number(overlap)
-    except ValueError:
-        raise InputError(f"--overlap {overlap}: give pixels, or auto") from None
-    if args.threshold is not None and args.thresholds:
-        raise InputError("--threshold and --thresholds: give one of them")
-    if args.threshold is not None:
-        check_value("MODEL.PFFNET.LABEL_MAP.SCORE_THRESH", args.threshold, "--threshold")
-    if args.pixel_size is not None and not 0 <= args.pixel_size < float("inf"):
-        raise InputError(f"--pixel-size {args.pixel_size}: give micrometres a pixel, or 0 to measure in pixels")
-    if args.config and not os.path.isfile(args.config):
-        raise InputError(f"{args.config}: no such config file; give --config FILE")
+    options = _options(args)
     out = args.out or Path("results")
-    job = Job(
-        sources=find_sources(args.images, out, formats),
-        out=out,
-        formats=formats,
-        config=args.config,
-        weights=args.weights,
-        model=args.model,
-        diameter=args.diameter,
-        device=args.device,
-        thresholds=args.thresholds or (None if args.threshold is None else {"SCORE_THRESH": args.threshold}),
-        opts=args.opts,
-        normalisation=parse_normalisation(args.normalisation),
-        invert=args.invert,
-        plane=_plane(args.plane),
-        channels=_integers("--channels", args.channels),
-        pixel_size=args.pixel_size,
-        batch=args.batch,
-        stop=args.stop_on_error,
-        processes=args.processes,
-        tile=args.tile,
-        overlap=pixels,
-        challenge=challenge,
-    )
-    summary = predict_files(job)
+    sources = find_sources(args.images, out, options.exporters.files)
+    summary = predict_files(Job(sources, out, options, stop=args.stop_on_error, processes=args.processes))
     print("\n".join([*summary.lines(), *([] if args.out else [f"results in {out}/"])]))
     return summary.exit_code
+
+
+def _options(args: argparse.Namespace) -> PredictOptions:
+    from pffnet_d2.inference.options import InvalidOption, PredictOptions
+
+    if args.config and not os.path.isfile(args.config):
+        raise InputError(f"{args.config}: no such config file; give --config FILE")
+    try:
+        return PredictOptions(
+            config=args.config,
+            weights=args.weights,
+            model=args.model,
+            diameter=args.diameter,
+            device=args.device,
+            thresholds=_thresholds(args),
+            normalisation=args.normalisation,
+            invert=args.invert,
+            opts=args.opts,
+            formats=(args.format or (WHOLE if args.tile is None else TILED)).split(","),
+            plane=_plane(args.plane),
+            channels=_integers("--channels", args.channels),
+            pixel_size=args.pixel_size,
+            batch=args.batch,
+            tile=args.tile,
+            overlap=_overlap(args),
+        )
+    except InvalidOption as error:
+        raise InputError(f"--{error.option.replace('_', '-')} {error.fault}") from error
+
+
+def _thresholds(args: argparse.Namespace) -> str | dict[str, float] | None:
+    """A file of them, or that of the class score."""
+    from pffnet_d2.config_values import check_value
+
+    if args.threshold is None:
+        return args.thresholds or None
+    if args.thresholds:
+        raise InputError("--threshold and --thresholds: give one of them")
+    check_value("MODEL.PFFNET.LABEL_MAP.SCORE_THRESH", args.threshold, "--threshold")
+    return {"SCORE_THRESH": args.threshold}
+
+
+def _overlap(args: argparse.Namespace) -> int | str:
+    """Pixels, or auto."""
+    if not args.overlap or args.overlap == "auto":
+        overlap: int | str = "auto"
+    else:
+        try:
+            overlap = whole_number(args.overlap)
+        except ValueError:
+            raise InputError(f"--overlap {args.overlap}: give pixels, or auto") from None
+    if args.overlap and args.tile is None:
+        raise InputError("--overlap is that of tiles; give --tile too, such as --tile 1024")
+    return overlap
 
 
 def _plane(text: str | None) -> dict[str, int] | int | None:

@@ -30,14 +30,14 @@ def run(args: argparse.Namespace) -> int:
         InputError: a mistake in the config, the data or the weights, or an unknown metric.
     """
     env.require("thresholds")
-    from pffnet_d2.engine import trainer as engine
+    from pffnet_d2.engine.run_config import setup
     from pffnet_d2.evaluation import thresholds
     from pffnet_d2.masks.compose import LabelMapRule
 
     args.eval_only = True
     if args.num_gpus > 1 or args.num_machines > 1 or args.cpu_ranks > 1:
         raise InputError("thresholds: runs in one process; leave out --num-gpus, --cpu-ranks and --num-machines")
-    cfg = engine.setup(args)
+    cfg = setup(args)
     if len(cfg.DATASETS.TEST) != 1:
         raise InputError(
             f"DATASETS.TEST {cfg.DATASETS.TEST}: name the one data set to choose thresholds on, the validation images"

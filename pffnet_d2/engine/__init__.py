@@ -1,4 +1,4 @@
-"""Training and evaluation: ``run(argv)`` is the command line; ``read_config``, ``check`` and ``Trainer`` are for
+"""Training and evaluation: ``run(argv)`` is the command line; ``read_config``, ``check_config`` and ``Trainer`` are for
 scripts."""
 
 from __future__ import annotations
@@ -6,11 +6,22 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-PUBLIC = ("Trainer", "argument_parser", "check", "read_config", "run", "setup", "train_or_evaluate", "trained_model")
+# Names that scripts import from here, and where each is. Imported when asked for: prediction does without training.
+PUBLIC = {
+    "Trainer": "trainer",
+    "argument_parser": "arguments",
+    "check_config": "run_config",
+    "read_config": "run_config",
+    "run": "trainer",
+    "setup": "run_config",
+    "train_or_evaluate": "trainer",
+    "trained_model": "trainer",
+}
+RENAMED = {"check": "check_config"}
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when it is asked for: prediction does without training.
+    name = RENAMED.get(name, name)
     if name not in PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{'arguments' if name == 'argument_parser' else 'trainer'}"), name)
+    return getattr(import_module(f"{__name__}.{PUBLIC[name]}"), name)

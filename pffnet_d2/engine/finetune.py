@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from torch import nn
 
 from pffnet_d2.atomic_write import write_text
 from pffnet_d2.config import config_path, differences, read_config
@@ -23,7 +24,8 @@ from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.data.readers import own
 from pffnet_d2.engine.arguments import argument_parser
 from pffnet_d2.engine.console import Progress, draw_overlays, quiet, score_table
-from pffnet_d2.engine.trainer import Trainer, setup
+from pffnet_d2.engine.run_config import setup
+from pffnet_d2.engine.trainer import Trainer
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.read import read_image
 from pffnet_d2.inference.modality import unlike_fluorescence
@@ -78,27 +80,32 @@ def finetune(
     arguments = ["--config-file", str(recipe), *(["--resume"] if resume else []), "OUTPUT_DIR", str(out), *opts]
     with quiet():
         frozen = setup(argument_parser().parse_args(arguments))
-        trainer = Trainer(frozen)
-        trainer.resume_or_load(resume=resume)
-        device = "CPU" if frozen.MODEL.DEVICE == "cpu" else torch.cuda.get_device_name()
-        origin = frozen.MODEL.WEIGHTS or "random weights"
-        say(
-            f"2/3  from {origin} on the {device}, {frozen.SOLVER.MAX_ITER} iterations of {frozen.SOLVER.IMS_PER_BATCH} "
-            f"crops; all messages in {out / 'log.txt'}"
-        )
-        before = Trainer.test(frozen, trainer.model) if frozen.MODEL.WEIGHTS and "val" in splits and not resume else {}
-        trainer.register_hooks([Progress(say)])
-        scores = trainer.train()
-        pictured = draw_overlays(frozen, trainer.model, f"{NAME}_{splits[-1]}", out / "overlays")
-    if scores:
-        for title, results in (("before", before), ("after", scores)):
-            if results:
-                say(f"     {title}, on the images kept for validation:\n{score_table(results)}")
-    else:
+        model, scores = _train(frozen, resume, say)
+        pictured = draw_overlays(frozen, model, f"{NAME}_{splits[-1]}", out / "overlays")
+    for title, results in scores.items():
+        say(f"     {title}, on the images kept for validation:\n{score_table(results)}")
+    if not scores:
         say(f"     fewer than {MIN_DIVIDED} images: all were trained on, none kept to score the model")
     say(f"     {pictured} pictures (image | truth | prediction) of {splits[-1]} in {out / 'overlays'}")
     say(f"3/3  pffnet predict IMAGE --model {out}  ({time.perf_counter() - began:.0f} s in all)")
     return 0
+
+
+def _train(cfg: CfgNode, resume: bool, say: Callable[[str], object]) -> tuple[nn.Module, dict[str, dict[str, Any]]]:
+    """The trained model, and its scores before and after training where images are kept for validation."""
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=resume)
+    device = "CPU" if cfg.MODEL.DEVICE == "cpu" else torch.cuda.get_device_name()
+    say(
+        f"2/3  from {cfg.MODEL.WEIGHTS or 'random weights'} on the {device}, {cfg.SOLVER.MAX_ITER} iterations of "
+        f"{cfg.SOLVER.IMS_PER_BATCH} crops; all messages in {Path(cfg.OUTPUT_DIR) / 'log.txt'}"
+    )
+    scores = {}
+    if cfg.MODEL.WEIGHTS and cfg.DATASETS.TEST and not resume:
+        scores["before"] = Trainer.test(cfg, trainer.model)
+    trainer.register_hooks([Progress(say)])
+    scores["after"] = trainer.train()
+    return trainer.model, {title: results for title, results in scores.items() if results}
 
 
 def starting_config(start: str, config: str | None) -> CfgNode:

@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -26,6 +27,15 @@ from pffnet_d2.evaluation.statistics import Summary, summarise
 from pffnet_d2.launch import run_command
 
 
+class Fold(NamedTuple):
+    """One fold: the data sets it trains and is evaluated on, its OUTPUT_DIR, and its KEY VALUE pairs."""
+
+    train: str
+    val: str
+    folder: Path
+    opts: list[str]
+
+
 def cross_validate(args: argparse.Namespace) -> int:
     """Prepare, train, evaluate, report.
 
@@ -42,43 +52,47 @@ def cross_validate(args: argparse.Namespace) -> int:
         raise InputError("kfold: trains and evaluates on one machine; leave out --num-machines and --eval-only")
     check_folds(args.folds, args.seed)
     out = Path(read_config(args.config_file, args.opts, args.method).OUTPUT_DIR)
-    splits = prepared_folds(args.dataset, args.folds, args.source, args.seed)
-    folders = [out / f"fold{i}" for i in range(args.folds)]
-    runs = [
-        [*args.opts, *options(train, val), "OUTPUT_DIR", str(folder)]
-        for (train, val), folder in zip(splits, folders, strict=True)
-    ]
-    for folder, opts in zip(folders, runs, strict=True):
-        check_unchanged(folder, args.config_file, opts, args.method)
-    for (_, val), folder, opts in zip(splits, folders, runs, strict=True):
-        if (folder / CSV).is_file():
-            print(f"{folder}: done")
-            continue
-        flags = ["--config-file", args.config_file, "--resume", "--dist-url", args.dist_url]
-        flags += [word for method in args.method for word in ("--method", method)]
-        code = run_command(
-            ["train", *flags, "--num-gpus", str(args.num_gpus), "--cpu-ranks", str(args.cpu_ranks), *opts]
-        )
-        if code:
-            print(f"{folder}: ended with exit code {code}; the same command goes on from there", file=sys.stderr)
+    names = prepared_folds(args.dataset, args.folds, args.source, args.seed)
+    folds = [_fold(train, val, out / f"fold{i}", args.opts) for i, (train, val) in enumerate(names)]
+    for fold in folds:
+        check_unchanged(fold.folder, args.config_file, fold.opts, args.method)
+    for fold in folds:
+        if (fold.folder / CSV).is_file():
+            print(f"{fold.folder}: done")
+        elif code := _train(fold, args):
+            print(f"{fold.folder}: ended with exit code {code}; the same command goes on from there", file=sys.stderr)
             return code if code > 0 else 1
-        # Evaluations during training have left a file of this name in inference/ before; here it says that all is done.
-        write_text(folder / CSV, (folder / "inference" / val / CSV).read_text(encoding="utf-8"))
+    _write_report(folds, out, "_".join(Path(file).stem for file in (args.config_file, *args.method)))
+    return 0
 
-    name = "_".join(Path(file).stem for file in (args.config_file, *args.method))
-    parts = {folder.name: read_scores(folder) for folder in folders}
+
+def _fold(train: str, val: str, folder: Path, opts: Sequence[str]) -> Fold:
+    data_sets = ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{val}',)"]
+    return Fold(train, val, folder, [*opts, *data_sets, "OUTPUT_DIR", str(folder)])
+
+
+def _train(fold: Fold, args: argparse.Namespace) -> int:
+    """Train and evaluate a fold in a process of its own; its exit code."""
+    flags = ["--config-file", args.config_file, "--resume", "--dist-url", args.dist_url]
+    flags += [word for method in args.method for word in ("--method", method)]
+    flags += ["--num-gpus", str(args.num_gpus), "--cpu-ranks", str(args.cpu_ranks)]
+    code = run_command(["train", *flags, *fold.opts])
+    if not code:
+        # Evaluations during training have left a file of this name in inference/ before; here it says that all is done.
+        scores = fold.folder / "inference" / fold.val / CSV
+        write_text(fold.folder / CSV, scores.read_text(encoding="utf-8"))
+    return code
+
+
+def _write_report(folds: Sequence[Fold], out: Path, name: str) -> None:
+    """Write and print the table of the folds, and write the report of the method called ``name``."""
+    parts = {fold.folder.name: read_scores(fold.folder) for fold in folds}
     report = Report({name: merge_runs(name, list(parts.values()))}, name)
-    shown = shown_of(*MetadataCatalog.get(splits[0][1]).thing_classes)
+    shown = shown_of(*MetadataCatalog.get(folds[0].val).thing_classes)
     report.write(out, shown)
     table = fold_table(parts, shown)
     write_text(out / "folds.md", table)
     print(table, end="")
-    return 0
-
-
-def options(train: str, val: str) -> list[str]:
-    """KEY VALUE pairs of a fold."""
-    return ["DATASETS.TRAIN", f"('{train}',)", "DATASETS.TEST", f"('{val}',)"]
 
 
 def prepared_folds(dataset: str, folds: int, source: Path | None, seed: int | None) -> list[tuple[str, str]]:

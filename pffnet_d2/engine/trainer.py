@@ -1,40 +1,31 @@
-"""Training and evaluation as Detectron2's ``tools/train_net.py`` does them, for this plugin's data, models and scores.
-
-``run(argv)`` is the command line (``train_net.py`` and ``pffnet train``); ``read_config``, ``check`` and ``Trainer``
-serve scripts.
-"""
+"""Training and evaluation as Detectron2's ``tools/train_net.py`` does them, for our data, models and scores."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import os
 import weakref
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_test_loader
-from detectron2.engine import DefaultTrainer, create_ddp_model, default_setup
+from detectron2.data import build_detection_test_loader
+from detectron2.engine import DefaultTrainer, create_ddp_model
 from detectron2.engine.hooks import EvalHook
 from detectron2.engine.train_loop import HookBase, TrainerBase
 from detectron2.evaluation import DatasetEvaluators, SemSegEvaluator, verify_results
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 from torch import nn
 
-from pffnet_d2.config import read_config
 from pffnet_d2.data.mapper import PFFNetDatasetMapper
 from pffnet_d2.engine.arguments import argument_parser
 from pffnet_d2.engine.compat import TRAINER_KEEPS_OPTIMIZER
 from pffnet_d2.engine.loader import TrainLoader, build_train_loader, chosen_seed
-from pffnet_d2.engine.optimizer import WeightAverage, check_optimizer
-from pffnet_d2.engine.resume import tell_changes
+from pffnet_d2.engine.optimizer import WeightAverage
+from pffnet_d2.engine.run_config import gpus_of, setup
 from pffnet_d2.engine.train_step import PRECISIONS, TrainStep, pool_in_float32
-from pffnet_d2.errors import InputError, hide_traceback
+from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.coco_ap import DenseCOCOEvaluator
 from pffnet_d2.evaluation.evaluator import LabelMapEvaluator
 from pffnet_d2.evaluation.panoptic import PanopticEvaluator
@@ -48,134 +39,6 @@ from pffnet_d2.modeling.tta import for_inference
 logger = logging.getLogger(__name__)
 
 
-def check(cfg: CfgNode, *, train: bool, processes: int = 1) -> None:
-    """Find the mistakes that would otherwise show after the model is built, or after hours of training.
-
-    Args:
-        cfg: a merged config.
-        train: False when only evaluating, which reads neither the training data nor the starting weights.
-        processes: how many train together, over all machines.
-
-    Raises:
-        InputError: an unknown or unprepared data set, missing weights, a precision that the device does not have, a
-            batch that does not divide among the processes.
-    """
-    if not cfg.DATASETS.TEST and not train:
-        raise InputError("DATASETS.TEST is empty; name the data sets to evaluate on, such as \"('phantoms_val',)\"")
-    if not cfg.DATASETS.TRAIN and train:
-        raise InputError("DATASETS.TRAIN is empty; name the data sets to train on, such as \"('phantoms_train',)\"")
-    known = DatasetCatalog.list()
-    for name in [*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST]:
-        if name not in known:
-            # Detectron2 registers dozens of its own; where none is close, ours are worth naming.
-            ours = [n for n in known if MetadataCatalog.get(n).get("evaluator_type") == "pffnet"]
-            near = difflib.get_close_matches(name, known, n=5) or ours
-            raise InputError(f"{name}: no such data set; did you mean {', '.join(near)}?")
-        DatasetCatalog.get(name)  # raises InputError where it is not prepared
-    _check_outputs(cfg)
-    if not train:
-        return
-
-    if not cfg.MODEL.WEIGHTS and cfg.MODEL.BACKBONE.FREEZE_AT > 0:
-        raise InputError(
-            f"MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT} would keep random "
-            "weights for ever; set MODEL.BACKBONE.FREEZE_AT 0, or MODEL.WEIGHTS to a local weights file"
-        )
-    if cfg.SOLVER.AMP.DTYPE not in PRECISIONS:
-        raise InputError(f"SOLVER.AMP.DTYPE {cfg.SOLVER.AMP.DTYPE!r} is not one of {', '.join(PRECISIONS)}")
-    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
-        raise InputError(
-            "SOLVER.AMP.DTYPE float16 needs a CUDA device; set SOLVER.AMP.DTYPE bfloat16, or set SOLVER.AMP.ENABLED "
-            "False"
-        )
-    check_optimizer(cfg)
-    if list(cfg.SOLVER.STEPS) != sorted(set(cfg.SOLVER.STEPS)):
-        raise InputError(f"SOLVER.STEPS {tuple(cfg.SOLVER.STEPS)}: each must be later than the one before it")
-    # Detectron2 scales the batch by processes / REFERENCE_WORLD_SIZE where that is set, and asserts even shares.
-    processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or processes
-    if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % processes:
-        raise InputError(
-            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide among {processes} processes; set it to "
-            "a multiple, or SOLVER.REFERENCE_WORLD_SIZE to the number of processes it is meant for"
-        )
-
-
-def _check_outputs(cfg: CfgNode) -> None:
-    """Raises InputError where evaluation would wait for outputs that do not come. PFFNet looks at its own."""
-    model = cfg.MODEL.META_ARCHITECTURE
-    outputs = set(cfg.MODEL.PFFNET.OUTPUTS) - {"instances"}
-    given = {"GeneralizedRCNN": set(), "PanopticFPN": {"semantic", "panoptic"}}.get(model, outputs)
-    if cfg.MODEL.PFFNET.TTA and outputs:
-        raise InputError("MODEL.PFFNET.TTA merges instances only; set MODEL.PFFNET.OUTPUTS \"['instances']\"")
-    if outputs - given:
-        raise InputError(
-            f"MODEL.PFFNET.OUTPUTS: {model} has no output {', '.join(sorted(outputs - given))}; leave it out, or set "
-            "MODEL.META_ARCHITECTURE PFFNet"
-        )
-
-
-def setup(args: argparse.Namespace) -> CfgNode:
-    """Config of the command line, checked and frozen; loggers, seed and OUTPUT_DIR set up by Detectron2.
-
-    Raises:
-        InputError: see :func:`read_config` and :func:`check`.
-    """
-    cfg = read_config(args.config_file, args.opts, args.method)
-    gpus = _gpus(args)
-    if not gpus:
-        cfg.MODEL.DEVICE = "cpu"
-    check(cfg, train=not args.eval_only, processes=(gpus or args.cpu_ranks or 1) * args.num_machines)
-    cfg.freeze()
-
-    try:
-        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {error.strerror}; choose a folder you can write to") from error
-    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="pffnet_d2", abbrev_name="pffnet_d2")
-    logging.getLogger("detectron2.engine.train_loop").addFilter(hide_traceback)
-    if args.resume and not args.eval_only and comm.is_main_process():
-        tell_changes(Path(cfg.OUTPUT_DIR), cfg)  # before its config.yaml is replaced
-    default_setup(cfg, args)
-    if cfg.MODEL.DEVICE == "cpu":
-        # Activations near zero otherwise become denormal numbers, on which CPUs are many times slower.
-        torch.set_flush_denormal(True)
-        if not torch.cuda.is_available() and not args.cpu_ranks:
-            logger.info("no CUDA device: running on the CPU")
-    return cfg
-
-
-def _gpus(args: argparse.Namespace) -> int:
-    """GPUs used on this machine; the default --num-gpus 1 means the CPU where there is none.
-
-    Raises:
-        InputError: more are asked for than there are, or flags that do not go together.
-    """
-    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if args.num_gpus < 0 or args.num_machines < 1 or args.cpu_ranks < 0:
-        raise InputError(
-            f"--num-gpus {args.num_gpus} --cpu-ranks {args.cpu_ranks} --num-machines {args.num_machines}: no such "
-            "number of processes"
-        )
-    if not 0 <= args.machine_rank < args.num_machines:
-        raise InputError(
-            f"--machine-rank {args.machine_rank}: give 0 to {args.num_machines - 1}, another on each machine"
-        )
-    if args.num_machines > 1 and not args.num_gpus and not args.cpu_ranks:
-        raise InputError("--num-machines without GPUs: say how many processes with --cpu-ranks N")
-    if args.dist_url == "auto" and args.num_machines > 1:
-        raise InputError("--dist-url auto serves one machine; give tcp://HOST:PORT of machine 0 to all of them")
-    if args.cpu_ranks:
-        if args.num_gpus > 1:
-            raise InputError(f"--num-gpus {args.num_gpus} and --cpu-ranks {args.cpu_ranks}: give one of them")
-        return 0
-    if args.num_gpus > here and (args.num_gpus > 1 or args.num_machines > 1):
-        raise InputError(
-            f"--num-gpus {args.num_gpus}: this machine has {here} CUDA device{'' if here == 1 else 's'}; "
-            f"use {f'--num-gpus {here}' if here else '--cpu-ranks N to run on the CPU'}"
-        )
-    return min(args.num_gpus, here)
-
-
 class Trainer(DefaultTrainer):
     """DefaultTrainer on prepared data sets, scored by label maps and by COCO AP without its cap on detections.
 
@@ -184,7 +47,8 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode) -> None:
-        # Instead of DefaultTrainer's own, which knows neither our step nor ranks on the CPU.
+        # What DefaultTrainer's own __init__ does, which cannot be called: it wraps the model for a GPU per rank, which
+        # fails on the CPU, and ties its hooks to a step and a checkpointer that are not ours.
         TrainerBase.__init__(self)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
@@ -359,7 +223,7 @@ def start(args: argparse.Namespace, command: str = "train") -> int:
         raise InputError(
             f"no config file given; name one with --config-file, such as configs/PFFNet_R101_FPN.yaml, or {other}"
         )
-    gpus = _gpus(args)
+    gpus = gpus_of(args)
     machines = {
         "num_machines": args.num_machines,
         "machine_rank": args.machine_rank,

@@ -2,180 +2,51 @@
 
 from __future__ import annotations
 
-import glob
 import os
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from detectron2.utils import comm
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pffnet_d2.atomic_write import work_folder
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.microscopy import MicroscopyImage, read_microscopy_image
-from pffnet_d2.imaging.normalisation import Normalisation, describe, normalisation_of
-from pffnet_d2.inference import caps, cvppp
-from pffnet_d2.inference.export import FORMATS, Export, check_formats
-from pffnet_d2.inference.large import check_streamed
-from pffnet_d2.inference.predictor import Prediction, Predictor, check_device
+from pffnet_d2.imaging.normalisation import describe, normalisation_of
+from pffnet_d2.inference import caps
+from pffnet_d2.inference.export import Part, SourceImage
+from pffnet_d2.inference.model_config import check_device
+from pffnet_d2.inference.options import PredictOptions
+from pffnet_d2.inference.predictor import Prediction, Predictor
+from pffnet_d2.inference.sources import Source
+from pffnet_d2.inference.summary import Outcome, Summary, doubts
+from pffnet_d2.inference.tiling import Box
 from pffnet_d2.launch import check_processes, launch_over_gloo
 
-# What a folder is searched for.
-ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".gif")
-WILD = "*?["
 # Seconds that results wait while another process writes those of the same name.
 _PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
-class Source:
-    """An image file and the name its results get, a path below the output folder without ending."""
-
-    path: Path
-    name: str
-
-
-@dataclass(frozen=True)
 class Job:
-    """All that a process must know. With ``tile``, processes share the tiles of each image, not the images."""
+    """All that a process must know. With ``options.tile``, processes share the tiles of each image, not the images."""
 
     sources: list[Source]
     out: Path
-    formats: list[str]
-    config: str | None = None  # None: model
-    weights: str | None = None
-    device: str | None = None
-    thresholds: dict[str, Any] | str | None = None
-    opts: list[str] = field(default_factory=list)
-    normalisation: Normalisation | None = None
-    plane: dict[str, int] | int | None = None
-    channels: list[int] | None = None
-    pixel_size: float | None = None  # micrometres; 0: none, whatever files say; None: what each file says
-    batch: int = 1  # images (or tiles) read and written together; those of one size are predicted together
+    options: PredictOptions
     stop: bool = False  # end at the first file that fails
     processes: int = 1
-    tile: int | None = None  # side in pixels of the tiles that images are predicted in; None: whole
-    overlap: int | str = "auto"  # of tiles
-    model: str | None = None  # None, and no config: the one that comes with the package
-    diameter: float | None = None
-    challenge: bool = False  # also write answer.h5 of the label images, for the CVPPP challenge
-    invert: bool = False  # the grey values that the network sees
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one file."""
-
-    index: int  # among the sources
-    error: str = ""  # one line; empty where all its results were written
-    capped: tuple[str, ...] = ()  # caps that were reached, so that objects may be missing
-    doubt: str = ""  # one line where the model was not made for such images
-    objects: int = 0
-    pixels: int = 0
-    normalisation: str = ""
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Outcomes in the order of the sources, and how long it took."""
-
-    outcomes: list[Outcome]
-    seconds: float  # wall clock, without loading the model
-    stages: dict[str, float]  # seconds of all processes: reading, predicting, writing
-
-    @property
-    def failed(self) -> int:
-        return sum(bool(outcome.error) for outcome in self.outcomes)
-
-    @property
-    def exit_code(self) -> int:
-        """0: every file was predicted; 1: some failed; 2: all did."""
-        return 0 if not self.failed else 2 if self.failed == len(self.outcomes) else 1
-
-    def lines(self) -> list[str]:
-        """For people: how many of how many, objects, speed, normalisation."""
-        done = [outcome for outcome in self.outcomes if not outcome.error]
-        speed = len(done) / self.seconds, sum(outcome.pixels for outcome in done) / 1e6 / self.seconds
-        total = sum(self.stages.values()) or 1.0
-        shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in self.stages.items())
-        said = [f"normalisation: {text} ({n} images)" for text, n in Counter(o.normalisation for o in done).items()]
-        return [
-            *said,
-            f"{len(done)} of {len(self.outcomes)} images predicted, {sum(o.objects for o in done)} objects, "
-            f"{self.seconds:.1f} s: {speed[0]:.2f} images/s, {speed[1]:.2f} Mpx/s ({shares})"
-            + (f"; {self.failed} failed" if self.failed else ""),
-        ]
-
-
-def find_sources(arguments: Sequence[str], out: Path, formats: Sequence[str]) -> list[Source]:
-    """The files that arguments stand for, each once, in their order; a folder's and a pattern's sorted.
-
-    Args:
-        arguments: files, folders (images directly in them) or patterns (``*``, ``?``, ``[]``, ``**`` for any depth).
-            Results of a pattern's files keep the folders below its fixed part.
-        out: where results go.
-        formats: of ``FORMATS``.
-
-    Raises:
-        InputError: an argument stands for nothing, two files' results would have the same name, or a result would
-            replace an image.
-    """
-    sources: dict[Path, Source] = {}
-    for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
-            base = path
-            if not found:
-                raise InputError(f"{argument}: no images in this folder ({' '.join(ENDINGS)}); name them, or a pattern")
-        elif not os.path.lexists(path) and any(c in argument for c in WILD):
-            found = [Path(p) for p in sorted(glob.glob(argument, recursive=True)) if not Path(p).is_dir()]
-            base = Path(*_fixed(path.parts))
-            if not found:
-                raise InputError(f"{argument}: no file has such a name; check the pattern")
-        elif os.path.lexists(path):
-            found, base = [path], path.parent
-        else:
-            raise InputError(f"{argument}: no such file; check the path")
-        for p in found:
-            sources.setdefault(Path(os.path.abspath(p)), Source(p, str(_stem(p.relative_to(base)))))
-
-    owners: dict[str, Path] = {}
-    for source in sources.values():
-        if source.name in owners:
-            raise InputError(
-                f"{owners[source.name]} and {source.path}: both give results {out / source.name}; predict them apart"
-            )
-        owners[source.name] = source.path
-        for name in formats:
-            result = Path(os.path.abspath(out / (source.name + FORMATS[name][0])))
-            if result in sources:
-                raise InputError(f"{result}: {source.path} would replace this image; choose another --out")
-    return list(sources.values())
-
-
-def _fixed(parts: tuple[str, ...]) -> list[str]:
-    """The folders before the first that a pattern leaves open."""
-    fixed: list[str] = []
-    for part in parts[:-1]:
-        if any(c in part for c in WILD):
-            break
-        fixed.append(part)
-    return fixed
-
-
-def _stem(path: Path) -> Path:
-    """``a.ome.tif`` and ``a.png`` without their endings."""
-    stem = path.with_suffix("")
-    return stem.with_suffix("") if stem.suffix.lower() == ".ome" else stem
 
 
 def predict_files(job: Job) -> Summary:
@@ -184,47 +55,57 @@ def predict_files(job: Job) -> Summary:
     Files are shared among the processes in batches that do not depend on their number, so neither do the results.
 
     Raises:
-        InputError: formats, config, weights, device or output folder cannot be used; with ``job.stop`` the first file
-            that fails.
+        InputError: config, weights, device or output folder cannot be used; with ``job.stop`` the first file that
+            fails.
     """
-    check_formats(job.formats)
-    plants = cvppp.plants_of(source.path for source in job.sources) if job.challenge else []
-    if job.tile is not None:
-        check_streamed(job.formats)
-    if job.processes < 1 or job.batch < 1:
-        raise InputError(f"{job.processes} processes, batches of {job.batch}: both must be at least 1")
-    check_processes(job.processes)
-    if job.channels is not None and len(job.channels) not in (1, 3):
-        raise InputError(f"--channels {','.join(map(str, job.channels))}: give one (grey) or three (red, green, blue)")
-    cuda = torch.cuda.is_available() if job.device is None else job.device.startswith("cuda")
-    if job.processes > 1 and cuda:
-        here = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if job.device not in (None, "cuda"):
-            raise InputError(f"--device {job.device} is one device for {job.processes} processes; use cuda or cpu")
-        if job.processes > here:
-            raise InputError(f"{job.processes} processes: this machine has {here} CUDA devices; use at most as many")
-    elif job.device is not None:
-        check_device(job.device)
+    for collection in job.options.exporters.collections:
+        collection.check_images([source.path for source in job.sources])
+    _check_devices(job)
     try:
         job.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=job.out):
             pass
     except OSError as error:
         raise InputError(f"{job.out}: cannot be written to ({error.strerror}); choose another --out") from error
-
     summary = _predict_all(job)
-    if plants:
-        labels = [job.out / (source.name + FORMATS["label-tiff"][0]) for source in job.sources]
-        done = {plants[o.index]: labels[o.index] for o in summary.outcomes if not o.error}
-        if done:
-            cvppp.write_answer(job.out / cvppp.ANSWER, done)
+    _write_collections(job, [job.sources[outcome.index] for outcome in summary.outcomes if not outcome.error])
     return summary
+
+
+def _check_devices(job: Job) -> None:
+    """Raises InputError where this machine has too few cores or devices for the processes, or no such device."""
+    device = job.options.device
+    if job.processes < 1:
+        raise InputError(f"{job.processes} processes: must be at least 1")
+    check_processes(job.processes)
+    cuda = torch.cuda.is_available() if device is None else device.startswith("cuda")
+    if job.processes > 1 and cuda:
+        here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if device not in (None, "cuda"):
+            raise InputError(f"--device {device} is one device for {job.processes} processes; use cuda or cpu")
+        if job.processes > here:
+            raise InputError(f"{job.processes} processes: this machine has {here} CUDA devices; use at most as many")
+    elif device is not None:
+        check_device(device)
+
+
+def _write_collections(job: Job, done: Sequence[Source]) -> None:
+    """The files that hold all images that were predicted; none where there are no such images."""
+    endings = {exporter.name: exporter.ending for exporter in job.options.exporters.files}
+    for collection in job.options.exporters.collections if done else ():
+        ending = endings[collection.made_of]
+        collection.write(
+            job.out / collection.file_name, {source.path: job.out / (source.name + ending) for source in done}
+        )
+
+
+# --- Processes -------------------------------------------------------------------------------------------------------
 
 
 def _predict_all(job: Job) -> Summary:
     """In this process, or in several."""
     if job.processes == 1:
-        return _work(job)
+        return _Worker(job).run()
     with tempfile.TemporaryDirectory() as folder:
         # Nothing but the outcomes passes between them, after perhaps hours apart.
         result = f"{folder}/summary.pt"
@@ -235,200 +116,190 @@ def _predict_all(job: Job) -> Summary:
 
 def _share(job: Job, result: str) -> None:
     """What one of several processes does; the first leaves the summary of all in a file."""
-    if job.device != "cpu" and torch.cuda.is_available():
-        job = Job(**{**vars(job), "device": f"cuda:{comm.get_rank()}"})
-    summary = _work(job)
+    if job.options.device != "cpu" and torch.cuda.is_available():
+        job = replace(job, options=replace(job.options, device=f"cuda:{comm.get_rank()}"))
+    summary = _Worker(job).run()
     if comm.is_main_process():
         torch.save(([vars(outcome) for outcome in summary.outcomes], summary.seconds, summary.stages), result)
 
 
-def _work(job: Job) -> Summary:
-    """This process's share; the main process gets the outcomes of all."""
-    predictor = Predictor(
-        job.config,
-        job.weights,
-        model=job.model,
-        diameter=job.diameter,
-        device=job.device,
-        thresholds=job.thresholds,
-        normalisation=job.normalisation,
-        invert=job.invert,
-        opts=job.opts,
-    )
-    if job.tile is not None:
-        predictor.check_tiles(job.tile, job.overlap)
-    rank, world = comm.get_rank(), comm.get_world_size()
-    indices = range(len(job.sources))
-    if job.tile is None:
-        batches = [indices[i : i + job.batch] for i in range(0, len(indices), job.batch)][rank::world]
-    else:
-        batches = [indices[i : i + 1] for i in indices]
-    outcomes: list[Outcome] = []
-    stages = dict.fromkeys(["reading", "predicting", "writing"] if job.tile is None else ["tiles"], 0.0)
-    start, pixels = time.perf_counter(), 0
-    total = sum(len(batch) for batch in batches)
-    # disable=None: only where stderr is a terminal
-    with tqdm(total=total, unit="image", disable=None if rank == 0 else True, dynamic_ncols=True) as progress:
-        for batch in batches:
-            done = (
-                _batch(job, predictor, list(batch), stages)
-                if job.tile is None
-                else _large(job, predictor, batch[0], stages)
-            )
-            for outcome in done:
-                outcomes.append(outcome)
-                pixels += outcome.pixels
-                if outcome.error and job.stop:
-                    good = sum(not o.error for o in outcomes)
-                    raise InputError(f"{outcome.error} (stopped; {good} of {len(job.sources)} images predicted)")
-                if outcome.error:
-                    tqdm.write(f"pffnet: skipped: {outcome.error}", file=sys.stderr)
-                if outcome.capped:
-                    path = job.sources[outcome.index].path
-                    tqdm.write(f"pffnet: warning: {path}: {caps.warning(outcome.capped)}", file=sys.stderr)
-                progress.set_postfix_str(f"{pixels / 1e6 / (time.perf_counter() - start):.2f} Mpx/s", refresh=False)
-                progress.update()
-    gathered = comm.gather((outcomes, stages))
-    everything = sorted((outcome for part, _ in gathered for outcome in part), key=lambda outcome: outcome.index)
-    seconds = time.perf_counter() - start
-    for line in _doubts(job, everything):
-        print(f"pffnet: warning: {line}", file=sys.stderr)
-    return Summary(everything, seconds, {key: sum(part[key] for _, part in gathered) for key in stages})
+class _Worker:
+    """One process and its share of a job."""
 
+    def __init__(self, job: Job) -> None:
+        self.job, self.options = job, job.options
+        self.predictor = Predictor(options=job.options)
+        self.tiled = self.options.tile is not None
+        if self.tiled:
+            self.predictor.check_tiles(self.options)
+        self.stages = dict.fromkeys(["tiles"] if self.tiled else ["reading", "predicting", "writing"], 0.0)
+        self.outcomes: list[Outcome] = []
 
-def _doubts(job: Job, outcomes: Sequence[Outcome]) -> list[str]:
-    """A line for each reason why the model was not made for some images: how many, the first of them, what to do."""
-    lines = []
-    for doubt, count in Counter(outcome.doubt for outcome in outcomes if outcome.doubt).items():
-        first = next(job.sources[outcome.index].path for outcome in outcomes if outcome.doubt == doubt)
-        some = f"{count} of {len(outcomes)} images, the first {first}" if count > 1 else str(first)
-        lines.append(f"{some}: {doubt}")
-    return lines
+    def run(self) -> Summary:
+        """The outcomes of all processes in the first one, of this share in the others."""
+        batches = self._share()
+        start, pixels = time.perf_counter(), 0
+        total = sum(len(batch) for batch in batches)
+        # disable=None: only where stderr is a terminal
+        hidden = None if comm.is_main_process() else True
+        with tqdm(total=total, unit="image", disable=hidden, dynamic_ncols=True) as progress:
+            for batch in batches:
+                for outcome in self._tiles_of(batch[0]) if self.tiled else self._whole(batch):
+                    self._take(outcome)
+                    pixels += outcome.pixels
+                    progress.set_postfix_str(f"{pixels / 1e6 / (time.perf_counter() - start):.2f} Mpx/s", refresh=False)
+                    progress.update()
+        return self._summary(start)
 
+    def _share(self) -> list[range]:
+        indices = range(len(self.job.sources))
+        step = 1 if self.tiled else self.options.batch
+        batches = [indices[i : i + step] for i in range(0, len(indices), step)]
+        return batches if self.tiled else batches[comm.get_rank() :: comm.get_world_size()]
 
-def _batch(job: Job, predictor: Predictor, indices: list[int], stages: dict[str, float]) -> list[Outcome]:
-    """Read, predict and write some files; an outcome for each."""
-    errors: dict[int, str] = {}
-    read: dict[int, tuple[MicroscopyImage, Any]] = {}
-    started = time.perf_counter()
-    for index in indices:
-        path = job.sources[index].path
+    def _take(self, outcome: Outcome) -> None:
+        """Keeps an outcome and says what is wrong with it. Raises InputError where the job is to stop at an error."""
+        self.outcomes.append(outcome)
+        if outcome.error and self.job.stop:
+            good = sum(not o.error for o in self.outcomes)
+            raise InputError(f"{outcome.error} (stopped; {good} of {len(self.job.sources)} images predicted)")
+        if outcome.error:
+            tqdm.write(f"pffnet: skipped: {outcome.error}", file=sys.stderr)
+        if outcome.capped:
+            path = self.job.sources[outcome.index].path
+            tqdm.write(f"pffnet: warning: {path}: {caps.warning(outcome.capped)}", file=sys.stderr)
+
+    def _summary(self, start: float) -> Summary:
+        gathered = comm.gather((self.outcomes, self.stages))
+        everything = sorted((outcome for part, _ in gathered for outcome in part), key=lambda outcome: outcome.index)
+        seconds = time.perf_counter() - start
+        for line in doubts(self.job.sources, everything):
+            print(f"pffnet: warning: {line}", file=sys.stderr)
+        return Summary(everything, seconds, {key: sum(part[key] for _, part in gathered) for key in self.stages})
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
         try:
-            opened = read_microscopy_image(path, plane=job.plane, channels=job.channels)
-            read[index] = opened, _named(path, predictor, opened)
+            yield
+        finally:
+            self.stages[stage] += time.perf_counter() - started
+
+    # --- Images whole ------------------------------------------------------------------------------------------------
+
+    def _whole(self, indices: Sequence[int]) -> list[Outcome]:
+        """Read, predict and write some files; an outcome for each."""
+        outcomes: dict[int, Outcome] = {}
+        images: dict[int, tuple[MicroscopyImage, NDArray[np.uint8]]] = {}
+        with self._timed("reading"):
+            for index in indices:
+                try:
+                    images[index] = self._read(self.job.sources[index].path)
+                except InputError as error:
+                    outcomes[index] = Outcome(index, str(error))
+        with self._timed("predicting"):
+            try:
+                predictions = self.predictor.predict([rgb for _, rgb in images.values()])
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                outcomes |= {index: Outcome(index, self._no_memory(index)) for index in images}
+                images, predictions = {}, []
+        with self._timed("writing"):
+            for (index, (opened, rgb)), prediction in zip(images.items(), predictions, strict=True):
+                try:
+                    self._write(self.job.sources[index], self._exported(index, opened, rgb), prediction)
+                    outcomes[index] = self._outcome(index, opened.pixels, rgb, prediction)
+                except InputError as error:
+                    outcomes[index] = Outcome(index, str(error))
+        return [outcomes[index] for index in indices]
+
+    def _read(self, path: Path) -> tuple[MicroscopyImage, NDArray[np.uint8]]:
+        """A file, and its image as the network sees it. Raises InputError naming the file."""
+        opened = read_microscopy_image(path, plane=self.options.plane, channels=self.options.channels)
+        try:
+            self.predictor.network_size(*opened.pixels.shape[:2])
+            return opened, self.predictor.normalise(opened.pixels)
         except InputError as error:
-            errors[index] = str(error)
-    stages["reading"] += time.perf_counter() - started
+            raise InputError(f"{path}: {error}") from error
 
-    started = time.perf_counter()
-    predictions: dict[int, Prediction] = {}
-    try:
-        predictions = dict(zip(read, predictor.predict([image for _, image in read.values()]), strict=True))
-    except torch.OutOfMemoryError:
-        for index in read:
-            errors[index] = (
-                f"{job.sources[index].path}: {predictor.cfg.MODEL.DEVICE} has too little memory for it; "
-                "use a smaller --batch, --device cpu, or cut the image"
-            )
-        torch.cuda.empty_cache()
-    stages["predicting"] += time.perf_counter() - started
-
-    started = time.perf_counter()
-    for index, prediction in predictions.items():
-        opened, image = read[index]
-        size = opened.pixel_size if job.pixel_size is None else (job.pixel_size, job.pixel_size)
-        source = job.sources[index]
-        export = Export(
-            source.path.name,
-            image,
-            opened.pixels,
-            prediction.label_map,
-            prediction.scores,
-            size if size and size[0] else None,
-            opened.resolution,
+    def _no_memory(self, index: int) -> str:
+        return (
+            f"{self.job.sources[index].path}: {self.predictor.cfg.MODEL.DEVICE} has too little memory for it; "
+            "use a smaller --batch, --device cpu, or cut the image"
         )
-        try:
-            _write(job, source, export)
-        except InputError as error:
-            errors[index] = str(error)
-    stages["writing"] += time.perf_counter() - started
 
-    outcomes = []
-    for index in indices:
-        if index in errors:
-            outcomes.append(Outcome(index, errors[index]))
-            continue
-        pixels, prediction = read[index][0].pixels, predictions[index]
-        normalisation = normalisation_of(pixels, predictor.normalisation)
-        outcomes.append(
+    def _exported(self, index: int, opened: MicroscopyImage, rgb: NDArray[np.uint8]) -> SourceImage:
+        pixels = opened.pixels
+        return SourceImage(
+            self.job.sources[index].path.name,
+            (pixels.shape[0], pixels.shape[1]),
+            partial(_window, pixels),
+            partial(_window, rgb),
+            whole=True,
+            pixel_size=self.options.scale_of(opened.pixel_size),
+            resolution=opened.resolution,
+        )
+
+    def _write(self, source: Source, image: SourceImage, prediction: Prediction) -> None:
+        """All formats of one image, or none of them."""
+        out, target = self.job.out, self.job.out / source.name
+        part = Part(prediction.label_map, prediction.scores)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with work_folder(target, wait=_PATIENCE) as folder:
+                results = []
+                for exporter in self.options.exporters.files:
+                    results.append(folder / (target.name + exporter.ending))
+                    with exporter.begin(results[-1], image) as add:
+                        add(part)
+                for path in results:
+                    os.replace(path, target.parent / path.name)
+        except OSError as error:
+            raise InputError(
+                f"{source.path}: results cannot be written to {out} ({error.strerror or error})"
+            ) from error
+        except InputError as error:  # names a file in a folder that is gone
+            message = str(error).partition(": ")[2] if str(error).startswith(str(out)) else str(error)
+            raise InputError(f"{source.path}: {message}") from error
+
+    def _outcome(self, index: int, pixels: NDArray[Any], rgb: NDArray[np.uint8], prediction: Prediction) -> Outcome:
+        normalisation = normalisation_of(pixels, self.predictor.normalisation)
+        return Outcome(
+            index,
+            capped=prediction.capped,
+            doubt=self.predictor.doubt_of(pixels, rgb),
+            objects=int(prediction.label_map.max(initial=0)),
+            pixels=prediction.label_map.size,
+            normalisation=f"{pixels.dtype}: {describe(normalisation)}",
+        )
+
+    # --- Images in tiles ---------------------------------------------------------------------------------------------
+
+    def _tiles_of(self, index: int) -> list[Outcome]:
+        """Predict and write one file in tiles, together with the other processes; the first has the outcome."""
+        source, main = self.job.sources[index], comm.is_main_process()
+        options = replace(self.options, formats=[exporter.name for exporter in self.options.exporters.files])
+        with self._timed("tiles"):
+            try:
+                done = self.predictor.predict_large(source.path, self.job.out, name=source.name, options=options)
+            except InputError as error:
+                return [Outcome(index, str(error))] if main or self.job.stop else []
+        if not main:
+            return []
+        kept = f", {done.tiles - done.predicted} of them from an earlier run" if done.predicted < done.tiles else ""
+        tqdm.write(f"{source.path}: {done.tiles} tiles of {done.tile}, overlap {done.overlap}{kept}", file=sys.stderr)
+        for line in done.warnings_of_tiles():  # the doubt is said once for all images
+            tqdm.write(f"pffnet: warning: {source.path}: {line}", file=sys.stderr)
+        return [
             Outcome(
                 index,
-                capped=prediction.capped,
-                doubt=predictor.doubt(read[index][1]),
-                objects=int(prediction.label_map.max(initial=0)),
-                pixels=prediction.label_map.size,
-                normalisation=f"{pixels.dtype}: {describe(normalisation)}",
+                doubt=done.doubt,
+                objects=done.objects,
+                pixels=done.shape[0] * done.shape[1],
+                normalisation=f"{done.dtype}: {describe(done.normalisation)}",
             )
-        )
-    return outcomes
+        ]
 
 
-def _large(job: Job, predictor: Predictor, index: int, stages: dict[str, float]) -> list[Outcome]:
-    """Predict and write one file in tiles, together with the other processes; the first of them has the outcome."""
-    assert job.tile is not None
-    source, main = job.sources[index], comm.is_main_process()
-    started = time.perf_counter()
-    try:
-        done = predictor.predict_large(
-            source.path,
-            job.out,
-            name=source.name,
-            tile=job.tile,
-            overlap=job.overlap,
-            formats=job.formats,
-            plane=job.plane,
-            channels=job.channels,
-            pixel_size=job.pixel_size,
-            batch=job.batch,
-        )
-    except InputError as error:
-        return [Outcome(index, str(error))] if main or job.stop else []
-    finally:
-        stages["tiles"] += time.perf_counter() - started
-    if not main:
-        return []
-    kept = f", {done.tiles - done.predicted} of them from an earlier run" if done.predicted < done.tiles else ""
-    tqdm.write(f"{source.path}: {done.tiles} tiles of {done.tile}, overlap {done.overlap}{kept}", file=sys.stderr)
-    for line in done.warnings()[bool(done.doubt) :]:  # the first is the doubt, said once for all images
-        tqdm.write(f"pffnet: warning: {source.path}: {line}", file=sys.stderr)
-    normalisation = f"{done.dtype}: {describe(done.normalisation)}"
-    height, width = done.shape
-    return [Outcome(index, doubt=done.doubt, objects=done.objects, pixels=height * width, normalisation=normalisation)]
-
-
-def _named(path: Path, predictor: Predictor, opened: MicroscopyImage) -> Any:
-    try:
-        predictor.network_size(*opened.pixels.shape[:2])
-        return predictor.normalise(opened.pixels)
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-
-
-def _write(job: Job, source: Source, export: Export) -> None:
-    """All formats of one image, or none of them."""
-    try:
-        target = job.out / source.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with work_folder(target, wait=_PATIENCE) as folder:
-            results = [(folder / (target.name + FORMATS[f][0]), FORMATS[f][1]) for f in job.formats]
-            for path, write in results:
-                write(path, export)
-            for path, _ in results:
-                os.replace(path, target.parent / path.name)
-    except OSError as error:
-        raise InputError(
-            f"{source.path}: results cannot be written to {job.out} ({error.strerror or error})"
-        ) from error
-    except InputError as error:  # names a file in a folder that is gone
-        message = str(error).partition(": ")[2] if str(error).startswith(str(job.out)) else str(error)
-        raise InputError(f"{source.path}: {message}") from error
+def _window(pixels: NDArray[Any], box: Box) -> NDArray[Any]:
+    return pixels[box[0] : box[2], box[1] : box[3]]

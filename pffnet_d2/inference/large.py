@@ -1,22 +1,17 @@
-"""One large image: tiles predicted and kept one by one, stitched, and written as they are finished.
+"""One large image: its tiles are predicted one by one, stitched, and written as they are finished.
 
-What was found in each tile is kept in a folder beside the results until these are whole, so that a run that was killed
-resumes. Every process of a run takes its share of the tiles; the first stitches them.
+What was found in each tile is kept in a folder until the results are complete, so that an interrupted run resumes.
+Every process of a run takes its share of the tiles; the first stitches them.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from detectron2.utils import comm
@@ -25,64 +20,37 @@ from scipy.ndimage import find_objects
 from tqdm import tqdm
 
 from pffnet_d2 import __version__
-from pffnet_d2.atomic_write import locked, whole_file, write_text
+from pffnet_d2.atomic_write import locked
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.lazy import Sliceable, digest, limits, open_microscopy_image, window
-from pffnet_d2.imaging.microscopy import MicroscopyImage
-from pffnet_d2.imaging.normalisation import AUTO, Normalisation, normalisation_of, to_rgb8
+from pffnet_d2.imaging.lazy import Sliceable
+from pffnet_d2.imaging.normalisation import AUTO, Normalisation
 from pffnet_d2.inference import caps
-from pffnet_d2.inference.export import FORMATS, check_square, csv_file, geojson_file, write_label_rows
-from pffnet_d2.inference.overview import Overview
-from pffnet_d2.inference.tiling import Box, Found, Tiles, View, overlap_for, stitch
-from pffnet_d2.model_zoo.find import sha256
-from pffnet_d2.visualization.overlay import write_png
+from pffnet_d2.inference.export import Part
+from pffnet_d2.inference.large_image import LargeImage, opened
+from pffnet_d2.inference.modality import lost_contrast
+from pffnet_d2.inference.options import ImageOptions
+from pffnet_d2.inference.stitch import FinishedObjects, View, stitch
+from pffnet_d2.inference.tile_folder import Findings, TileFolder
+from pffnet_d2.inference.tiling import Box, Tiles, overlap_for
 
-# What can be written while the image is not in memory.
-STREAMED = ("label-tiff", "geojson", "csv", "overlay")
 # Where objects are measured for overlap "auto": in the tile with most contrast of so many, for every 32 tiles one.
 _CANDIDATES, _TILES_A_PROBE, _MOST_PROBES = 16, 32, 4
-# Of as many tiles a corner of this side tells whether the model was made for the image.
-_PART = 256
-_MANIFEST = "manifest.json"
+# A corner of this side, of that many tiles, tells whether the model was made for the image.
+_CORNER = 256
 
 T = TypeVar("T")
 
 
-class Findings(Protocol):
-    """What was found in a tile; ``predictor.Prediction`` is one."""
-
-    @property
-    def label_map(self) -> NDArray[np.int32]: ...
-    @property
-    def scores(self) -> Mapping[str, NDArray[Any]]: ...
-    @property
-    def capped(self) -> Sequence[str]: ...
-
-
 @dataclass(frozen=True)
-class Model:
+class TileModel:
     """What predicts tiles."""
 
     predict: Callable[[list[NDArray[np.uint8]]], Sequence[Findings]]  # (h, w, 3) RGB, those of one size together
     identity: str  # differs where predictions may
     stride: int = 1  # sides of tiles are multiples of it, so that none is padded
     normalisation: Normalisation = AUTO
-    doubt: Callable[[NDArray[np.uint8]], str] | None = None  # as ``Predictor.doubt``
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be done with an image; see ``Predictor.predict_large``."""
-
-    out: Path
-    name: str  # of the results, a path below ``out`` without ending
-    tile: int = 1024
-    overlap: int | str = "auto"
-    formats: Sequence[str] = ("label-tiff",)
-    plane: Mapping[str, int] | int | None = None
-    channels: Sequence[int] | None = None
-    pixel_size: float | None = None
-    batch: int = 1
+    doubt: Callable[[NDArray[np.uint8]], str] = lambda rgb: ""  # as ``Predictor.doubt``
+    resized: Callable[[int, int], str] = lambda height, width: ""  # a warning where it resizes tiles of such a size
 
 
 @dataclass(frozen=True)
@@ -102,11 +70,15 @@ class LargePrediction:
     capped: list[Box] = field(default_factory=list)  # tiles in which a cap on proposals or detections was reached
     caps: tuple[str, ...] = ()  # these caps, as KEY VALUE of the config
     doubt: str = ""  # why the model was not made for such images, and what to do
+    resized: str = ""  # what it means that tiles are resized
 
     def warnings(self) -> list[str]:
-        """For people: a model that was made for other images, objects that seams may have cut, tiles in which objects
-        may be missing."""
-        lines = [self.doubt] if self.doubt else []
+        """For people: the doubt, and ``warnings_of_tiles``."""
+        return [*([self.doubt] if self.doubt else []), *self.warnings_of_tiles()]
+
+    def warnings_of_tiles(self) -> list[str]:
+        """For people: tiles that are resized, objects that seams may have cut, tiles where objects may be missing."""
+        lines = [self.resized] if self.resized else []
         if self.larger:
             some = "; ".join(
                 f"{label} (x {x0}, y {y0}, {x1 - x0} x {y1 - y0})" for label, (y0, x0, y1, x1) in self.larger[:10]
@@ -123,31 +95,28 @@ class LargePrediction:
         return lines
 
 
-def predict_large(model: Model, image: Sliceable | str | os.PathLike[str], plan: Plan) -> LargePrediction:
+def predict_large(
+    model: TileModel, image: Sliceable | str | os.PathLike[str], out: Path, name: str, options: ImageOptions
+) -> LargePrediction:
     """Predict an image in tiles and write what is found; every process of a distributed run must call it.
 
     Args:
         model: what predicts tiles.
         image: a file, or (H, W) or (H, W, C) that slices like an array.
-        plan: how.
+        out: folder of the results.
+        name: of the results, a path below ``out`` without ending.
+        options: how; ``tile`` must be set.
 
     Raises:
-        InputError: the image cannot be read or has values that are not finite; tile, overlap and formats that cannot
-            be; the results cannot be written; the folder of tiles belongs to another image, model or plan.
+        InputError: the image cannot be read or has values that are not finite; tiles do not fit the network or each
+            other; the results cannot be written; the folder of tiles belongs to another image, model or options.
     """
-    check_streamed(plan.formats)
-    check_tiles(plan.tile, plan.overlap, model.stride)
-    if plan.batch < 1:
-        raise InputError(f"batches of {plan.batch}: must be at least 1")
-    with _opened(image, plan) as (opened, path):
-        return _Run(model, opened, path, plan).go()
-
-
-def check_streamed(formats: Sequence[str]) -> None:
-    """Raises InputError for a format that needs the whole image in memory."""
-    for name in formats:
-        if name not in STREAMED:
-            raise InputError(f"format {name} is not written in tiles; with --tile choose from {','.join(STREAMED)}")
+    assert options.tile is not None
+    for collection in options.exporters.collections:
+        raise InputError(f"format {collection.name} is one file of several images; use `pffnet predict`")
+    check_tiles(options.tile, options.overlap, model.stride)
+    with opened(image, options, model.normalisation) as large_image:
+        return _Run(model, large_image, TileFolder(out, name), options).go()
 
 
 def check_tiles(tile: int, overlap: int | str, stride: int) -> None:
@@ -159,25 +128,10 @@ def check_tiles(tile: int, overlap: int | str, stride: int) -> None:
         )
     if isinstance(overlap, int):
         Tiles((1, 1), tile, overlap)
-    elif overlap != "auto":
-        raise InputError(f"overlap {overlap}: give pixels, or auto")
-
-
-@contextmanager
-def _opened(image: Sliceable | str | os.PathLike[str], plan: Plan) -> Iterator[tuple[MicroscopyImage, Path | None]]:
-    """The image, and the file that it is read from."""
-    if isinstance(image, (str, os.PathLike)):
-        with open_microscopy_image(Path(image), plane=plan.plane, channels=plan.channels) as opened:
-            yield opened, Path(image)
-        return
-    shape = tuple(image.shape)
-    if not (len(shape) == 2 or (len(shape) == 3 and 1 <= shape[2] <= 4)) or 0 in shape:
-        raise InputError(f"an image of shape {shape} is neither grey nor RGB(A); give a single plane")
-    yield MicroscopyImage(image), None  # type: ignore[arg-type]
 
 
 @dataclass
-class _Seen:
+class _Counted:
     """What is counted while tiles are stitched; see ``LargePrediction``."""
 
     objects: int = 0
@@ -185,34 +139,27 @@ class _Seen:
     capped: list[Box] = field(default_factory=list)
     caps: set[str] = field(default_factory=set)
 
-    def add(self, found: Found, overlap: int, seams: NDArray[np.bool_]) -> None:
-        """Finished objects; ``seams`` says in which directions, y and x, there are any."""
-        self.objects += len(found.boxes)
-        sides = (found.boxes[:, 2:] - found.boxes[:, :2]) * seams
-        for i in np.flatnonzero((sides > overlap).any(axis=1)).tolist():
-            y0, x0, y1, x1 = found.boxes[i].tolist()
-            self.larger.append((found.first + i, (y0, x0, y1, x1)))
+    def add(self, finished: FinishedObjects, tiles: Tiles) -> None:
+        # An image of one row or column of tiles is cut in one direction only, or not at all.
+        seams = np.array([len(tiles.rows) > 1, len(tiles.columns) > 1])
+        self.objects += len(finished.boxes)
+        sides = (finished.boxes[:, 2:] - finished.boxes[:, :2]) * seams
+        for i in np.flatnonzero((sides > tiles.overlap).any(axis=1)).tolist():
+            y0, x0, y1, x1 = finished.boxes[i].tolist()
+            self.larger.append((finished.first + i, (y0, x0, y1, x1)))
 
 
 class _Run:
-    """An image and its plan, in one of the processes."""
+    """An image and what is asked of it, in one of the processes."""
 
-    def __init__(self, model: Model, opened: MicroscopyImage, path: Path | None, plan: Plan) -> None:
-        self.model, self.plan, self.path = model, plan, path
-        self.name = str(path) if path else "the image"
-        self.stamp = self._stamp()
-        self.pixels: Sliceable = opened.pixels
-        self.resolution = opened.resolution
-        size = opened.pixel_size if plan.pixel_size is None else (plan.pixel_size, plan.pixel_size)
-        self.pixel_size = size if size and size[0] else None
-        probe = window(self.pixels, slice(0, 1), slice(0, 1), self.name)
-        self.dtype = probe.dtype
-        self.normalisation = normalisation_of(probe, model.normalisation)
-        self.shape = (int(self.pixels.shape[0]), int(self.pixels.shape[1]))
-        self.target = plan.out / plan.name
-        self.folder = self.target.with_name(f"{self.target.name}.tiles")
-        if "csv" in plan.formats:
-            check_square(Path(self.name), self.pixel_size)
+    def __init__(self, model: TileModel, image: LargeImage, folder: TileFolder, options: ImageOptions) -> None:
+        assert options.tile is not None
+        self.model, self.image, self.folder, self.options = model, image, folder, options
+        self.tile = options.tile
+        self.exporters = options.exporters.files
+        self.exported = image.exported(options)
+        for exporter in self.exporters:
+            exporter.check(image.name, self.exported)
 
     def go(self) -> LargePrediction:
         first = comm.get_rank() == 0
@@ -224,7 +171,7 @@ class _Run:
 
             # The first process decides on limits and overlap; the others read what it wrote.
             _together(begin if first else lambda: None)
-            _together(self._read_manifest)
+            _together(self._read_decisions)
             predicted = sum(_together(self._predict_share))
             results = _together(lambda: self._finish(predicted) if first else None)
         result = results[0]
@@ -234,277 +181,144 @@ class _Run:
     def _alone(self) -> AbstractContextManager[None]:
         """The lock of these results. Raises InputError where another run makes them, or nothing can be written."""
         try:
-            self.target.parent.mkdir(parents=True, exist_ok=True)
+            self.folder.target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise self._unwritable(error) from error
-        return locked(self.target)
-
-    def _unwritable(self, error: OSError) -> InputError:
-        return InputError(f"{self.plan.out}: cannot be written to ({error.strerror or error}); choose another --out")
-
-    def _stamp(self) -> tuple[int, int] | None:
-        """Size and time of the last change of the file, in nanoseconds."""
-        if self.path is None:
-            return None
-        try:
-            status = self.path.stat()
-        except OSError as error:
-            raise InputError(f"{self.name}: cannot be read ({error.strerror}); check the path") from error
-        return status.st_size, status.st_mtime_ns
+            raise self.folder.unwritable(error) from error
+        return locked(self.folder.target)
 
     # --- What is decided once ----------------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Limits and overlap for all tiles, written down; those of a run that ended early, where it was the same."""
+        """Decides on what is the same for all tiles and writes it down; a run that resumes has decided before."""
         asked = self._asked()
-        file = self.folder / _MANIFEST
-        if file.exists():
-            try:
-                before = json.loads(file.read_text(encoding="utf-8"))
-                differ = [key for key in asked if before["asked"].get(key) != asked[key]]
-            except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
-                raise InputError(f"{self.folder}: its manifest.json cannot be read; remove the folder") from error
-            if differ:
-                raise InputError(
-                    f"{self.folder}: holds tiles of another run ({', '.join(differ)} differ); "
-                    "remove it or choose another --out"
-                )
+        if self.folder.resumes(asked):
             return
         try:
-            if self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
-                raise InputError(f"{self.folder}: is no folder of tiles; remove it or choose another --out")
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder):
-                pass
-        except OSError as error:
-            raise self._unwritable(error) from error
-        try:
-            self._check_results()
-            self.limits = limits(self.pixels, self.normalisation, self.name)
-            overlap = self._auto_overlap() if self.plan.overlap == "auto" else int(self.plan.overlap)
-            self.tiles = Tiles(self.shape, self.plan.tile, overlap, self.model.stride)
-            doubt = self._doubt()
+            self.folder.check_results(self.folder.results(self.exporters))
+            self.image.limits = self.image.measured_limits()
+            overlap = self._auto_overlap() if self.options.overlap == "auto" else int(self.options.overlap)
+            doubt = self._doubt(Tiles(self.image.shape, self.tile, overlap, self.model.stride))
         except BaseException:
-            with suppress(OSError):
-                self.folder.rmdir()
+            self.folder.remove_empty()
             raise
-        decided = {"overlap": overlap, "limits": self.limits, "doubt": doubt}
-        write_text(file, json.dumps({"asked": asked, "decided": decided}, indent=1))
-
-    def _check_results(self) -> None:
-        """Before hours of work: raises InputError where a result's name is too long, or is that of a folder."""
-        for name in self.plan.formats:
-            made = self.folder / (self.target.name + FORMATS[name][0])
-            write_text(made, "")
-            made.unlink()
-            if self.target.with_name(made.name).is_dir():
-                raise InputError(f"{self.target.with_name(made.name)}: cannot be written (Is a directory); remove it")
+        self.folder.write_manifest(asked, {"overlap": overlap, "limits": self.image.limits, "doubt": doubt})
 
     def _asked(self) -> dict[str, Any]:
         """How two runs are told apart: all that the contents of tiles depend on. Each key is a word for people."""
-        plane = self.plan.plane
+        plane, channels = self.options.plane, self.options.channels
         return {
-            "image": self._identity(),
+            "image": self.image.identity(),
             "plane": {axis: int(i) for axis, i in plane.items()} if isinstance(plane, Mapping) else plane,
-            "channels": None if self.plan.channels is None else [int(channel) for channel in self.plan.channels],
+            "channels": None if channels is None else [int(channel) for channel in channels],
             "release": __version__,
             "model": self.model.identity,
-            "tile": self.plan.tile,
-            "overlap": self.plan.overlap,
-            "normalisation": self.normalisation.info(),
-            "batch": self.plan.batch,
+            "tile": self.tile,
+            "overlap": self.options.overlap,
+            "normalisation": self.image.normalisation.info(),
+            "batch": self.options.batch,
         }
-
-    def _identity(self) -> list[Any]:
-        """Size and digest of all bytes of a file, or shape, type and digest of all values of an array.
-
-        Nothing less tells two versions of an image apart: a change of a few pixels may lie anywhere, and the time of
-        the last change differs for a copy and can be the same after an edit. A digest reads the file once, at the speed
-        of the disk, seconds where the network takes an hour. Afterwards the time of the last change is enough to tell
-        that the file is still the same (``_finish``).
-        """
-        if self.path is None:
-            return [list(map(int, self.pixels.shape)), str(self.dtype), digest(self.pixels, self.name)]
-        assert self.stamp is not None
-        try:
-            return [self.stamp[0], sha256(self.path)]
-        except OSError as error:
-            raise InputError(f"{self.name}: cannot be read ({error.strerror}); check the path") from error
 
     def _auto_overlap(self) -> int:
         """From the objects in a few tiles with much contrast."""
-        tiles = Tiles(self.shape, self.plan.tile, max(1, self.plan.tile // 8), self.model.stride).boxes()
+        tiles = Tiles(self.image.shape, self.tile, max(1, self.tile // 8), self.model.stride).boxes()
         if len(tiles) == 1:
-            return max(1, self.plan.tile // 8)
+            return max(1, self.tile // 8)
         spread = _spread(tiles)
-        images = {box: self._image(box) for box in spread}
+        images = {box: self.image.rgb(box) for box in spread}
         best = sorted(spread, key=lambda box: (-float(images[box].std()), box))
         sides: list[int] = []
         for box in best[: min(max(len(tiles) // _TILES_A_PROBE, 1), _MOST_PROBES)]:
             (found,) = self.model.predict([images[box]])
             sides += _whole_sides(found.label_map)
-        return overlap_for(sides, self.plan.tile)
+        return overlap_for(sides, self.tile)
 
-    def _doubt(self) -> str:
-        """Whether the model was made for such images, from parts of tiles all over it."""
-        if self.model.doubt is None:
-            return ""
-        corners = [(y0, x0, min(y1, y0 + _PART), min(x1, x0 + _PART)) for y0, x0, y1, x1 in _spread(self.tiles.boxes())]
-        parts = [self._image(box) for box in corners]
-        return self.model.doubt(np.concatenate([part.reshape(-1, 1, 3) for part in parts]))
+    def _doubt(self, tiles: Tiles) -> str:
+        """Why the results may mean little, from corners of tiles all over the image."""
+        corners = [(y0, x0, min(y1, y0 + _CORNER), min(x1, x0 + _CORNER)) for y0, x0, y1, x1 in _spread(tiles.boxes())]
+        rgb = np.concatenate([self.image.rgb(box).reshape(-1, 1, 3) for box in corners])
+        if rgb.min() == rgb.max():
+            values = np.concatenate([self.image.values(box).ravel() for box in corners])
+            return lost_contrast(values, rgb, self.image.normalisation) or self.model.doubt(rgb)
+        return self.model.doubt(rgb)
 
-    def _read_manifest(self) -> None:
-        decided = json.loads((self.folder / _MANIFEST).read_text(encoding="utf-8"))["decided"]
-        self.limits = tuple(decided["limits"]) if decided["limits"] else None
-        self.tiles = Tiles(self.shape, self.plan.tile, decided["overlap"], self.model.stride)
+    def _read_decisions(self) -> None:
+        decided = self.folder.decided()
+        self.image.limits = tuple(decided["limits"]) if decided["limits"] else None
+        self.tiles = Tiles(self.image.shape, self.tile, decided["overlap"], self.model.stride)
         self.boxes = self.tiles.boxes()
         self.doubt: str = decided.get("doubt", "")  # tiles of an earlier release have none
 
-    def _image(self, box: Box) -> NDArray[np.uint8]:
-        y0, x0, y1, x1 = box
-        part = window(self.pixels, slice(y0, y1), slice(x0, x1), self.name)
-        try:
-            return to_rgb8(part, self.normalisation, self.limits)
-        except InputError as error:
-            raise InputError(f"{self.name}: {error}") from error
-
     # --- Tiles -------------------------------------------------------------------------------------------------------
 
-    def _tile_file(self, index: int) -> Path:
-        return self.folder / f"{index:08d}.npz"
-
     def _predict_share(self) -> int:
-        """The tiles of this process that are not there yet; how many. Batches depend on nothing but the plan."""
-        batches = [
-            range(i, min(i + self.plan.batch, len(self.boxes))) for i in range(0, len(self.boxes), self.plan.batch)
-        ]
-        share = batches[comm.get_rank() :: comm.get_world_size()]
-        missing = [batch for batch in share if not all(self._is_kept(i) for i in batch)]
+        """The tiles of this process that are not there yet; how many. Batches depend on nothing but the options."""
+        step, rank = self.options.batch, comm.get_rank()
+        batches = [range(i, min(i + step, len(self.boxes))) for i in range(0, len(self.boxes), step)]
+        share = batches[rank :: comm.get_world_size()]
+        missing = [batch for batch in share if not all(self.folder.has(i) for i in batch)]
         total = sum(len(batch) for batch in missing)
         # disable=None: only where stderr is a terminal
-        with tqdm(
-            total=total, unit="tile", disable=None if comm.get_rank() == 0 else True, dynamic_ncols=True
-        ) as progress:
+        with tqdm(total=total, unit="tile", disable=None if rank == 0 else True, dynamic_ncols=True) as progress:
             for batch in missing:
-                for i, found in zip(
-                    batch, self.model.predict([self._image(self.boxes[i]) for i in batch]), strict=True
-                ):
-                    self._keep(i, found)
+                predictions = self.model.predict([self.image.rgb(self.boxes[i]) for i in batch])
+                for i, found in zip(batch, predictions, strict=True):
+                    self.folder.keep(i, found)
                 progress.update(len(batch))
         return total
-
-    def _is_kept(self, index: int) -> bool:
-        if not self._tile_file(index).exists():
-            return False
-        try:
-            self._kept(index)
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
-            return False  # what a crash of the machine left
-        return True
-
-    def _keep(self, index: int, found: Findings) -> None:
-        labels = found.label_map
-        small = labels.max(initial=0) < 2**16
-        arrays: dict[str, Any] = {f"score_{name}": column for name, column in found.scores.items()}
-        arrays |= {"labels": labels.astype(np.uint16) if small else labels, "capped": np.array(found.capped, dtype=str)}
-        with whole_file(self._tile_file(index), "wb") as file:
-            np.savez_compressed(file, **arrays)
-
-    def _kept(self, index: int) -> tuple[View, list[str]]:
-        with np.load(self._tile_file(index), allow_pickle=False) as kept:
-            scores = {key.removeprefix("score_"): kept[key] for key in kept.files if key.startswith("score_")}
-            return View(kept["labels"], scores), kept["capped"].tolist()
 
     # --- Results -----------------------------------------------------------------------------------------------------
 
     def _finish(self, predicted: int) -> LargePrediction:
         """All formats, or none of them; then the tiles are no longer needed."""
-        made = {name: self.folder / (self.target.name + FORMATS[name][0]) for name in self.plan.formats}
-        seen = _Seen()
-        self._write(made, seen)
-        try:
-            if self._stamp() != self.stamp:
-                self._remove_folder()
-                raise InputError(f"{self.name}: was changed while it was predicted; predict it again")
-            results = {}
-            for name, path in made.items():
-                results[name] = self.target.with_name(path.name)
-                os.replace(path, results[name])
-            self._remove_folder()
-        except OSError as error:
-            raise self._unwritable(error) from error
+        made = self.folder.results(self.exporters)
+        counted = self._write(made)
+        if self.image.changed():
+            self.folder.remove()
+            raise InputError(f"{self.image.name}: was changed while it was predicted; predict it again")
         return LargePrediction(
-            self.shape,
-            seen.objects,
-            results,
+            self.image.shape,
+            counted.objects,
+            self.folder.publish(made),
             len(self.boxes),
             predicted,
             self.tiles.tile,
             self.tiles.overlap,
-            self.normalisation,
-            str(self.dtype),
-            seen.larger,
-            seen.capped,
-            tuple(sorted(seen.caps)),
+            self.image.normalisation,
+            str(self.image.dtype),
+            counted.larger,
+            counted.capped,
+            tuple(sorted(counted.caps)),
             self.doubt,
+            self.model.resized(self.boxes[0][2], self.boxes[0][3]),
         )
 
-    def _remove_folder(self) -> None:
-        """The manifest last: what a kill leaves of a folder that is being removed can still be used with it."""
-        for path in self.folder.iterdir():
-            if path.name != _MANIFEST:
-                path.unlink()
-        shutil.rmtree(self.folder)
-
-    def _write(self, made: Mapping[str, Path], seen: _Seen) -> None:
-        """Stitch the tiles and write the results of all formats, counting what is for people to know."""
-        # An image of one row or column of tiles is cut in one direction only, or not at all.
-        seams = np.array([len(self.tiles.rows) > 1, len(self.tiles.columns) > 1])
+    def _write(self, made: Mapping[str, Path]) -> _Counted:
+        """Stitches the tiles and writes the results of all formats."""
+        counted = _Counted()
 
         def view(index: int) -> View:
-            found, reached = self._kept(index)
+            found, reached = self.folder.kept(index)
             if reached:
-                seen.capped.append(self.boxes[index])
-                seen.caps.update(reached)
+                counted.capped.append(self.boxes[index])
+                counted.caps.update(reached)
             return found
 
         with ExitStack() as files:
-            writers: list[Callable[[Found], None]] = []
-            if "geojson" in made:
-                features = files.enter_context(geojson_file(made["geojson"], pixel_size=self.pixel_size))
-                writers.append(lambda found: features(found.labels, found.scores, found.first, found.origin))
-            if "csv" in made:
-                rows = files.enter_context(csv_file(made["csv"], pixel_size=self.pixel_size))
-                writers.append(
-                    lambda found: rows(found.labels, found.scores, found.first, found.origin, self._values(found))
-                )
+            begun = [(e.by_rows, files.enter_context(e.begin(made[e.name], self.exported))) for e in self.exporters]
+            adds_rows = [add for by_rows, add in begun if by_rows]
+            adds_objects = [add for by_rows, add in begun if not by_rows]
 
-            def emit(found: Found) -> None:
-                seen.add(found, self.tiles.overlap, seams)
-                for write in writers:
-                    write(found)
+            def emit(finished: FinishedObjects) -> None:
+                counted.add(finished, self.tiles)
+                for add in adds_objects:
+                    add(Part(finished.labels, finished.scores, finished.first, finished.origin))
 
-            slabs = stitch(self.tiles, view, emit)
-            overview = Overview(self.shape)
-            if "overlay" in made:
-                slabs = overview.watch(slabs)
-            if "label-tiff" in made:
-                write_label_rows(
-                    made["label-tiff"],
-                    slabs,
-                    self.shape,
-                    pixel_size=self.pixel_size,
-                    resolution=self.resolution,
-                )
-            for _ in slabs:
-                pass
-            if "overlay" in made:
-                write_png(made["overlay"], overview.picture(self._image))
-
-    def _values(self, found: Found) -> NDArray[Any]:
-        """The pixels of the file under finished objects."""
-        (y, x), (h, w) = found.origin, found.labels.shape
-        return window(self.pixels, slice(y, y + h), slice(x, x + w), self.name)
+            top = 0
+            for rows in stitch(self.tiles, view, emit):
+                for add in adds_rows:
+                    add(Part(rows, origin=(top, 0)))
+                top += len(rows)
+        return counted
 
 
 def _spread(tiles: list[Box]) -> list[Box]:

@@ -1,4 +1,5 @@
-"""Whether an image looks as a model of fluorescence images expects: bright objects on a dark background, grey.
+"""Whether an image looks as a model expects: it has contrast and, for a model of fluorescence images, bright objects on
+a dark background, in grey.
 
 Two statistics of the 8-bit image that the network sees decide. Thresholds and error rates: docs/predict.md; both lie in
 gaps of DSB2018, BBBC039, Kumar and TNBC: the median is at most 48 in their 468 fluorescence images, stretched, and at
@@ -7,8 +8,12 @@ least 81 in the 132 others; the mean colourfulness is 0 in the former and at lea
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+from pffnet_d2.imaging.normalisation import Normalisation
 
 BRIGHT = 64.0  # median of the mean of the channels, of 255
 COLOURFUL = 4.0  # mean over the pixels of their largest channel minus their smallest, of 255
@@ -47,3 +52,23 @@ def unlike_fluorescence(rgb: NDArray[np.uint8], inverted: bool = False) -> str:
     if colourfulness > COLOURFUL:
         return "coloured; the model was made for grey fluorescence: take the channel of the nuclei, as --channels 2"
     return ""
+
+
+def lost_contrast(pixels: NDArray[Any], rgb: NDArray[np.uint8], normalisation: Normalisation) -> str:
+    """Why a normalisation makes a picture of one grey value of an image that has several, and what to do, in one line;
+    "" where it does not.
+
+    Args:
+        pixels: the values of the file, of any shape.
+        rgb: what the network sees of them.
+        normalisation: by which it does, as ``normalisation_of`` gives it.
+    """
+    if rgb.min() < rgb.max() or normalisation.name != "percentile":
+        return ""
+    span = float(pixels.max()) - float(pixels.min())
+    if not 0 < span < normalisation.minimum_range:
+        return ""
+    return (
+        f"the normalisation's range of {normalisation.minimum_range:g} grey values is so wide that the network sees "
+        "only one grey value; give a smaller range (--normalisation percentile:LOW,HIGH,RANGE)"
+    )

@@ -5,32 +5,30 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
 from numpy.typing import NDArray
 
-from pffnet_d2.config import override, read_config
-from pffnet_d2.config_values import check_value, check_values
 from pffnet_d2.data.augmentation import build_augmentations
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.lazy import Sliceable
 from pffnet_d2.imaging.microscopy import read_microscopy_image
-from pffnet_d2.imaging.normalisation import BY_DEPTH, Normalisation, parse_normalisation, to_rgb8
+from pffnet_d2.imaging.normalisation import normalisation_of, to_rgb8
 from pffnet_d2.inference import caps
-from pffnet_d2.inference.large import LargePrediction, Model, Plan, check_tiles, predict_large
-from pffnet_d2.inference.modality import unlike_fluorescence
+from pffnet_d2.inference.large import LargePrediction, TileModel, check_tiles, predict_large
+from pffnet_d2.inference.modality import lost_contrast, unlike_fluorescence
+from pffnet_d2.inference.model_config import config_of, normalisation_for, scale_for
+from pffnet_d2.inference.options import ImageOptions, ModelOptions, kind_of
 from pffnet_d2.masks.compose import LabelMapRule, label_map_and_indices
 from pffnet_d2.model_zoo.checkpoint import Checkpointer
-from pffnet_d2.model_zoo.find import DEFAULT, find_model
 from pffnet_d2.modeling.build import build_network
 from pffnet_d2.modeling.tta import for_inference
 
@@ -76,74 +74,40 @@ class Predictor:
         config: CfgNode | str | os.PathLike[str] | None = None,
         weights: str | os.PathLike[str] | None = None,
         *,
-        model: str | os.PathLike[str] | None = None,
-        diameter: float | None = None,
-        device: str | None = None,
-        thresholds: Mapping[str, Any] | str | os.PathLike[str] | None = None,
-        normalisation: Normalisation | str | None = None,
-        invert: bool = False,
-        opts: Sequence[str] = (),
+        options: ModelOptions | None = None,
+        **others: Any,
     ) -> None:
         """
         Args:
-            config: a merged config (not changed), or a yaml file; None takes ``model``.
+            config: a merged config (not changed), or a yaml file; None takes the model that comes with the package, or
+                ``model``.
             weights: a checkpoint; None takes MODEL.WEIGHTS.
-            model: instead of config and weights: a folder that training or `pffnet package` wrote, or the name of a
-                model that comes with the package; None takes its only one, "nuclei".
-            diameter: mean diameter of the objects in pixels, 2 sqrt(area / pi): images pass through the network
-                enlarged or reduced to the diameter that it knows (MODEL.PFFNET.DIAMETER), and results are of the
-                original size. None leaves images as they are.
-            device: "cpu", "cuda", "cuda:1"; None takes MODEL.DEVICE, which is CUDA where there is one.
-            thresholds: keys of MODEL.PFFNET.LABEL_MAP to override, such as {"SCORE_THRESH": 0.4, "MASK_THRESH": 0.5},
-                or a yaml file of them, as it is or as `pffnet thresholds` writes it.
-            normalisation: for all images, instead of what each one's depth gets; a string as ``--normalisation`` takes
-                it, such as "as-is" or "percentile:1,99".
-            invert: show the network inverted grey values: for dark objects on a bright ground.
-            opts: KEY VALUE pairs that override a config file.
+            options: all at once, instead of the other arguments.
+            others: ``model``, ``diameter``, ``device``, ``thresholds``, ``normalisation``, ``invert`` and ``opts``; see
+                :class:`~pffnet_d2.inference.options.ModelOptions`.
 
         Raises:
             InputError: a file cannot be read, a key is unknown or its value out of range, the weights do not belong to
                 the config, there is no such device; the model's files are missing or damaged, or its diameter is
                 unknown; an argument is of another type.
         """
-        for name, given in {"weights": weights, "model": model}.items():
-            if not isinstance(given, (str, os.PathLike, type(None))):
-                raise InputError(f"{name} {_kind(given)}: give the path of a file or folder")
-        packed = config is None
-        if config is None:
-            if weights is not None:
-                raise InputError(f"{os.fspath(weights)}: weights without a config; give the one of their training too")
-            found = find_model(DEFAULT if model is None else model)
-            config, weights = found.config, found.weights
-        elif model is not None:
-            raise InputError(f"model {os.fspath(model)} and a config: give one of them")
-        cfg = _config(config, opts)
-        if device is not None:
-            cfg.MODEL.DEVICE = str(device)
-        elif packed and "MODEL.DEVICE" not in opts:  # where it was trained there may have been another device
-            cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-        check_device(cfg.MODEL.DEVICE)
-        if thresholds is not None:
-            _override(cfg.MODEL.PFFNET.LABEL_MAP, thresholds)
-        if weights is not None:
-            cfg.MODEL.WEIGHTS = os.fspath(weights)
-        if not cfg.MODEL.WEIGHTS:
-            raise InputError("no weights; give those that were trained with this config (--weights FILE)")
-        cfg.freeze()
-        self.cfg = cfg
-        self.scale = _scale(cfg, diameter)
-        rule = _normalisation(normalisation) or BY_DEPTH[cfg.MODEL.PFFNET.NORMALISATION]
-        self.normalisation = replace(rule, invert=True) if invert else rule
-        self.rule = LabelMapRule.from_config(cfg)
-        if cfg.MODEL.DEVICE == "cpu":
+        if options is None:
+            options = ModelOptions(config=config, weights=weights, **others)
+        elif config is not None or weights is not None or others:
+            raise TypeError("give either options or the other arguments")
+        self.cfg = config_of(options)
+        self.scale = scale_for(self.cfg, options.diameter)
+        self.normalisation = normalisation_for(self.cfg, options)
+        self.rule = LabelMapRule.from_config(self.cfg)
+        if self.cfg.MODEL.DEVICE == "cpu":
             # Activations near zero otherwise become denormal numbers, on which CPUs are many times slower.
             torch.set_flush_denormal(True)
-        network: Any = build_network(cfg)
-        Checkpointer(network).load(cfg.MODEL.WEIGHTS)
+        network: Any = build_network(self.cfg)
+        Checkpointer(network).load(self.cfg.MODEL.WEIGHTS)
         network.eval()
         self._stride = int(getattr(getattr(network, "backbone", None), "size_divisibility", 0) or 1)
-        self.model = for_inference(network, cfg)
-        self._resize = T.AugmentationList(build_augmentations(cfg, is_train=False))
+        self.model = for_inference(network, self.cfg)
+        self._resize = T.AugmentationList(build_augmentations(self.cfg, is_train=False))
 
     def __call__(self, image: NDArray[Any] | str | os.PathLike[str]) -> Prediction:
         """Predict one image; a Python warning says where the model was not made for such images, and where a cap on
@@ -163,13 +127,17 @@ class Predictor:
             name, pixels = "the image", np.asarray(image)
         rgb = self.normalise(pixels)
         (prediction,) = self.predict([rgb])
-        for line in filter(None, (self.doubt(rgb), caps.warning(prediction.capped))):
+        for line in filter(None, (self.doubt_of(pixels, rgb), caps.warning(prediction.capped))):
             warnings.warn(f"{name}: {line}", stacklevel=2)
         return prediction
 
     def doubt(self, rgb: NDArray[np.uint8]) -> str:
         """Why the model was not made for a normalised image, and what to do, in one line; "" where it may be."""
         return unlike_fluorescence(rgb, self.normalisation.invert) if self.cfg.MODEL.PFFNET.IMAGES else ""
+
+    def doubt_of(self, pixels: NDArray[Any], rgb: NDArray[np.uint8]) -> str:
+        """``doubt``, or why the normalisation left no contrast of the pixels of a file."""
+        return lost_contrast(pixels, rgb, normalisation_of(pixels, self.normalisation)) or self.doubt(rgb)
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width at which an image passes through the network, for the diameter that was given.
@@ -203,7 +171,7 @@ class Predictor:
         """
         for image in images:
             if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
-                raise InputError(f"{_kind(image)}: predict takes (H, W, 3) uint8 arrays, as normalise() makes them")
+                raise InputError(f"{kind_of(image)}: predict takes (H, W, 3) uint8 arrays, as normalise() makes them")
         found: dict[int, Prediction] = {}
         for group in _of_equal_size(images):
             inputs = [self._input(images[i]) for i in group]
@@ -224,64 +192,62 @@ class Predictor:
         out: str | os.PathLike[str],
         *,
         name: str | None = None,
-        tile: int = 1024,
-        overlap: int | str = "auto",
-        formats: Sequence[str] = ("label-tiff",),
-        plane: Mapping[str, int] | int | None = None,
-        channels: Sequence[int] | None = None,
-        pixel_size: float | None = None,
-        batch: int = 1,
+        options: ImageOptions | None = None,
+        **others: Any,
     ) -> LargePrediction:
         """Predict an image in overlapping tiles, in memory that does not grow with it, and write what is found.
 
-        Called again after it was interrupted, it goes on: tiles that were finished are kept in OUT/NAME.tiles until the
-        results are whole.
+        Called again after it was interrupted, it resumes: tiles that were finished are kept in OUT/NAME.tiles until the
+        results are complete.
 
         Args:
             image: a file (TIFF is read in parts), or anything (H, W) or (H, W, C) that slices like an array: memory
                 maps, zarr, dask.
             out: folder of the results.
             name: of the results, a path below ``out`` without ending; None takes that of the file, or "image".
-            tile: side of the tiles in pixels, a multiple of the network's stride.
-            overlap: of tiles in pixels, more than the largest object; "auto" measures objects in up to four tiles with
-                much contrast (:func:`~pffnet_d2.inference.tiling.overlap_for`).
-            formats: of label-tiff, geojson, csv, overlay (reduced to at most 2048 pixels a side).
-            plane: of a file, as ``read_microscopy_image`` takes it.
-            channels: of a file, likewise.
-            pixel_size: micrometres; 0: none, whatever the file says; None: what it says.
-            batch: tiles predicted together.
+            options: all that follows at once.
+            others: ``tile`` (1024 unless given), ``overlap``, ``formats`` (of label-tiff, overlay, geojson, csv; an
+                overlay is reduced to at most 2048 pixels a side), ``plane``, ``channels``, ``pixel_size`` and
+                ``batch``; see :class:`~pffnet_d2.inference.options.ImageOptions`.
 
         Raises:
             InputError: as :func:`pffnet_d2.inference.large.predict_large`; images are resized before prediction; the
                 device has too little memory for a tile.
         """
         _check_image(image)
-        for key, value in {"tile": tile, "batch": batch, **({} if overlap == "auto" else {"overlap": overlap})}.items():
-            if type(value) is not int:
-                raise InputError(f"{key} {value!r}: give a whole number{' or auto' if key == 'overlap' else ''}")
-        self.check_tiles(tile, overlap)
-        if isinstance(formats, str):
-            raise InputError(f"formats {formats!r}: give a list, such as ['label-tiff', 'csv']")
-        if pixel_size is not None and not (_is_number(pixel_size) and 0 <= pixel_size < float("inf")):
-            raise InputError(f"pixel_size {pixel_size!r}: give micrometres a pixel, or 0 to measure in pixels")
+        if options is None:
+            options = ImageOptions(**{"tile": 1024, **others})
+        elif others:
+            raise TypeError("give either options or the other arguments")
+        self.check_tiles(options)
         if name is None:
             name = (Path(image).stem if isinstance(image, (str, os.PathLike)) else "") or "image"
-        if not isinstance(name, str) or not PurePath(name).name or ".." in PurePath(name).parts or "\0" in name:
-            raise InputError(f"name {name!r}: give a path below {os.fspath(out)}, without ..")
-        if PurePath(name).is_absolute():
-            raise InputError(f"name {name!r}: give a path below {os.fspath(out)}, not an absolute one")
-        plan = Plan(Path(out), name, tile, overlap, tuple(formats), plane, channels, pixel_size, batch)
-        model = Model(self._predict_tiles, self._identity(), self._stride, self.normalisation, self.doubt)
-        return predict_large(model, image, plan)
+        _check_name(name, out)
+        model = TileModel(
+            self._predict_tiles, self._identity(), self._stride, self.normalisation, self.doubt, self._resized
+        )
+        return predict_large(model, image, Path(out), name, options)
 
-    def check_tiles(self, tile: int, overlap: int | str) -> None:
+    def check_tiles(self, options: ImageOptions) -> None:
         """Raises InputError where this model cannot predict in such tiles."""
+        if options.tile is None:
+            raise InputError("tile None: give a whole number")
         if self.cfg.INPUT.MIN_SIZE_TEST:
             raise InputError(
                 f"INPUT.MIN_SIZE_TEST {self.cfg.INPUT.MIN_SIZE_TEST} would resize every tile on its own; "
                 "set it to 0 (--opts INPUT.MIN_SIZE_TEST 0) and give images at the scale of training"
             )
-        check_tiles(tile, overlap, self._stride)
+        check_tiles(options.tile, options.overlap, self._stride)
+
+    def _resized(self, height: int, width: int) -> str:
+        """What it means that tiles of a size become squares, in one line; "" where they stay as they are."""
+        side = self.cfg.INPUT.SQUARE.TEST
+        if not side or max(height, width) == side:
+            return ""
+        return (
+            f"INPUT.SQUARE.TEST {side} resizes every tile of {width} x {height} pixels, so the network sees objects "
+            f"{side / max(height, width):.2g} times as large; choose --tile as large as the images of training"
+        )
 
     def _predict_tiles(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
         try:
@@ -324,60 +290,6 @@ def _of_equal_size(images: Sequence[NDArray[Any]]) -> Iterator[list[int]]:
     yield from groups.values()
 
 
-def _scale(cfg: CfgNode, diameter: float | None) -> float:
-    """By which images are enlarged so that objects get the diameter the model knows."""
-    if diameter is None:
-        return 1.0
-    if not _is_number(diameter) or not 0 < diameter < float("inf"):
-        raise InputError(f"diameter {diameter}: give the mean diameter of the objects in pixels")
-    if cfg.MODEL.PFFNET.DIAMETER <= 0:
-        raise InputError(
-            f"diameter {diameter:g}: the config does not say that of the objects in training; add "
-            "--opts MODEL.PFFNET.DIAMETER 24.0, or what their mean diameter was"
-        )
-    for key, side in {"MIN_SIZE_TEST": cfg.INPUT.MIN_SIZE_TEST, "SQUARE.TEST": cfg.INPUT.SQUARE.TEST}.items():
-        if side:
-            raise InputError(f"diameter {diameter:g}: INPUT.{key} resizes images already; set it to 0")
-    return float(cfg.MODEL.PFFNET.DIAMETER) / diameter
-
-
-def check_device(device: str) -> None:
-    """Raises InputError where torch has no such device."""
-    try:
-        torch.zeros(1, device=device).cpu()  # a device that only makes believe, such as meta, has nothing to return
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
-        raise InputError(f"device {device or repr(device)}: cannot be used here; there is {here}") from error
-
-
-def _config(config: Any, opts: Sequence[str]) -> CfgNode:
-    """A config of its own, checked."""
-    if not isinstance(config, CfgNode):
-        if not isinstance(config, (str, os.PathLike)):
-            raise InputError(
-                f"config {_kind(config)}: give the path of a yaml file, or a config of Detectron2's get_cfg()"
-            )
-        return read_config(os.fspath(config), opts)
-    if "PFFNET" not in config.MODEL:
-        raise InputError("the config has no MODEL.PFFNET; call pffnet_d2.add_pffnet_config(cfg) before merging files")
-    cfg = config.clone()
-    cfg.defrost()
-    override(cfg, opts)
-    check_values(cfg, opts=opts)
-    return cfg
-
-
-def _normalisation(given: Normalisation | str | None) -> Normalisation | None:
-    """None where each image's depth decides."""
-    if isinstance(given, str):
-        return parse_normalisation(given)
-    if given is not None and not isinstance(given, Normalisation):
-        raise InputError(
-            f"normalisation {_kind(given)}: give auto, as-is, percentile:LOW,HIGH,RANGE or a Normalisation"
-        )
-    return given
-
-
 def _check_image(image: Any) -> None:
     """Raises InputError for what is neither a path nor an array of real numbers, in memory or read as it is sliced."""
     if isinstance(image, (str, os.PathLike)):
@@ -388,52 +300,15 @@ def _check_image(image: Any) -> None:
             raise TypeError
     except (AttributeError, TypeError):
         raise InputError(
-            f"the image is {_kind(image)}: give a numpy array, (H, W) or (H, W, 3), or the path of a file"
+            f"the image is {kind_of(image)}: give a numpy array, (H, W) or (H, W, 3), or the path of a file"
         ) from None
     if kind not in "buif":
         raise InputError(f"an image of {image.dtype} values: give whole or floating numbers")
 
 
-def _kind(value: Any) -> str:
-    """What a value is, for messages."""
-    return f"of type {type(value).__module__}.{type(value).__qualname__}".replace("builtins.", "")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-
-
-def _override(node: CfgNode, thresholds: Mapping[str, Any] | str | os.PathLike[str]) -> None:
-    """Set keys of MODEL.PFFNET.LABEL_MAP, each of the type it has."""
-    name = "thresholds"
-    if not isinstance(thresholds, Mapping):
-        if not isinstance(thresholds, (str, os.PathLike)):
-            raise InputError(f"thresholds {_kind(thresholds)}: give a table such as {{'SCORE_THRESH': 0.4}}, or a file")
-        name = os.fspath(thresholds)
-        try:
-            thresholds = yaml.safe_load(Path(name).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{name}: cannot be read ({error.strerror}); check the path") from error
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise InputError(f"{name}: is no yaml; give lines such as SCORE_THRESH: 0.4") from error
-        if not isinstance(thresholds, dict):
-            raise InputError(f"{name}: holds no keys; give lines such as SCORE_THRESH: 0.4")
-        if "MODEL" in thresholds:  # as `pffnet thresholds` writes it, a config of the two keys
-            try:
-                thresholds = dict(thresholds["MODEL"]["PFFNET"]["LABEL_MAP"])
-            except (KeyError, TypeError, ValueError):
-                raise InputError(
-                    f"{name}: has no MODEL.PFFNET.LABEL_MAP; give the file of `pffnet thresholds`"
-                ) from None
-    for key, value in thresholds.items():
-        if key not in node:
-            raise InputError(f"{name}: unknown key {key}; use {', '.join(sorted(node))}")
-        if isinstance(node[key], bool):
-            if not isinstance(value, bool):
-                raise InputError(f"{name}: {key} {value!r}: give true or false")
-            node[key] = value
-            continue
-        if isinstance(node[key], int) and isinstance(value, float) and value.is_integer():
-            value = int(value)
-        check_value(f"MODEL.PFFNET.LABEL_MAP.{key}", value, f"{name}: {key}")
-        node[key] = type(node[key])(value)
+def _check_name(name: Any, out: str | os.PathLike[str]) -> None:
+    """Raises InputError for a name of results that is none, or lies elsewhere."""
+    if not isinstance(name, str) or not PurePath(name).name or ".." in PurePath(name).parts or "\0" in name:
+        raise InputError(f"name {name!r}: give a path below {os.fspath(out)}, without ..")
+    if PurePath(name).is_absolute():
+        raise InputError(f"name {name!r}: give a path below {os.fspath(out)}, not an absolute one")

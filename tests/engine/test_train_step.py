@@ -18,10 +18,10 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from pffnet_d2.cli.main import main
-from pffnet_d2.config import config_path
+from pffnet_d2.config import config_path, read_config
 from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.engine.train_step import NonFiniteLoss, TrainStep, pool_in_float32
-from pffnet_d2.engine.trainer import Trainer, read_config
+from pffnet_d2.engine.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("leave_no_trace")
 

@@ -1,9 +1,9 @@
-"""engine.py: one line for every mistake, the CPU where there is no GPU, runs that go on after a kill."""
+"""trainer.py: which processes are started, optimizers as told, runs that go on after a kill."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,10 @@ from torch import nn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
 from pffnet_d2.cli.main import main
-from pffnet_d2.config import config_path
-from pffnet_d2.data.prepare import Selection, prepare
+from pffnet_d2.config import config_path, read_config
 from pffnet_d2.engine import trainer as engine
-from pffnet_d2.engine.arguments import argument_parser
 from pffnet_d2.engine.resume import tell_changes
-from pffnet_d2.engine.trainer import Trainer, check, read_config, run
+from pffnet_d2.engine.trainer import Trainer, run
 from pffnet_d2.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("leave_no_trace")
@@ -56,69 +54,6 @@ def options(values: dict[str, Any]) -> list[str]:
     return [str(word) for pair in values.items() for word in pair]
 
 
-@pytest.fixture(scope="module")
-def datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("datasets")
-    prepare("phantoms", None, root, Selection(count=2))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(root))
-        yield root
-
-
-@pytest.fixture
-def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-
-
-def yaml_file(path: Path, text: str) -> str:
-    path.write_text(text)
-    return str(path)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("MODEL:\n  NO_SUCH: 1\n", r"child\.yaml: Non-existent config key: MODEL\.NO_SUCH"),
-        ("_BASE_: none.yaml\n", r"child\.yaml: its _BASE_ .*none\.yaml does not exist"),
-        ("_BASE_: child.yaml\n", r"child\.yaml: its _BASE_ files name each other in a circle"),
-        ("_BASE_: base.yaml\n", r"child\.yaml: Non-existent config key: SOLVER\.BASE_LRR"),
-        ("MODEL: [1, 2\n", r"child\.yaml, line 2: no yaml of plain values"),
-        ("SOLVER:\n  MAX_ITER: many\n", r"child\.yaml: Type mismatch .*MAX_ITER"),
-        ("just words\n", r"child\.yaml: "),
-        ("", r"child\.yaml: "),
-    ],
-)
-def test_mistakes_in_a_config_file(tmp_path: Path, text: str, message: str) -> None:
-    yaml_file(tmp_path / "base.yaml", "SOLVER:\n  BASE_LRR: 1\n")
-    with pytest.raises(InputError, match=message) as error:
-        read_config(yaml_file(tmp_path / "child.yaml", text))
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("through_base", [False, True])
-def test_yaml_runs_nothing(tmp_path: Path, through_base: bool) -> None:
-    trace = tmp_path / "ran"
-    file = yaml_file(tmp_path / "evil.yaml", f"SEED: !!python/object/apply:os.system ['touch {trace}']\n")
-    if through_base:
-        file = yaml_file(tmp_path / "child.yaml", "_BASE_: evil.yaml\n")
-    with pytest.raises(InputError, match=r"evil\.yaml, line 1: no yaml of plain values"):
-        read_config(file)
-    assert not trace.exists()
-
-
-@pytest.mark.parametrize(
-    ("opts", "message"),
-    [
-        (["MODEL.NO_SUCH", "1"], r"command line, MODEL\.NO_SUCH 1: Non-existent key"),
-        (["SEED"], "command line, SEED: give keys and values in pairs"),
-        (["SOLVER.MAX_ITER", "many"], "command line, .*: Type mismatch"),
-    ],
-)
-def test_mistakes_on_the_command_line(opts: list[str], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        read_config(COMPACT, opts)
-
-
 def test_missing_config_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--config-file", "nowhere.yaml"]) == 2
     assert capsys.readouterr().err.startswith("pffnet: error: nowhere.yaml: no such config file; ")
@@ -128,14 +63,6 @@ def test_missing_config_file(capsys: pytest.CaptureFixture[str]) -> None:
             (line,) = capsys.readouterr().err.splitlines()
             assert line.startswith("pffnet: error: no config file given; ")
             assert other in line
-
-
-def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    for here, asked in ((0, 2), (1, 2), (2, 3)):
-        monkeypatch.setattr(torch.cuda, "is_available", lambda here=here: here > 0)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda here=here: here)
-        with pytest.raises(InputError, match=f"^--num-gpus {asked}: this machine has {here} CUDA device"):
-            run(["--config-file", COMPACT, "--num-gpus", str(asked)])
 
 
 def test_launches_one_process_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,58 +104,6 @@ def test_mistakes_in_other_processes_are_one_line(
         main(["train", "--config-file", COMPACT])
 
 
-@pytest.mark.parametrize(
-    ("opts", "message"),
-    [
-        (["DATASETS.TEST", "('phantom_val',)"], r"phantom_val: no such data set; did you mean .*phantoms_val"),
-        (["DATASETS.TRAIN", "('xyzzy',)"], r"xyzzy: no such data set; did you mean .*phantoms_train"),
-        (["DATASETS.TRAIN", "()"], r"DATASETS\.TRAIN is empty"),
-        (["DATASETS.TEST", "('bbbc039_val',)"], r"bbbc039_val is not prepared: .*pffnet prepare bbbc039"),
-        (["MODEL.BACKBONE.FREEZE_AT", "2"], r"set MODEL\.BACKBONE\.FREEZE_AT 0"),
-        (["SOLVER.AMP.ENABLED", "True"], r"set SOLVER\.AMP\.ENABLED False"),
-        (["SOLVER.IMS_PER_BATCH", "3", "SOLVER.REFERENCE_WORLD_SIZE", "2"], "does not divide among 2 processes"),
-        (["SOLVER.IMS_PER_BATCH", "0"], "IMS_PER_BATCH 0"),
-        (
-            ["MODEL.META_ARCHITECTURE", "GeneralizedRCNN", "MODEL.PFFNET.OUTPUTS", "['panoptic']"],
-            r"OUTPUTS: GeneralizedRCNN has no output panoptic; leave it out, or set MODEL\.META_ARCHITECTURE PFFNet",
-        ),
-        (
-            ["MODEL.META_ARCHITECTURE", "PanopticFPN", "MODEL.PFFNET.OUTPUTS", "['semantic_fused']"],
-            "OUTPUTS: PanopticFPN has no output semantic_fused",
-        ),
-        (
-            ["MODEL.PFFNET.TTA", "['hflip']", "MODEL.PFFNET.OUTPUTS", "['semantic']"],
-            r"TTA merges instances only; set MODEL\.PFFNET\.OUTPUTS",
-        ),
-        (["SOLVER.STEPS", "(30, 30)"], r"SOLVER\.STEPS \(30, 30\): each must be later"),
-        (
-            ["SOLVER.PFFNET.CLIP_NORM", "1.0"],
-            r"CLIP_NORM and SOLVER\.CLIP_GRADIENTS\.ENABLED: gradients are clipped in one",
-        ),
-    ],
-)
-def test_check_finds_mistakes_before_training(datasets: Path, opts: list[str], message: str) -> None:
-    check(read_config(COMPACT), train=True)
-    with pytest.raises(InputError, match=message) as error:
-        check(read_config(COMPACT, opts), train=True)
-    assert "\n" not in str(error.value)
-
-
-def test_check_of_the_batch_on_several_gpus(datasets: Path) -> None:
-    cfg = read_config(COMPACT, ["SOLVER.IMS_PER_BATCH", "2"])
-    check(cfg, train=True, processes=2)
-    with pytest.raises(InputError, match="does not divide among 4 processes"):
-        check(cfg, train=True, processes=4)
-    cfg.SOLVER.REFERENCE_WORLD_SIZE = 1
-    check(cfg, train=True, processes=4)
-
-
-def test_evaluation_needs_neither_training_data_nor_starting_weights(datasets: Path) -> None:
-    check(read_config(COMPACT, ["DATASETS.TRAIN", "()", "MODEL.BACKBONE.FREEZE_AT", "2"]), train=False)
-    with pytest.raises(InputError, match=r"DATASETS\.TEST is empty"):
-        check(read_config(COMPACT, ["DATASETS.TEST", "()"]), train=False)
-
-
 def test_the_papers_config_scales_with_gpus() -> None:
     cfg = read_config(str(config_path("PFFNet_R101_FPN.yaml")))
     assert (cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH) == (1, 1)
@@ -237,20 +112,6 @@ def test_the_papers_config_scales_with_gpus() -> None:
     assert abs(scaled.SOLVER.BASE_LR - 2 * cfg.SOLVER.BASE_LR) < 1e-12
     assert scaled.SOLVER.MAX_ITER == cfg.SOLVER.MAX_ITER // 2
     assert list(scaled.SOLVER.STEPS) == [step // 2 for step in cfg.SOLVER.STEPS]
-
-
-@pytest.mark.usefixtures("no_gpu")
-def test_default_flags_run_on_the_cpu_and_say_so(datasets: Path, tmp_path: Path) -> None:
-    # A config written down on a machine with a GPU names it.
-    args = argument_parser().parse_args(
-        ["--config-file", COMPACT, "OUTPUT_DIR", str(tmp_path / "run"), "MODEL.DEVICE", "cuda"]
-    )
-    cfg = engine.setup(args)
-    assert cfg.MODEL.DEVICE == "cpu"
-    log = (tmp_path / "run" / "log.txt").read_text()
-    assert log.count("no CUDA device: running on the CPU") == 1
-    tiny = torch.tensor(1e-39)
-    assert (tiny * 0.5).item() == 0  # denormals are flushed
 
 
 def test_adam_decays_and_clips_as_told() -> None:
@@ -287,13 +148,6 @@ def test_adam_decays_and_clips_as_told() -> None:
 def test_sgd_stays_detectron2s() -> None:
     cfg = read_config(COMPACT, ["MODEL.DEVICE", "cpu"])
     assert isinstance(Trainer.build_optimizer(cfg, nn.Linear(2, 2)), torch.optim.SGD)
-
-
-def test_output_folder_that_cannot_be_written(datasets: Path, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    args = argument_parser().parse_args(["--config-file", COMPACT, "OUTPUT_DIR", str(tmp_path / "file" / "run")])
-    with pytest.raises(InputError, match=r"OUTPUT_DIR .*file/run: .*; choose a folder"):
-        engine.setup(args)
 
 
 def test_evaluation_without_weights(datasets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -385,21 +239,6 @@ def test_a_run_without_an_average_goes_on_with_one(stock_cfg: Callable[..., CfgN
     for name, value in killed.model.state_dict().items():
         assert torch.equal(resumed.model.state_dict()[name], value)
         assert torch.equal(resumed.average.model.state_dict()[name], value)
-
-
-def test_old_names_of_keys_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = yaml_file(
-        tmp_path / "old.yaml",
-        "SOLVER:\n  OPTIMIZER: ADAM\n  ADAM_EPSILON: 0.00001\n  CLIP_GRADIENTS:\n    ENABLED: True\n"
-        "    CLIP_TYPE: full_model\n    CLIP_VALUE: 2.0\nVERSION: 2\n",
-    )
-    solver = read_config(file).SOLVER
-    assert (solver.PFFNET.OPTIMIZER, solver.PFFNET.ADAM_EPSILON, solver.PFFNET.CLIP_NORM) == ("ADAM", 1e-5, 2.0)
-    assert not solver.CLIP_GRADIENTS.ENABLED
-    assert "OPTIMIZER" not in solver
-    (line,) = [record.getMessage() for record in caplog.records]
-    assert line.startswith(f"{file}: SOLVER.OPTIMIZER is now SOLVER.PFFNET.OPTIMIZER, ")
-    assert read_config(COMPACT, ["SOLVER.OPTIMIZER", "ADAM"]).SOLVER.PFFNET.OPTIMIZER == "ADAM"
 
 
 def test_what_a_resumed_run_changes_is_said(

@@ -17,7 +17,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.structures import Boxes, Instances
 
 from pffnet_d2.cli import main as cli
-from pffnet_d2.config import config_path
+from pffnet_d2.config import config_path, read_config
 from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.engine import trainer as engine
 from pffnet_d2.errors import InputError
@@ -152,7 +152,7 @@ def test_the_command_and_its_yaml(
 
     file = tmp_path / "run" / "thresholds.yaml"
     assert len(file.read_text().splitlines()) == 7
-    rule = engine.read_config(str(file)).MODEL.PFFNET.LABEL_MAP
+    rule = read_config(str(file)).MODEL.PFFNET.LABEL_MAP
     assert (rule.SCORE_THRESH, rule.MASK_THRESH, rule.MAX_COVERED) == (0.65, 0.5, 0.7)
     grid = list(csv.reader((tmp_path / "run" / "thresholds.csv").open(newline="")))
     assert grid[0][1:] == [str(threshold) for threshold in MASK_THRESHOLDS]

@@ -16,7 +16,9 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from pffnet_d2.cli.main import main
 from pffnet_d2.errors import InputError
-from pffnet_d2.inference.batch import Job, Source, find_sources, predict_files
+from pffnet_d2.inference.batch import Job, predict_files
+from pffnet_d2.inference.options import PredictOptions
+from pffnet_d2.inference.sources import Source, find_sources
 
 ALL = "label-tiff,overlay,geojson,roi,csv,coco"
 
@@ -48,46 +50,6 @@ def images(tmp_path: Path) -> Path:
 def predict(small_model: Any, *arguments: object, out: Path) -> int:
     model = ["--config", small_model.config, "--weights", small_model.weights, "--device", "cpu"]
     return main([str(a) for a in ["predict", *model, "--out", out, *arguments]])
-
-
-# --- Which files ----------------------------------------------------------------------------------------------------
-
-
-def test_folders_files_and_patterns(images: Path, tmp_path: Path) -> None:
-    (images / "deep" / "er").mkdir(parents=True)
-    (images / "deep" / "er" / "a.ome.tif").touch()
-
-    def names(*arguments: object) -> list[str]:
-        return [source.name for source in find_sources([str(a) for a in arguments], tmp_path, [])]
-
-    assert names(images) == ["a", "b", "c"]
-    assert names(images / "c.tif", images) == ["c", "a", "b"]
-    assert names(images / "*.tif") == ["a", "c"]
-    assert names(images / "**" / "*.tif") == ["a", "c", "deep/er/a"]
-    assert names(images / "deep" / "*" / "*.tif") == ["er/a"]
-    for argument, words in (
-        (tmp_path / "none.tif", "no such file"),
-        (images / "*.czi", "no file has such a name"),
-        (images / "deep", "no images in this folder"),
-    ):
-        with pytest.raises(InputError, match=words):
-            names(argument)
-    odd = images / "[1].tif"  # a name, not a pattern
-    odd.touch()
-    assert names(odd) == ["[1]"]
-
-
-def test_two_files_for_one_name(images: Path, tmp_path: Path) -> None:
-    (images / "a.png").touch()
-    with pytest.raises(InputError, match=r"a\.png and .*a\.tif: both give results"):
-        find_sources([str(images)], tmp_path, [])
-
-
-def test_no_image_is_replaced(images: Path) -> None:
-    (images / "a_labels.tif").touch()
-    with pytest.raises(InputError, match=r"would replace this image; choose another --out"):
-        find_sources([str(images / "*.tif")], images, ["label-tiff"])
-    find_sources([str(images / "*.tif")], images, ["csv"])
 
 
 # --- Results --------------------------------------------------------------------------------------------------------
@@ -168,12 +130,13 @@ def test_two_processes_give_what_one_gives(small_model: Any, images: Path, tmp_p
     summaries = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
-        job = Job(
-            *(sources, out, ["label-tiff", "geojson", "csv", "coco"]),
-            *(str(small_model.config), str(small_model.weights), "cpu"),
-            processes=processes,
+        options = PredictOptions(
+            config=small_model.config,
+            weights=small_model.weights,
+            device="cpu",
+            formats=["label-tiff", "geojson", "csv", "coco"],
         )
-        summaries.append(predict_files(job))
+        summaries.append(predict_files(Job(sources, out, options, processes=processes)))
     one, two = summaries
     assert one.outcomes == two.outcomes
     assert [bool(outcome.error) for outcome in two.outcomes] == [False, False, False, True]
@@ -185,17 +148,8 @@ def test_two_processes_give_what_one_gives(small_model: Any, images: Path, tmp_p
 
 
 def test_a_mistake_in_two_processes_is_one_line(small_model: Any, images: Path, tmp_path: Path) -> None:
-    job = Job(
-        *(
-            [Source(images / "a.tif", "a")],
-            tmp_path / "out",
-            ["csv"],
-            str(small_model.config),
-            str(tmp_path / "no.pth"),
-        ),
-        device="cpu",
-        processes=2,
-    )
+    options = PredictOptions(config=small_model.config, weights=tmp_path / "no.pth", device="cpu", formats=["csv"])
+    job = Job([Source(images / "a.tif", "a")], tmp_path / "out", options, processes=2)
     with pytest.raises(InputError, match=r"^\S+no\.pth: no such weights file[^\n]*$"):
         predict_files(job)
     assert tree(tmp_path / "out") == []
@@ -309,12 +263,12 @@ def test_mistakes_are_one_line_and_write_nothing(
 def test_a_disk_that_fills_up(
     small_model: Any, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from pffnet_d2.inference import export
+    from pffnet_d2.inference.export.csv_table import Csv
 
-    def full(*_: object, **__: object) -> None:
+    def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setitem(export.FORMATS, "csv", (".csv", full))
+    monkeypatch.setattr(Csv, "begin", full)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a_labels.tif").write_text("before")
     assert predict(small_model, images / "a.tif", "--format", "label-tiff,csv", out=tmp_path / "out") == 2
@@ -367,6 +321,18 @@ def test_dark_objects_on_a_bright_ground(
     (warning,) = (line for line in capsys.readouterr().err.splitlines() if "background" in line)
     assert warning.startswith(f"pffnet: warning: 3 of 3 images, the first {tmp_path / 'bright' / '0.tif'}: bright")
     assert "add --invert" in warning
+
+
+@pytest.mark.parametrize("tile", [[], ["--tile", "64"]])
+def test_a_normalisation_that_leaves_nothing_to_see(
+    tiny_run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tile: list[str]
+) -> None:
+    arguments = ["predict", str(images / "*.tif"), "--model", str(tiny_run), "--format", "label-tiff", *tile]
+    assert main([*arguments, "--normalisation", "percentile:0,100,1e12", "--out", str(tmp_path / "out")]) == 0
+    (warning,) = (line for line in capsys.readouterr().err.splitlines() if "grey value" in line)
+    assert warning.startswith(
+        f"pffnet: warning: 2 of 2 images, the first {images / 'a.tif'}: the normalisation's range"
+    )
 
 
 def test_images_of_another_kind_and_size_are_named(

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pffnet_d2.data import readers
-from pffnet_d2.imaging.normalisation import STRETCH, to_rgb8
-from pffnet_d2.inference.modality import statistics, unlike_fluorescence
+from pffnet_d2.imaging.normalisation import PERCENTILE_16_BIT, STRETCH, Normalisation, normalisation_of, to_rgb8
+from pffnet_d2.inference.modality import lost_contrast, statistics, unlike_fluorescence
 
 
 def field(background: tuple[int, int, int], objects: tuple[int, int, int], part: float = 0.3) -> np.ndarray:
@@ -81,3 +81,21 @@ def test_error_rates_on_real_images(pffnet_data: Callable[[str], Path], name: st
     assert set(seen) <= set(kinds)
     assert all(0 < n <= kinds[kind] for kind, n in seen.items())
     assert not +wrong
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_a_range_so_wide_that_nothing_is_seen(invert: bool) -> None:
+    """A picture of one grey value, of an image that has several; an image of one value is what it is."""
+    pixels = np.arange(1000, 1400, dtype=np.uint16).reshape(20, 20)
+
+    def said(pixels: np.ndarray, low: float, high: float, at_least: float) -> str:
+        rule = Normalisation("percentile", low, high, at_least, invert)
+        return lost_contrast(pixels, to_rgb8(pixels, rule), normalisation_of(pixels, rule))
+
+    assert "range of 1e+12 grey values is so wide" in said(pixels, 0, 100, 1e12)
+    assert "give a smaller range" in said(pixels, 0, 100, 1e12)
+    assert said(pixels, 0, 100, 1e4) == ""
+    assert said(pixels, 0.1, 99.9, 0) == ""
+    assert said(np.full((20, 20), 7, np.uint16), 0, 100, 1e12) == ""
+    noise = pixels % 10
+    assert lost_contrast(noise, to_rgb8(noise, PERCENTILE_16_BIT), PERCENTILE_16_BIT) == ""

@@ -178,6 +178,18 @@ def test_an_image_the_model_was_not_made_for(tiny_run: Path, tmp_path: Path) -> 
         Predictor(tiny_run / "config.yaml", tiny_run / "model_final.pth", opts=["MODEL.PFFNET.IMAGES", "xray"])
 
 
+def test_tiles_of_a_model_of_squares(tiny_run: Path, tmp_path: Path) -> None:
+    """Tiles are resized as images are, which shows their objects at another scale: one line says so."""
+    image = picture(90, 120)
+    done = sized(tiny_run, None, "INPUT.SQUARE.TEST", "128").predict_large(image, tmp_path, tile=64, overlap=24)
+    assert done.warnings()[0] == (
+        "INPUT.SQUARE.TEST 128 resizes every tile of 64 x 64 pixels, so the network sees objects 2 times as large; "
+        "choose --tile as large as the images of training"
+    )
+    same = sized(tiny_run, None, "INPUT.SQUARE.TEST", "64").predict_large(image, tmp_path, tile=64, overlap=24)
+    assert not any("resizes" in line for line in same.warnings())
+
+
 def test_a_config_in_hand_is_not_changed(small_model: Any) -> None:
     cfg = read_config(str(small_model.config), ["MODEL.WEIGHTS", str(small_model.weights)])
     before = cfg.dump()

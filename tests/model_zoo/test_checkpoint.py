@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch import nn
 
-from pffnet_d2.config import config_path
-from pffnet_d2.engine import read_config
+from pffnet_d2.config import config_path, read_config
 from pffnet_d2.errors import InputError
 from pffnet_d2.model_zoo.checkpoint import Checkpointer, NumpyUnpickler, read_weights
 

@@ -229,7 +229,7 @@ CASES += [
             (
                 "ROIs",
                 "--tile 64 --format roi",
-                ("format roi is not written in tiles", "label-tiff,geojson,csv,overlay"),
+                ("format roi is not written in tiles", "label-tiff,overlay,geojson,csv"),
             ),
             ("COCO", "--tile 64 --format csv,coco", ("format coco is not written in tiles",)),
             ("resized", "--tile 64 --opts INPUT.MIN_SIZE_TEST 300", ("would resize every tile", "set it to 0")),

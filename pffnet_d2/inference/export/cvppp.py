@@ -1,10 +1,9 @@
-"""``pffnet predict --format cvppp``: the one file that the CVPPP leaf segmentation challenge scores."""
+"""``cvppp``: the one file that the CVPPP leaf segmentation challenge scores."""
 
 from __future__ import annotations
 
-import importlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,36 @@ import tifffile
 
 from pffnet_d2.atomic_write import whole_file
 from pffnet_d2.errors import InputError
+from pffnet_d2.inference.export.base import CollectionExporter, library
+from pffnet_d2.inference.export.label_tiff import LabelTiff
 
-FORMAT, ANSWER = "cvppp", "answer.h5"
 Plant = tuple[str, str]  # subset and name, as in ("A1", "plant003")
 
 
-def need_h5py() -> Any:
-    """The module; raises InputError, saying what to install, where it is missing."""
-    try:
-        return importlib.import_module("h5py")
-    except ImportError as error:
-        raise InputError(f"format {FORMAT}: h5py is not installed; type: pip install 'h5py>=3.8'") from error
+class Cvppp(CollectionExporter):
+    """See :func:`write_answer`."""
+
+    name = "cvppp"
+    about = "all label maps for the CVPPP challenge"
+    file_name = "answer.h5"
+    made_of = LabelTiff.name
+
+    def require(self) -> None:
+        _h5py()
+
+    def check_images(self, images: Sequence[Path]) -> None:
+        plants_of(images)
+
+    def write(self, path: Path, files: Mapping[Path, Path]) -> None:
+        write_answer(path, dict(zip(plants_of(files), files.values(), strict=True)))
+
+
+def _h5py() -> Any:
+    return library("h5py", Cvppp.name, "h5py>=3.8")
 
 
 def plants_of(paths: Iterable[Path]) -> list[Plant]:
-    """Which plants of the challenge images show, by their names: A1/plant003_rgb.png, or A1_plant003.png as
+    """Which plants of the challenge the images show, by their names: A1/plant003_rgb.png, or A1_plant003.png as
     ``pffnet prepare cvppp`` writes them.
 
     Raises:
@@ -40,7 +54,7 @@ def plants_of(paths: Iterable[Path]) -> list[Plant]:
         subset = match and (match[1] or folder)
         if not match or not subset or not re.fullmatch(r"A\d", subset):
             raise InputError(
-                f"{path}: not named as an image of the challenge; --format {FORMAT} wants names such as "
+                f"{path}: not named as an image of the challenge; --format {Cvppp.name} wants names such as "
                 "A1/plant003_rgb.png or A1_plant003.png"
             )
         plant = (subset, match[2])
@@ -53,7 +67,7 @@ def plants_of(paths: Iterable[Path]) -> list[Plant]:
 def write_answer(path: Path, label_files: Mapping[Plant, Path]) -> None:
     """Write what the challenge scores: /<subset>/<plant>/label, (H, W) uint8, and label_filename.
 
-    The challenge takes a plant that is not in the file for one without leaves.
+    The challenge treats a plant that is missing from the file as one without leaves.
 
     Args:
         path: the file, answer.h5.
@@ -62,7 +76,7 @@ def write_answer(path: Path, label_files: Mapping[Plant, Path]) -> None:
     Raises:
         InputError: h5py is missing, more than 255 objects, or a file that cannot be written.
     """
-    h5py = need_h5py()
+    h5py = _h5py()
     with whole_file(path, "w+b") as file, h5py.File(file, "w") as answer:
         for (subset, name), label_file in sorted(label_files.items()):
             labels = tifffile.imread(label_file)

@@ -14,7 +14,7 @@ from PIL import Image
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 from pffnet_d2.cli.main import main
 from pffnet_d2.errors import InputError
-from pffnet_d2.inference.cvppp import plants_of, write_answer
+from pffnet_d2.inference.export.cvppp import plants_of, write_answer
 
 h5py = pytest.importorskip("h5py", reason="h5py is optional")
 

@@ -1,27 +1,51 @@
-"""A picture of a large image that fits a screen: reduced, with the outlines of its objects."""
+"""``overlay``: the image with the outline of every object; of a large image a reduced picture that fits a screen."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pffnet_d2.inference.export.base import Add, Exporter, Part, SourceImage
 from pffnet_d2.inference.tiling import Box
-from pffnet_d2.visualization.overlay import overlay
 
-SIDE = 2048  # pixels of the longer side, at most
+SIDE = 2048  # pixels of the longer side of a reduced picture, at most
 # About how many rows and columns of the image are read together.
 _BLOCK = (1024, 4096)
 # Neighbours in the picture whose ids differ by a multiple of it are drawn as one; a colour for each takes time.
 _COLOURS = 2**16
 
 
+class Overlay(Exporter):
+    """A PNG. Part by part it shows the image reduced to at most ``SIDE`` pixels a side."""
+
+    name = "overlay"
+    ending = "_overlay.png"
+    about = "outlines drawn on the image"
+    streams = True
+    by_rows = True
+
+    @contextmanager
+    def begin(self, path: Path, image: SourceImage) -> Iterator[Add]:
+        # Here, as it imports Matplotlib and scikit-image.
+        from pffnet_d2.visualization.overlay import overlay, write_png
+
+        if image.whole:
+            yield lambda part: write_png(path, overlay(image.rgb((0, 0, *image.shape)), part.labels))
+            return
+        overview = Overview(image.shape)
+        yield overview.add
+        write_png(path, overview.picture(image.rgb))
+
+
 class Overview:
     """Collects every n-th row and column of a label map as it is finished, and draws it over the image reduced by n.
 
-    Of an image of at most ``SIDE`` pixels a side n is 1: the picture is that of ``pictures.overlay``.
+    For an image of at most ``SIDE`` pixels a side n is 1: the picture is that of ``visualization.overlay.overlay``.
     """
 
     def __init__(self, shape: tuple[int, int]) -> None:
@@ -37,21 +61,20 @@ class Overview:
         )
         self._labels = np.zeros((len(self._rows), len(self._columns)), np.int32)
 
-    def watch(self, slabs: Iterator[NDArray[np.int32]]) -> Iterator[NDArray[np.int32]]:
-        """Rows of a label map from the top on, (n, W) each, as they are, after a look at them."""
-        top = 0
-        for slab in slabs:
-            first, last = np.searchsorted(self._rows, (top, top + len(slab)))
-            self._labels[first:last] = slab[self._rows[first:last] - top][:, self._columns]
-            top += len(slab)
-            yield slab
+    def add(self, part: Part) -> None:
+        """Looks at some rows of the label map, (n, W)."""
+        top, bottom = part.origin[0], part.origin[0] + len(part.labels)
+        first, last = np.searchsorted(self._rows, (top, bottom))
+        self._labels[first:last] = part.labels[self._rows[first:last] - top][:, self._columns]
 
     def picture(self, image: Callable[[Box], NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """(ceil(H / n), ceil(W / n), 3) RGB, once all rows were seen.
+        """(ceil(H / n), ceil(W / n), 3) RGB, after all rows were added.
 
         Args:
             image: gives a window y0, x0, y1, x1 of the image as (h, w, 3) RGB; each block becomes its mean.
         """
+        from pffnet_d2.visualization.overlay import overlay
+
         reduced = np.zeros((*self._labels.shape, 3), np.uint8)
         height, width = (self.step * max(side // self.step, 1) for side in _BLOCK)
         for y in range(0, self.shape[0], height):

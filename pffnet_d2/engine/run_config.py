@@ -1,0 +1,158 @@
+"""From the command line to a checked config: what is wrong with a run is found before its model is built."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import os
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from pffnet_d2.config import read_config
+from pffnet_d2.engine.optimizer import check_optimizer
+from pffnet_d2.engine.resume import tell_changes
+from pffnet_d2.engine.train_step import PRECISIONS
+from pffnet_d2.errors import InputError, hide_traceback
+
+logger = logging.getLogger(__name__)
+
+
+def check_config(cfg: CfgNode, *, train: bool, processes: int = 1) -> None:
+    """Find the mistakes that would otherwise show after the model is built, or after hours of training.
+
+    Args:
+        cfg: a merged config.
+        train: False when only evaluating, which reads neither the training data nor the starting weights.
+        processes: how many train together, over all machines.
+
+    Raises:
+        InputError: an unknown or unprepared data set, missing weights, a precision that the device does not have, a
+            batch that does not divide among the processes.
+    """
+    _check_data_sets(cfg, train=train)
+    _check_outputs(cfg)
+    if train:
+        _check_training(cfg, processes)
+
+
+def _check_data_sets(cfg: CfgNode, *, train: bool) -> None:
+    if not cfg.DATASETS.TEST and not train:
+        raise InputError("DATASETS.TEST is empty; name the data sets to evaluate on, such as \"('phantoms_val',)\"")
+    if not cfg.DATASETS.TRAIN and train:
+        raise InputError("DATASETS.TRAIN is empty; name the data sets to train on, such as \"('phantoms_train',)\"")
+    known = DatasetCatalog.list()
+    for name in [*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST]:
+        if name not in known:
+            # Detectron2 registers dozens of its own; where none is close, ours are worth naming.
+            ours = [n for n in known if MetadataCatalog.get(n).get("evaluator_type") == "pffnet"]
+            near = difflib.get_close_matches(name, known, n=5) or ours
+            raise InputError(f"{name}: no such data set; did you mean {', '.join(near)}?")
+        DatasetCatalog.get(name)  # raises InputError where it is not prepared
+
+
+def _check_outputs(cfg: CfgNode) -> None:
+    """Raises InputError where evaluation would wait for outputs that do not come. PFFNet looks at its own."""
+    model = cfg.MODEL.META_ARCHITECTURE
+    outputs = set(cfg.MODEL.PFFNET.OUTPUTS) - {"instances"}
+    given = {"GeneralizedRCNN": set(), "PanopticFPN": {"semantic", "panoptic"}}.get(model, outputs)
+    if cfg.MODEL.PFFNET.TTA and outputs:
+        raise InputError("MODEL.PFFNET.TTA merges instances only; set MODEL.PFFNET.OUTPUTS \"['instances']\"")
+    if outputs - given:
+        raise InputError(
+            f"MODEL.PFFNET.OUTPUTS: {model} has no output {', '.join(sorted(outputs - given))}; leave it out, or set "
+            "MODEL.META_ARCHITECTURE PFFNet"
+        )
+
+
+def _check_training(cfg: CfgNode, processes: int) -> None:
+    if not cfg.MODEL.WEIGHTS and cfg.MODEL.BACKBONE.FREEZE_AT > 0:
+        raise InputError(
+            f"MODEL.WEIGHTS is empty and MODEL.BACKBONE.FREEZE_AT {cfg.MODEL.BACKBONE.FREEZE_AT} would keep random "
+            "weights for ever; set MODEL.BACKBONE.FREEZE_AT 0, or MODEL.WEIGHTS to a local weights file"
+        )
+    if cfg.SOLVER.AMP.DTYPE not in PRECISIONS:
+        raise InputError(f"SOLVER.AMP.DTYPE {cfg.SOLVER.AMP.DTYPE!r} is not one of {', '.join(PRECISIONS)}")
+    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
+        raise InputError(
+            "SOLVER.AMP.DTYPE float16 needs a CUDA device; set SOLVER.AMP.DTYPE bfloat16, or set SOLVER.AMP.ENABLED "
+            "False"
+        )
+    check_optimizer(cfg)
+    if list(cfg.SOLVER.STEPS) != sorted(set(cfg.SOLVER.STEPS)):
+        raise InputError(f"SOLVER.STEPS {tuple(cfg.SOLVER.STEPS)}: each must be later than the one before it")
+    # Detectron2 scales the batch by processes / REFERENCE_WORLD_SIZE where that is set, and asserts even shares.
+    processes = cfg.SOLVER.REFERENCE_WORLD_SIZE or processes
+    if cfg.SOLVER.IMS_PER_BATCH < 1 or cfg.SOLVER.IMS_PER_BATCH % processes:
+        raise InputError(
+            f"SOLVER.IMS_PER_BATCH {cfg.SOLVER.IMS_PER_BATCH} does not divide among {processes} processes; set it to "
+            "a multiple, or SOLVER.REFERENCE_WORLD_SIZE to the number of processes it is meant for"
+        )
+
+
+def setup(args: argparse.Namespace) -> CfgNode:
+    """Config of the command line, checked and frozen; loggers, seed and OUTPUT_DIR set up by Detectron2.
+
+    Raises:
+        InputError: see :func:`read_config` and :func:`check_config`.
+    """
+    cfg = read_config(args.config_file, args.opts, args.method)
+    gpus = gpus_of(args)
+    if not gpus:
+        cfg.MODEL.DEVICE = "cpu"
+    check_config(cfg, train=not args.eval_only, processes=(gpus or args.cpu_ranks or 1) * args.num_machines)
+    cfg.freeze()
+
+    try:
+        os.makedirs(cfg.OUTPUT_DIR, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"OUTPUT_DIR {cfg.OUTPUT_DIR}: {error.strerror}; choose a folder you can write to") from error
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="pffnet_d2", abbrev_name="pffnet_d2")
+    logging.getLogger("detectron2.engine.train_loop").addFilter(hide_traceback)
+    if args.resume and not args.eval_only and comm.is_main_process():
+        tell_changes(Path(cfg.OUTPUT_DIR), cfg)  # before its config.yaml is replaced
+    default_setup(cfg, args)
+    if cfg.MODEL.DEVICE == "cpu":
+        # Activations near zero otherwise become denormal numbers, on which CPUs are many times slower.
+        torch.set_flush_denormal(True)
+        if not torch.cuda.is_available() and not args.cpu_ranks:
+            logger.info("no CUDA device: running on the CPU")
+    return cfg
+
+
+def gpus_of(args: argparse.Namespace) -> int:
+    """GPUs used on this machine; the default --num-gpus 1 means the CPU where there is none.
+
+    Raises:
+        InputError: more are asked for than there are, or flags that do not go together.
+    """
+    here = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if args.num_gpus < 0 or args.num_machines < 1 or args.cpu_ranks < 0:
+        raise InputError(
+            f"--num-gpus {args.num_gpus} --cpu-ranks {args.cpu_ranks} --num-machines {args.num_machines}: no such "
+            "number of processes"
+        )
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise InputError(
+            f"--machine-rank {args.machine_rank}: give 0 to {args.num_machines - 1}, another on each machine"
+        )
+    if args.num_machines > 1 and not args.num_gpus and not args.cpu_ranks:
+        raise InputError("--num-machines without GPUs: say how many processes with --cpu-ranks N")
+    if args.dist_url == "auto" and args.num_machines > 1:
+        raise InputError("--dist-url auto serves one machine; give tcp://HOST:PORT of machine 0 to all of them")
+    if args.cpu_ranks:
+        if args.num_gpus > 1:
+            raise InputError(f"--num-gpus {args.num_gpus} and --cpu-ranks {args.cpu_ranks}: give one of them")
+        return 0
+    if args.num_gpus > here and (args.num_gpus > 1 or args.num_machines > 1):
+        raise InputError(
+            f"--num-gpus {args.num_gpus}: this machine has {here} CUDA device{'' if here == 1 else 's'}; "
+            f"use {f'--num-gpus {here}' if here else '--cpu-ranks N to run on the CPU'}"
+        )
+    return min(args.num_gpus, here)

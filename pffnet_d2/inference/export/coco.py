@@ -1,0 +1,67 @@
+"""``coco``: one image as a COCO data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pffnet_d2.atomic_write import whole_file
+from pffnet_d2.inference.export.base import Add, Exporter, Part, Scores, SourceImage, score_rows
+from pffnet_d2.masks.coco import CATEGORY_ID, label_map_to_annotations
+
+
+class Coco(Exporter):
+    """See :func:`write_coco_image`."""
+
+    name = "coco"
+    ending = ".json"
+    about = "COCO run lengths"
+
+    def begin(self, path: Path, image: SourceImage) -> AbstractContextManager[Add]:
+        return _annotations(path, image.file_name, image.shape)
+
+
+def write_coco_image(
+    path: Path, label_map: NDArray[np.int32], scores: Scores | None = None, *, file_name: str, category: str = "object"
+) -> None:
+    """Write one image as a COCO data set: run lengths, area and bounding box of each object, and the scores.
+
+    It serves both as truth (to correct and train on: ``images``, ``annotations``, ``categories``) and, through its
+    ``annotations`` alone, as a list of results.
+
+    Args:
+        path: the file.
+        label_map: (H, W) integers, 0 background.
+        scores: columns of n values, one per object.
+        file_name: of the image, without folders.
+        category: name of the one category.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    with _annotations(path, file_name, (label_map.shape[0], label_map.shape[1]), category) as add:
+        add(Part(label_map, scores or {}))
+
+
+@contextmanager
+def _annotations(path: Path, file_name: str, shape: tuple[int, int], category: str = "object") -> Iterator[Add]:
+    head = {
+        "info": {"description": "predicted by pffnet_d2"},
+        "images": [{"id": 1, "file_name": file_name, "height": shape[0], "width": shape[1]}],
+        "categories": [{"id": CATEGORY_ID, "name": category, "supercategory": category}],
+    }
+
+    def add(part: Part) -> None:
+        rows = score_rows(part.scores)
+        for i, annotation in enumerate(label_map_to_annotations(part.labels)):
+            file.write((",\n" if i else "\n") + json.dumps(annotation | rows(i)))
+
+    with whole_file(path, encoding="utf-8") as file:
+        file.write(json.dumps(head)[:-1] + ', "annotations": [')
+        yield add
+        file.write("\n]}\n")

@@ -1,0 +1,137 @@
+"""``csv``: measurements."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pffnet_d2.atomic_write import whole_file
+from pffnet_d2.errors import InputError
+from pffnet_d2.inference.export.base import Add, Exporter, Part, Scores, SourceImage
+from pffnet_d2.inference.tiling import Box
+
+# Measured by skimage.measure.regionprops_table, with the power of the pixel size in their unit.
+SHAPES = {
+    "area": 2,
+    "perimeter": 1,
+    "eccentricity": 0,
+    "axis_major_length": 1,
+    "axis_minor_length": 1,
+    "equivalent_diameter_area": 1,
+}
+INTENSITIES = ("intensity_mean", "intensity_min", "intensity_max", "intensity_std")
+
+
+class Csv(Exporter):
+    """See :func:`write_csv`."""
+
+    name = "csv"
+    ending = ".csv"
+    about = "measurements"
+    streams = True
+
+    def check(self, name: str, image: SourceImage) -> None:
+        _check_square(name, image.pixel_size)
+
+    def begin(self, path: Path, image: SourceImage) -> AbstractContextManager[Add]:
+        return _rows(path, image.pixels, image.pixel_size)
+
+
+def write_csv(
+    path: Path,
+    label_map: NDArray[np.int32],
+    scores: Scores | None = None,
+    *,
+    pixels: NDArray[Any] | None = None,
+    pixel_size: tuple[float, float] | None = None,
+) -> None:
+    """Write one row per object: label, scores, place, shape and the grey values of the file.
+
+    Columns: label; the scores; centroid_x, centroid_y (pixels, the centre of the first pixel at 0.5, as in the
+    GeoJSON); bbox_x, bbox_y, bbox_width, bbox_height (pixels); SHAPES with their unit, ``_px`` or ``_um`` and a power;
+    INTENSITIES of ``pixels``, with ``_0``, ``_1``, ... where there are several channels. An image without objects
+    gives the header alone.
+
+    Args:
+        path: the file.
+        label_map: (H, W) integers, 0 background.
+        scores: columns of n values, one per object.
+        pixels: (H, W) or (H, W, C) grey values; None leaves out INTENSITIES.
+        pixel_size: height and width of a pixel in micrometres; None measures in pixels.
+
+    Raises:
+        InputError: pixels are not square, so that lengths have no single unit; the file cannot be written.
+    """
+    values = None if pixels is None else lambda _: pixels
+    with _rows(path, values, pixel_size) as add:
+        add(Part(label_map, scores or {}))
+
+
+@contextmanager
+def _rows(
+    path: Path, pixels: Callable[[Box], NDArray[Any]] | None, pixel_size: tuple[float, float] | None
+) -> Iterator[Add]:
+    _check_square(str(path), pixel_size)
+    header: list[str] = []
+    empty: dict[str, Any] = {}
+
+    def add(part: Part) -> None:
+        nonlocal header, empty
+        table = _table(part, pixels, pixel_size)
+        if not len(table["label"]):
+            empty = empty or table
+            return
+        if not header:
+            header = list(table)
+            writer.writerow(header)
+        writer.writerows(zip(*([_number(v) for v in column] for column in table.values()), strict=True))
+
+    with whole_file(path, newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        yield add
+        if not header:
+            writer.writerow(empty)
+
+
+def _check_square(name: str, pixel_size: tuple[float, float] | None) -> None:
+    if pixel_size and not np.isclose(pixel_size[0], pixel_size[1], rtol=0.01):
+        raise InputError(
+            f"{name}: pixels of {pixel_size[0]:g} x {pixel_size[1]:g} micrometres are not square; "
+            "measure in pixels (--pixel-size 0)"
+        )
+
+
+def _table(
+    part: Part, pixels: Callable[[Box], NDArray[Any]] | None, pixel_size: tuple[float, float] | None
+) -> dict[str, Any]:
+    """The columns of :func:`write_csv`."""
+    from skimage.measure import regionprops_table
+
+    side = (pixel_size[0] * pixel_size[1]) ** 0.5 if pixel_size else 1.0
+    (top, left), (height, width) = part.origin, part.labels.shape
+    names = ["label", "centroid", "bbox", *SHAPES, *(INTENSITIES if pixels is not None else ())]
+    # As 64-bit floats no sum of grey values overflows. A table without objects has no channels yet to name columns by.
+    values = pixels and np.asarray(pixels((top, left, top + height, left + width)), dtype=np.float64)
+    found = regionprops_table(part.labels, intensity_image=values, properties=names)
+
+    table: dict[str, Any] = {"label": found["label"] + (part.first - 1)}
+    table |= {key: np.asarray(column) for key, column in part.scores.items()}
+    table["centroid_x"], table["centroid_y"] = found["centroid-1"] + 0.5 + left, found["centroid-0"] + 0.5 + top
+    table["bbox_x"], table["bbox_y"] = found["bbox-1"] + left, found["bbox-0"] + top
+    table["bbox_width"] = found["bbox-3"] - found["bbox-1"]
+    table["bbox_height"] = found["bbox-2"] - found["bbox-0"]
+    for key, power in SHAPES.items():
+        unit = ("", "_um", "_um2")[power] if pixel_size else ("", "_px", "_px2")[power]
+        table[key + unit] = found[key] * side**power
+    return table | {key.replace("-", "_"): found[key] for key in found if key.startswith("intensity")}
+
+
+def _number(value: Any) -> int | str:
+    """Whole numbers as they are, others to six digits."""
+    return int(value) if float(value).is_integer() else f"{value:.6g}"

@@ -1,0 +1,133 @@
+"""From what is asked of a model to its config."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+
+from pffnet_d2.config import override, read_config
+from pffnet_d2.config_values import check_value, check_values
+from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.normalisation import BY_DEPTH, Normalisation
+from pffnet_d2.inference.options import ModelOptions
+from pffnet_d2.model_zoo.find import DEFAULT, find_model
+
+
+def config_of(options: ModelOptions) -> CfgNode:
+    """A frozen config of its own, with the weights, the device and the thresholds that are asked for.
+
+    Raises:
+        InputError: a file cannot be read, a key is unknown or its value out of range, there is no such device or no
+            weights; the files of a model are missing or damaged.
+    """
+    config, weights = options.config, options.weights
+    if config is None:
+        found = find_model(DEFAULT if options.model is None else options.model)
+        config, weights = found.config, found.weights
+    cfg = _read(config, options.opts)
+    if options.device is not None:
+        cfg.MODEL.DEVICE = str(options.device)
+    elif options.config is None and "MODEL.DEVICE" not in options.opts:
+        # The machine of its training may have had another device.
+        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    check_device(cfg.MODEL.DEVICE)
+    if options.thresholds is not None:
+        _override_thresholds(cfg.MODEL.PFFNET.LABEL_MAP, options.thresholds)
+    if weights is not None:
+        cfg.MODEL.WEIGHTS = os.fspath(weights)
+    if not cfg.MODEL.WEIGHTS:
+        raise InputError("no weights; give those that were trained with this config (--weights FILE)")
+    cfg.freeze()
+    return cfg
+
+
+def normalisation_for(cfg: CfgNode, options: ModelOptions) -> Normalisation:
+    """The normalisation that is asked for, else that of training."""
+    rule = options.normalisation_rule or BY_DEPTH[cfg.MODEL.PFFNET.NORMALISATION]
+    return replace(rule, invert=True) if options.invert else rule
+
+
+def scale_for(cfg: CfgNode, diameter: float | None) -> float:
+    """The factor by which images are enlarged so that objects get the diameter that the model knows.
+
+    Raises:
+        InputError: the model knows none, or its config resizes images already.
+    """
+    if diameter is None:
+        return 1.0
+    if cfg.MODEL.PFFNET.DIAMETER <= 0:
+        raise InputError(
+            f"diameter {diameter:g}: the config does not say that of the objects in training; add "
+            "--opts MODEL.PFFNET.DIAMETER 24.0, or what their mean diameter was"
+        )
+    for key, side in {"MIN_SIZE_TEST": cfg.INPUT.MIN_SIZE_TEST, "SQUARE.TEST": cfg.INPUT.SQUARE.TEST}.items():
+        if side:
+            raise InputError(f"diameter {diameter:g}: INPUT.{key} resizes images already; set it to 0")
+    return float(cfg.MODEL.PFFNET.DIAMETER) / diameter
+
+
+def check_device(device: str) -> None:
+    """Raises InputError where torch has no such device."""
+    try:
+        torch.zeros(1, device=device).cpu()  # a device that only makes believe, such as meta, has nothing to return
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
+        raise InputError(f"device {device or repr(device)}: cannot be used here; there is {here}") from error
+
+
+def _read(config: CfgNode | str | os.PathLike[str], opts: Sequence[str]) -> CfgNode:
+    """A config of its own, checked."""
+    if not isinstance(config, CfgNode):
+        return read_config(os.fspath(config), opts)
+    if "PFFNET" not in config.MODEL:
+        raise InputError("the config has no MODEL.PFFNET; call pffnet_d2.add_pffnet_config(cfg) before merging files")
+    cfg = config.clone()
+    cfg.defrost()
+    override(cfg, opts)
+    check_values(cfg, opts=opts)
+    return cfg
+
+
+def _override_thresholds(node: CfgNode, thresholds: Mapping[str, Any] | str | os.PathLike[str]) -> None:
+    """Set keys of MODEL.PFFNET.LABEL_MAP, each of the type it has."""
+    name = "thresholds"
+    if not isinstance(thresholds, Mapping):
+        name = os.fspath(thresholds)
+        thresholds = _read_thresholds(name)
+    for key, value in thresholds.items():
+        if key not in node:
+            raise InputError(f"{name}: unknown key {key}; use {', '.join(sorted(node))}")
+        if isinstance(node[key], bool):
+            if not isinstance(value, bool):
+                raise InputError(f"{name}: {key} {value!r}: give true or false")
+            node[key] = value
+            continue
+        if isinstance(node[key], int) and isinstance(value, float) and value.is_integer():
+            value = int(value)
+        check_value(f"MODEL.PFFNET.LABEL_MAP.{key}", value, f"{name}: {key}")
+        node[key] = type(node[key])(value)
+
+
+def _read_thresholds(file: str) -> dict[str, Any]:
+    """A yaml file of keys, or a config that has them below MODEL.PFFNET.LABEL_MAP."""
+    try:
+        thresholds = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); check the path") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{file}: is no yaml; give lines such as SCORE_THRESH: 0.4") from error
+    if not isinstance(thresholds, dict):
+        raise InputError(f"{file}: holds no keys; give lines such as SCORE_THRESH: 0.4")
+    if "MODEL" not in thresholds:
+        return thresholds
+    try:  # as `pffnet thresholds` writes it
+        return dict(thresholds["MODEL"]["PFFNET"]["LABEL_MAP"])
+    except (KeyError, TypeError, ValueError):
+        raise InputError(f"{file}: has no MODEL.PFFNET.LABEL_MAP; give the file of `pffnet thresholds`") from None

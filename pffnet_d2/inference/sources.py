@@ -1,0 +1,91 @@
+"""Which image files the arguments of a command stand for, and the names of their results."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pffnet_d2.errors import InputError
+from pffnet_d2.inference.export import Exporter
+
+# What a folder is searched for.
+ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".gif")
+WILD = "*?["
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image file and the name its results get, a path below the output folder without ending."""
+
+    path: Path
+    name: str
+
+
+def find_sources(arguments: Sequence[str], out: Path, exporters: Sequence[Exporter]) -> list[Source]:
+    """The files that arguments stand for, each once, in their order; those of a folder or a pattern are sorted.
+
+    Args:
+        arguments: files, folders (images directly in them) or patterns (``*``, ``?``, ``[]``, ``**`` for any depth).
+            Results of a pattern's files keep the folders below its fixed part.
+        out: where results go.
+        exporters: of the formats that are written.
+
+    Raises:
+        InputError: an argument stands for nothing, two files' results would have the same name, or a result would
+            replace an image.
+    """
+    sources: dict[Path, Source] = {}
+    for argument in arguments:
+        found, base = _found(argument)
+        for path in found:
+            sources.setdefault(Path(os.path.abspath(path)), Source(path, str(_stem(path.relative_to(base)))))
+
+    owners: dict[str, Path] = {}
+    for source in sources.values():
+        if source.name in owners:
+            raise InputError(
+                f"{owners[source.name]} and {source.path}: both give results {out / source.name}; predict them apart"
+            )
+        owners[source.name] = source.path
+        for exporter in exporters:
+            result = Path(os.path.abspath(out / (source.name + exporter.ending)))
+            if result in sources:
+                raise InputError(f"{result}: {source.path} would replace this image; choose another --out")
+    return list(sources.values())
+
+
+def _found(argument: str) -> tuple[list[Path], Path]:
+    """The files that one argument stands for, and the folder that the names of their results are relative to."""
+    path = Path(argument)
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
+        if not found:
+            raise InputError(f"{argument}: no images in this folder ({' '.join(ENDINGS)}); name them, or a pattern")
+        return found, path
+    if os.path.lexists(path):
+        return [path], path.parent
+    if any(c in argument for c in WILD):
+        found = [Path(p) for p in sorted(glob.glob(argument, recursive=True)) if not Path(p).is_dir()]
+        if not found:
+            raise InputError(f"{argument}: no file has such a name; check the pattern")
+        return found, Path(*_fixed(path.parts))
+    raise InputError(f"{argument}: no such file; check the path")
+
+
+def _fixed(parts: tuple[str, ...]) -> list[str]:
+    """The folders before the first that a pattern leaves open."""
+    fixed: list[str] = []
+    for part in parts[:-1]:
+        if any(c in part for c in WILD):
+            break
+        fixed.append(part)
+    return fixed
+
+
+def _stem(path: Path) -> Path:
+    """``a.ome.tif`` and ``a.png`` without their endings."""
+    stem = path.with_suffix("")
+    return stem.with_suffix("") if stem.suffix.lower() == ".ome" else stem

@@ -1,0 +1,304 @@
+"""One label map of what is found in each of the overlapping tiles of a large image.
+
+An object belongs to the tile whose core holds the middle of its bounding box; the cores part the image along the
+middles of the overlaps. Where tiles show an object alike, this rule is enough: an object not larger than the overlap is
+whole in the tile that owns it, and where a border cuts it, its middle is outside the core.
+
+A network sees one object slightly differently in two tiles, so both may claim it, or each may leave it to the other.
+Tiles are therefore composed in row order on one canvas, which also remembers the pixels of objects that earlier tiles
+left to later ones:
+
+- an object of this tile's core is placed unless those placed before cover more than half of it;
+- one of an earlier tile's core is placed if it is not cut and earlier tiles left more than half of its pixels to later
+  ones (each saw it in the other's core);
+- one of a later tile's core is left to that tile.
+
+An object that is placed gets the pixels that are still free. One that a border cuts within the core is larger than the
+overlap: a later tile's object that agrees with it where both tiles see it (intersection over union above one half) adds
+its pixels to it (and, where it agrees with two, makes them one).
+
+Nothing depends on what tiles further down will show, so finished objects and rows leave as soon as no later tile can
+reach them, and the canvas holds one row of tiles and the objects that reach out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import find_objects
+
+from pffnet_d2.errors import InputError
+from pffnet_d2.inference.tiling import Box, Tiles
+
+Labels = NDArray[np.signedinteger | np.unsignedinteger]
+
+# Ids of the label image; the canvas holds finished objects as 1..LIMIT.
+LIMIT = 2**31 - 1
+# Also on the canvas: pixels of an object left to a later tile, and, from -2 down, unfinished objects.
+_LEFT = -1
+# Rows that leave together.
+_SLAB = 256
+
+
+@dataclass(frozen=True)
+class View:
+    """What was found in one tile."""
+
+    labels: Labels  # (h, w), 0 background, ids 1..n
+    scores: Mapping[str, NDArray[np.floating]] = field(default_factory=dict)  # columns of (n,)
+
+
+@dataclass(frozen=True)
+class FinishedObjects:
+    """Objects that no later tile can touch. Their ids are successive, also from one of these to the next."""
+
+    labels: NDArray[np.int32]  # (h, w), 0 background and other objects, 1..k
+    first: int  # the id of label 1
+    origin: tuple[int, int]  # y, x of the first pixel of ``labels`` in the image
+    scores: dict[str, NDArray[np.float64]]  # columns of (k,)
+    boxes: NDArray[np.int64]  # (k, 4) y0, x0, y1, x1 in the image
+
+
+def stitch(
+    tiles: Tiles, view: Callable[[int], View], emit: Callable[[FinishedObjects], None] = lambda finished: None
+) -> Iterator[NDArray[np.int32]]:
+    """The label map of an image from those of its tiles, rows from the top on, in at most 256 at a time.
+
+    Args:
+        tiles: which.
+        view: gives what was found in the tile of an index; asked for each once, in order.
+        emit: gets the finished objects, after each tile that finishes some; those of rows that were yielded are among
+            them.
+
+    Yields:
+        (rows, W) int32: 0 background, ids 1..n over the whole image, in the order of the tiles they belong to.
+
+    Raises:
+        InputError: more than 2,147,483,647 objects.
+    """
+    canvas = _Canvas(tiles)
+    for row, (_, stop) in enumerate(tiles.rows):
+        canvas.extend(stop)
+        for column in range(len(canvas.columns)):
+            canvas.compose(row, column, view(row * len(canvas.columns) + column))
+            finished = canvas.finish(row, column)
+            if finished:
+                emit(finished)
+        yield from canvas.leave(row)
+
+
+@dataclass
+class _Object:
+    """An object on the canvas that later tiles may still touch."""
+
+    box: Box
+    scores: list[float]
+    seen: list[Box] = field(default_factory=list)  # the tiles that show parts of it, where a border cut it
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The labels 1..n of a tile, compared with what the canvas holds at their place."""
+
+    boxes: NDArray[np.int64]  # (n, 4) in the image
+    area: NDArray[np.int64]  # (n,) pixels
+    covered: NDArray[np.int64]  # of these, pixels that other objects have
+    left: NDArray[np.int64]  # of these, pixels that earlier tiles left to later ones
+    cut: NDArray[np.bool_]  # (n,) a border of the tile inside the image cuts it
+
+
+def _measured(labels: Labels, canvas: NDArray[np.int32], tile: Box, shape: tuple[int, int]) -> _Measured:
+    """Compares the labels of a tile (h, w), which lies at ``tile`` in an image of ``shape``, with the canvas there."""
+    nothing = (slice(0, 0), slice(0, 0))
+    slices = [found or nothing for found in find_objects(labels)]
+    n = len(slices)
+    boxes = np.array([[y.start, x.start, y.stop, x.stop] for y, x in slices], dtype=np.int64).reshape(n, 4)
+    inside = labels > 0
+    own, under = labels[inside], canvas[inside]
+    area = np.bincount(own, minlength=n + 1)[1:]
+    free = (under == 0) | (under == _LEFT)
+    covered = area - np.bincount(own[free], minlength=n + 1)[1:]
+    left = np.bincount(own[under == _LEFT], minlength=n + 1)[1:]
+    cut = np.zeros(n + 1, dtype=bool)
+    for side, interior in (
+        (labels[0], tile[0] > 0),
+        (labels[-1], tile[2] < shape[0]),
+        (labels[:, 0], tile[1] > 0),
+        (labels[:, -1], tile[3] < shape[1]),
+    ):
+        if interior:
+            cut[side] = True
+    return _Measured(boxes + np.tile(tile[:2], 2), area, covered, left, cut[1:])
+
+
+class _Canvas:
+    """The rows in flight, and the objects in them."""
+
+    def __init__(self, tiles: Tiles) -> None:
+        self.shape, self.rows, self.columns = tiles.shape, tiles.rows, tiles.columns
+        self.top = self.bottom = 0  # the rows of the image that ``pixels`` holds
+        self.pixels = np.zeros((0, tiles.shape[1]), dtype=np.int32)
+        # From where on the next tiles may change the image.
+        self.next_y = [*(start for start, _ in self.rows[1:]), tiles.shape[0]]
+        self.next_x = [*(start for start, _ in self.columns[1:]), tiles.shape[1]]
+        # Twice the places where cores end, as twice a middle is a whole number.
+        self.cores_y, self.cores_x = _seams(self.rows), _seams(self.columns)
+        self.placed = self.finished = 0
+        self.columns_of_scores: list[str] = []
+        # Unfinished objects by the column of tiles after which they are finished, if not by a row further down.
+        self.waiting: list[dict[int, _Object]] = [{} for _ in self.columns]
+
+    def extend(self, stop: int) -> None:
+        """Room for rows up to ``stop``."""
+        held = self.bottom - self.top
+        if stop - self.top > len(self.pixels):
+            grown = np.zeros((stop - self.top, self.shape[1]), dtype=np.int32)
+            grown[:held] = self.pixels[:held]
+            self.pixels = grown
+        self.pixels[held : stop - self.top] = 0
+        self.bottom = stop
+
+    def window(self, box: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int32]:
+        return self.pixels[box[0] - self.top : box[2] - self.top, box[1] : box[3]]
+
+    def compose(self, row: int, column: int, view: View) -> None:
+        """Places the objects of a tile by the rule of the module, or leaves them to later tiles."""
+        (top, bottom), (left, right) = self.rows[row], self.columns[column]
+        tile = (top, left, bottom, right)
+        labels, window = view.labels, self.window(tile)
+        if labels.shape != window.shape:
+            raise ValueError(f"the tile {tile} has labels of shape {labels.shape}")
+        found = _measured(labels, window, tile, self.shape)
+        if not len(found.boxes):
+            return
+        later = self._later(found.boxes, row, column)
+        joined = self._joined(tile, labels)
+        wanted = np.where(
+            later == 0, 2 * found.covered <= found.area, (later < 0) & ~found.cut & (2 * found.left > found.area)
+        )
+        key = np.zeros(len(found.boxes) + 1, dtype=np.int32)  # what labels become on the canvas
+        key[1:][(later > 0) & (found.area > 0)] = _LEFT
+        for i in np.flatnonzero(wanted & (found.area > 0)).tolist():
+            if i + 1 not in joined:
+                scores = [float(values[i]) for values in view.scores.values()]
+                key[i + 1] = self._place(_Object(_box(found.boxes[i]), scores, [tile] if found.cut[i] else []))
+        for label, keys in joined.items():
+            key[label] = self._grow(keys, tile, _box(found.boxes[label - 1]))
+        placed = key[labels]
+        np.copyto(window, placed, where=(placed != 0) & ((window == 0) | (window == _LEFT)))
+        self.columns_of_scores = list(view.scores)
+
+    def _later(self, boxes: NDArray[np.int64], row: int, column: int) -> NDArray[np.int64]:
+        """How many tiles after this one comes the tile that owns each object; negative: before it."""
+        owner_y = np.searchsorted(self.cores_y, boxes[:, 0] + boxes[:, 2], side="right")
+        owner_x = np.searchsorted(self.cores_x, boxes[:, 1] + boxes[:, 3], side="right")
+        return owner_y * len(self.columns) + owner_x - (row * len(self.columns) + column)
+
+    def _place(self, one: _Object) -> int:
+        """A new object; its key on the canvas."""
+        self.placed += 1
+        key = -1 - self.placed
+        self._wait(key, one)
+        return key
+
+    def _joined(self, tile: Box, labels: Labels) -> dict[int, set[int]]:
+        """The labels of a tile that continue objects which a border cut, each with the keys of these objects."""
+        joined: dict[int, set[int]] = {}
+        for key, one in ((key, one) for part in self.waiting for key, one in part.items() if one.seen):
+            for seen in one.seen:
+                shared = _common(seen, tile)
+                if shared is None or _common(shared, one.box) is None:
+                    continue
+                there = self.window(shared) == key
+                here = labels[shared[0] - tile[0] : shared[2] - tile[0], shared[1] - tile[1] : shared[3] - tile[1]]
+                counts = np.bincount(here[there])
+                counts[:1] = 0
+                if not counts.any():
+                    continue
+                label, both = int(counts.argmax()), int(counts.max())
+                if 2 * both > np.count_nonzero(there) + np.count_nonzero(here == label) - both:
+                    joined.setdefault(label, set()).add(key)
+        # Each object goes to one label only.
+        taken: set[int] = set()
+        for label, keys in joined.items():
+            joined[label] = keys - taken
+            taken |= keys
+        return {label: keys for label, keys in joined.items() if keys}
+
+    def _grow(self, keys: set[int], tile: Box, box: Box) -> int:
+        """Makes cut objects one that also reaches over ``box``; returns its key, that of the first of them."""
+        parts = {key: part.pop(key) for key in keys for part in self.waiting if key in part}
+        first = max(parts)
+        for key, other in parts.items():
+            if key != first:
+                window = self.window(other.box)
+                window[window == key] = first
+        boxes = np.array([box, *(other.box for other in parts.values())])
+        whole = _box(np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)]))
+        seen = [tile, *(place for other in parts.values() for place in other.seen)]
+        self._wait(first, _Object(whole, parts[first].scores, seen))
+        return first
+
+    def _wait(self, key: int, one: _Object) -> None:
+        self.waiting[int(np.searchsorted(self.next_x, one.box[3]))][key] = one
+
+    def finish(self, row: int, column: int) -> FinishedObjects | None:
+        """Gives ids to the objects that no tile after this one can touch; None where there are none."""
+        waiting = self.waiting[column]
+        done = {key: one for key, one in waiting.items() if one.box[2] <= self.next_y[row]}
+        if not done:
+            return None
+        for key in done:
+            del waiting[key]
+        if self.finished + len(done) > LIMIT:
+            raise InputError(f"more than {LIMIT:,} objects are more than a label image can number; cut the image")
+        keys = np.sort(np.array(list(done)))[::-1]  # as they were placed
+        around = np.array([one.box for one in done.values()])
+        origin = around[:, :2].min(axis=0)
+        window = self.window((*origin, *around[:, 2:].max(axis=0)))
+        number = np.zeros(keys[0] - keys[-1] + 2, dtype=np.int32)  # the last entry: none of them
+        number[keys - keys[-1]] = np.arange(1, len(keys) + 1)
+        labels = number[np.where((window >= keys[-1]) & (window <= keys[0]), window - keys[-1], len(number) - 1)]
+        np.copyto(window, labels + np.int32(self.finished), where=labels > 0)
+        boxes = np.array([[y.start, x.start, y.stop, x.stop] for y, x in find_objects(labels)])
+        scores = np.array([done[key].scores for key in keys.tolist()], dtype=np.float64).reshape(len(keys), -1)
+        finished = FinishedObjects(
+            labels,
+            self.finished + 1,
+            (int(origin[0]), int(origin[1])),
+            {name: scores[:, i] for i, name in enumerate(self.columns_of_scores)},
+            boxes + np.tile(origin, 2),
+        )
+        self.finished += len(keys)
+        return finished
+
+    def leave(self, row: int) -> Iterator[NDArray[np.int32]]:
+        """The rows that are finished after a row of tiles."""
+        held = self.bottom - self.top
+        open_ = min((one.box[0] for part in self.waiting for one in part.values()), default=self.next_y[row])
+        ready = min(open_, self.next_y[row]) - self.top
+        for start in range(0, ready, _SLAB):
+            yield np.maximum(self.pixels[start : min(start + _SLAB, ready)], 0)
+        # Moved in slabs: the places overlap, and numpy would copy all of them beside.
+        for start in range(ready, held, _SLAB):
+            stop = min(start + _SLAB, held)
+            self.pixels[start - ready : stop - ready] = self.pixels[start:stop]
+        self.top += ready
+
+
+def _seams(spans: list[tuple[int, int]]) -> NDArray[np.int64]:
+    """Twice the middles of the overlaps of successive tiles."""
+    return np.array([spans[i + 1][0] + spans[i][1] for i in range(len(spans) - 1)], dtype=np.int64)
+
+
+def _common(one: Box, other: Box) -> Box | None:
+    box = (max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3]))
+    return box if box[0] < box[2] and box[1] < box[3] else None
+
+
+def _box(row: NDArray[np.int64]) -> Box:
+    y0, x0, y1, x1 = row.tolist()
+    return y0, x0, y1, x1

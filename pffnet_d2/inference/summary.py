@@ -1,0 +1,64 @@
+"""What became of many files, for people and for the exit code."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pffnet_d2.inference.sources import Source
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one file."""
+
+    index: int  # among the sources
+    error: str = ""  # one line; empty where all its results were written
+    capped: tuple[str, ...] = ()  # caps that were reached, so that objects may be missing
+    doubt: str = ""  # one line on why the result may mean little, such as a model made for other images
+    objects: int = 0
+    pixels: int = 0
+    normalisation: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Outcomes in the order of the sources, and how long it took."""
+
+    outcomes: list[Outcome]
+    seconds: float  # wall clock, without loading the model
+    stages: dict[str, float]  # seconds of all processes: reading, predicting, writing
+
+    @property
+    def failed(self) -> int:
+        return sum(bool(outcome.error) for outcome in self.outcomes)
+
+    @property
+    def exit_code(self) -> int:
+        """0: every file was predicted; 1: some failed; 2: all did."""
+        return 0 if not self.failed else 2 if self.failed == len(self.outcomes) else 1
+
+    def lines(self) -> list[str]:
+        """For people: the normalisations, how many images of how many, objects, speed."""
+        done = [outcome for outcome in self.outcomes if not outcome.error]
+        speed = len(done) / self.seconds, sum(outcome.pixels for outcome in done) / 1e6 / self.seconds
+        total = sum(self.stages.values()) or 1.0
+        shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in self.stages.items())
+        said = [f"normalisation: {text} ({n} images)" for text, n in Counter(o.normalisation for o in done).items()]
+        return [
+            *said,
+            f"{len(done)} of {len(self.outcomes)} images predicted, {sum(o.objects for o in done)} objects, "
+            f"{self.seconds:.1f} s: {speed[0]:.2f} images/s, {speed[1]:.2f} Mpx/s ({shares})"
+            + (f"; {self.failed} failed" if self.failed else ""),
+        ]
+
+
+def doubts(sources: Sequence[Source], outcomes: Sequence[Outcome]) -> list[str]:
+    """One line for each reason why results may mean little: of how many images, the first of them, what to do."""
+    lines = []
+    for doubt, count in Counter(outcome.doubt for outcome in outcomes if outcome.doubt).items():
+        first = next(sources[outcome.index].path for outcome in outcomes if outcome.doubt == doubt)
+        some = f"{count} of {len(outcomes)} images, the first {first}" if count > 1 else str(first)
+        lines.append(f"{some}: {doubt}")
+    return lines

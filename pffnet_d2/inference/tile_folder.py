@@ -1,0 +1,162 @@
+"""The folder beside the results of a large image that keeps what was found in each tile until the results are complete,
+so that an interrupted run resumes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pffnet_d2.atomic_write import whole_file, write_text
+from pffnet_d2.errors import InputError
+from pffnet_d2.inference.export import Exporter
+from pffnet_d2.inference.stitch import View
+
+_MANIFEST = "manifest.json"
+
+
+class Findings(Protocol):
+    """What was found in a tile; ``predictor.Prediction`` is one."""
+
+    @property
+    def label_map(self) -> NDArray[np.int32]: ...
+    @property
+    def scores(self) -> Mapping[str, NDArray[Any]]: ...
+    @property
+    def capped(self) -> Sequence[str]: ...
+
+
+class TileFolder:
+    """Tiles by their index, and a manifest that says which run they belong to."""
+
+    def __init__(self, out: Path, name: str) -> None:
+        """
+        Args:
+            out: folder of the results.
+            name: of the results, a path below ``out`` without ending.
+        """
+        self.out, self.target = out, out / name
+        self.path = self.target.with_name(f"{self.target.name}.tiles")
+
+    # --- The manifest ------------------------------------------------------------------------------------------------
+
+    def resumes(self, asked: Mapping[str, Any]) -> bool:
+        """Whether there is a manifest of the same run, as ``asked`` describes it; if not, the folder is made.
+
+        Raises:
+            InputError: the folder belongs to another run, holds something else, or cannot be written to.
+        """
+        file = self.path / _MANIFEST
+        if not file.exists():
+            self._make()
+            return False
+        try:
+            before = json.loads(file.read_text(encoding="utf-8"))
+            differ = [key for key in asked if before["asked"].get(key) != asked[key]]
+        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+            raise InputError(f"{self.path}: its manifest.json cannot be read; remove the folder") from error
+        if differ:
+            raise InputError(
+                f"{self.path}: holds tiles of another run ({', '.join(differ)} differ); "
+                "remove it or choose another --out"
+            )
+        return True
+
+    def _make(self) -> None:
+        try:
+            if self.path.exists() and any(not path.name.startswith(".") for path in self.path.iterdir()):
+                raise InputError(f"{self.path}: is no folder of tiles; remove it or choose another --out")
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise self.unwritable(error) from error
+
+    def write_manifest(self, asked: Mapping[str, Any], decided: Mapping[str, Any]) -> None:
+        write_text(self.path / _MANIFEST, json.dumps({"asked": asked, "decided": decided}, indent=1))
+
+    def decided(self) -> dict[str, Any]:
+        """What the process that began the run decided."""
+        decided: dict[str, Any] = json.loads((self.path / _MANIFEST).read_text(encoding="utf-8"))["decided"]
+        return decided
+
+    # --- Tiles -------------------------------------------------------------------------------------------------------
+
+    def keep(self, index: int, found: Findings) -> None:
+        """Writes what was found in a tile. Raises InputError where it cannot be written."""
+        labels = found.label_map
+        small = labels.max(initial=0) < 2**16
+        arrays: dict[str, Any] = {f"score_{name}": column for name, column in found.scores.items()}
+        arrays |= {"labels": labels.astype(np.uint16) if small else labels, "capped": np.array(found.capped, dtype=str)}
+        with whole_file(self._file(index), "wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    def kept(self, index: int) -> tuple[View, list[str]]:
+        """What was found in a tile, and the caps that were reached there."""
+        with np.load(self._file(index), allow_pickle=False) as kept:
+            scores = {key.removeprefix("score_"): kept[key] for key in kept.files if key.startswith("score_")}
+            return View(kept["labels"], scores), kept["capped"].tolist()
+
+    def has(self, index: int) -> bool:
+        """Whether a tile is there and can be read; a crash of the machine may leave half of one."""
+        if not self._file(index).exists():
+            return False
+        try:
+            self.kept(index)
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+            return False
+        return True
+
+    def _file(self, index: int) -> Path:
+        return self.path / f"{index:08d}.npz"
+
+    # --- Results -----------------------------------------------------------------------------------------------------
+
+    def results(self, exporters: Iterable[Exporter]) -> dict[str, Path]:
+        """Where the file of each format is written, before it moves to its place beside the folder."""
+        return {exporter.name: self.path / (self.target.name + exporter.ending) for exporter in exporters}
+
+    def check_results(self, made: Mapping[str, Path]) -> None:
+        """To be called before hours of work. Raises InputError where the name of a result is too long, or a folder has
+        it."""
+        for path in made.values():
+            write_text(path, "")
+            path.unlink()
+            place = self.target.with_name(path.name)
+            if place.is_dir():
+                raise InputError(f"{place}: cannot be written (Is a directory); remove it")
+
+    def publish(self, made: Mapping[str, Path]) -> dict[str, Path]:
+        """Moves the results to their place and removes the folder; returns where they are."""
+        places = {name: self.target.with_name(path.name) for name, path in made.items()}
+        try:
+            for name, path in made.items():
+                os.replace(path, places[name])
+            self.remove()
+        except OSError as error:
+            raise self.unwritable(error) from error
+        return places
+
+    def remove(self) -> None:
+        """The manifest goes last, so that a run can resume with what a kill leaves of a folder being removed."""
+        for path in self.path.iterdir():
+            if path.name != _MANIFEST:
+                path.unlink()
+        shutil.rmtree(self.path)
+
+    def remove_empty(self) -> None:
+        with suppress(OSError):
+            self.path.rmdir()
+
+    def unwritable(self, error: OSError) -> InputError:
+        return InputError(f"{self.out}: cannot be written to ({error.strerror or error}); choose another --out")
