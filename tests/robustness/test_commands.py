@@ -232,8 +232,8 @@ EVALUATE_FOLDERS = [
     Case(
         "score colours",
         SCORE,
-        ("prediction/a.png", "not in colours"),
-        label_images(prediction=np.zeros((8, 8, 3), np.uint8)),
+        ("prediction/a.png", "in colours", "not the labels"),
+        label_images(prediction=np.dstack([np.eye(8), np.zeros((8, 8, 2))]).astype(np.uint8)),
     ),
     Case(
         "score floats",
