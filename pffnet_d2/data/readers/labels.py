@@ -1,5 +1,5 @@
-"""Label arrays in the encodings that several publishers share (checked ids, MATLAB files, text), and sizes of images from
-their headers."""
+"""Label arrays in the encodings that several publishers share (checked ids, MATLAB files, text), and sizes of images
+from their headers."""
 
 from __future__ import annotations
 
