@@ -224,12 +224,19 @@ def _said_by(error: Exception) -> str:
 
 def add_pffnet_config(cfg: Any) -> None:
     """Add the keys of PFFNet and its family to ``cfg`` (a detectron2 ``CfgNode``), in place."""
-    import torch
     from detectron2.config import CfgNode as CN
 
-    # Detectron2's default is "cuda" even where there is none.
-    cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+    _add_input(cfg, CN)
+    _add_prediction(cfg, CN)
+    _add_fusion(cfg, CN)
+    _add_heads(cfg, CN)
+    _add_other_networks(cfg, CN)
+    _add_training(cfg, CN)
+    _add_object_guided(cfg, CN)
 
+
+def _add_input(cfg: Any, CN: Any) -> None:
+    """What images become before a network sees them."""
     cfg.INPUT.PFFNET = CN()
     # On-line augmentations, in order: flip, rotate90, gaussian_blur, median_blur, gaussian_noise, emboss, sharpen,
     # channel_shuffle, jitter, contrast, brightness, stain, colour, invert, copy_paste; and scale, which happens before
@@ -245,9 +252,6 @@ def add_pffnet_config(cfg: Any) -> None:
     # Probability that "copy_paste" pastes objects of another image of the same data set and type.
     cfg.INPUT.PFFNET.COPY_PASTE_CHANCE = 0.5
 
-    # Training where SOLVER.AMP.ENABLED is True: "float16" (CUDA only; gradients are scaled) or "bfloat16" (also CPU).
-    cfg.SOLVER.AMP.DTYPE = "float16"
-
     # Images brought to one size, as [OG] does, instead of INPUT.CROP and MIN_SIZE_TRAIN / _TEST; 0: not.
     cfg.INPUT.SQUARE = CN()
     # Training: side in pixels of the square that a square view of the image becomes.
@@ -259,9 +263,12 @@ def add_pffnet_config(cfg: Any) -> None:
     # ... or of both ([OG]'s code, which so distorts images that are not square).
     cfg.INPUT.SQUARE.STRETCH = False
 
+
+def _add_prediction(cfg: Any, CN: Any) -> None:
+    """What a model returns, and how its detections become a label map."""
     cfg.MODEL.PFFNET = CN()
     # How the images of training became 8 bit, for those to predict on: "auto" leaves images of 8 bit as they are,
-    # "stretch" brings them to the full range too (imaging/read.py).
+    # "stretch" brings them to the full range too (imaging/normalisation.py).
     cfg.MODEL.PFFNET.NORMALISATION = "auto"
     # What inference returns beside the instances: "panoptic", and as sem_seg either "semantic" (S_sem of the GCN
     # branch) or "semantic_fused" (S_ins, the detections above beta fused into F_0). Without them neither branch runs.
@@ -290,7 +297,7 @@ def add_pffnet_config(cfg: Any) -> None:
     cfg.MODEL.PFFNET.LABEL_MAP.LARGEST_FIRST = False
 
     # Test-time augmentation: prediction and evaluation run on each of these views of an image and merge what they
-    # find; names of inference/tta.py. Empty: the image as it is, once.
+    # find; names of modeling/tta.py. Empty: the image as it is, once.
     cfg.MODEL.PFFNET.TTA = []
 
     # What the model was made for; `pffnet package` and fine-tuning carry both on.
@@ -303,7 +310,9 @@ def add_pffnet_config(cfg: Any) -> None:
     # and evaluation on data sets take them as they are. 0: as they are everywhere.
     cfg.MODEL.PFFNET.CAPS_AREA = 361920
 
-    # Residual attention feature fusion (RAFF), [P] Algorithm 1.
+
+def _add_fusion(cfg: Any, CN: Any) -> None:
+    """Residual attention feature fusion (RAFF), [P] Algorithm 1."""
     cfg.MODEL.PFFNET.FUSION = CN()
     # A name of FEATURE_FUSION_HEAD_REGISTRY; "" builds no fusion (Cell R-CNN).
     cfg.MODEL.PFFNET.FUSION.NAME = "RAFFHead"
@@ -323,6 +332,9 @@ def add_pffnet_config(cfg: Any) -> None:
     # alpha_1 of [P] Eq. 5 for the loss of S_ins; that of S_sem is MODEL.SEM_SEG_HEAD.LOSS_WEIGHT. Release: 1.
     cfg.MODEL.PFFNET.FUSION.LOSS_WEIGHT = 0.1
 
+
+def _add_heads(cfg: Any, CN: Any) -> None:
+    """The heads of PFFNet."""
     cfg.MODEL.ROI_MASK_QUALITY_HEAD = CN()
     # A name of ROI_MASK_QUALITY_HEAD_REGISTRY; "" builds none, and scores are class scores.
     cfg.MODEL.ROI_MASK_QUALITY_HEAD.NAME = "MaskQualityHead"
@@ -349,11 +361,14 @@ def add_pffnet_config(cfg: Any) -> None:
     # ReLU in the boundary refinement blocks, as in the original GCN; neither [P]'s code nor its text has it.
     cfg.MODEL.SEM_SEG_HEAD.GCN_RELU = False
 
+
+def _add_other_networks(cfg: Any, CN: Any) -> None:
+    """The light backbone and the baseline."""
     cfg.MODEL.EFFICIENTNET_LITE = CN()
     # 0, 1 or 2: EfficientNet-Lite0 (3.0 M parameters without its classifier), Lite1 (3.7 M), Lite2 (4.4 M).
     cfg.MODEL.EFFICIENTNET_LITE.VERSION = 0
 
-    # FCN8s (modeling/fcn.py), the coursework's baseline.
+    # FCN8s (modeling/fcn8s.py), the coursework's baseline.
     cfg.MODEL.FCN8S = CN()
     # Channels of the five stages of VGG-16; these fit torchvision's weights.
     cfg.MODEL.FCN8S.WIDTHS = [64, 128, 256, 512, 512]
@@ -365,6 +380,9 @@ def add_pffnet_config(cfg: Any) -> None:
     # the true foreground of DSB2018's training images 4 gave the best AJI and DSB mAP of 0 to 8.
     cfg.MODEL.FCN8S.EROSION_RADIUS = 4
 
+
+def _add_training(cfg: Any, CN: Any) -> None:
+    """How images are drawn, how weights are updated, what evaluation reports."""
     cfg.DATALOADER.PFFNET = CN()
     # Draws images of groups that have few more often: 0 every image equally often, 1 every group, 0.5 in between (an
     # image of a group of n, where the largest has m, (m / n) ** BALANCE times as often as one of the largest). A group
@@ -375,6 +393,9 @@ def add_pffnet_config(cfg: Any) -> None:
     # Beside that, "NAME=FACTOR" each: how much more often images of a type or a data set of DATASETS.TRAIN are drawn,
     # such as ["histology=2", "bbbc039_train=0.5"].
     cfg.DATALOADER.PFFNET.WEIGHTS = []
+
+    # Training where SOLVER.AMP.ENABLED is True: "float16" (CUDA only; gradients are scaled) or "bfloat16" (also CPU).
+    cfg.SOLVER.AMP.DTYPE = "float16"
 
     cfg.SOLVER.PFFNET = CN()
     # "SGD" (Detectron2's), "ADAM" (weight decay is coupled, L2) or "ADAMW" (it is not); the last two do not read
@@ -390,7 +411,6 @@ def add_pffnet_config(cfg: Any) -> None:
     cfg.TEST.PFFNET = CN()
     # Also report VOC 2010 average precision of masks and of their boxes (docs/metrics.md).
     cfg.TEST.PFFNET.VOC_AP = False
-    _add_object_guided(cfg, CN)
 
 
 def _add_object_guided(cfg: Any, node: Any) -> None:

@@ -116,7 +116,7 @@ def collect() -> Report:
 
 def problem() -> str:
     """Empty where everything required is there and Detectron2 works; else one line: what is wrong and what to type."""
-    faults = {name: "missing" for module, name in REQUIRED if importlib.util.find_spec(module) is None}
+    faults = {name: "missing" for module, name in REQUIRED if _is_missing(module)}
     for module in () if faults else DETECTRON2_MODULES:
         fault = _import_problem(module)
         if fault:
@@ -143,6 +143,14 @@ def main() -> int:
     report = collect()
     print(report)
     return 1 if report.missing else 0
+
+
+def _is_missing(module: str) -> bool:
+    """Whether it is not installed, found without importing it."""
+    try:
+        return importlib.util.find_spec(module) is None
+    except ImportError:
+        return True
 
 
 def _import_problem(module: str) -> str:

@@ -43,12 +43,10 @@ def pffnet_oracles() -> Path:
 
 @pytest.fixture
 def leave_no_trace() -> Iterator[None]:
-    """Undo what a run sets for the process: loggers on a stdout that pytest then closes, and no denormal numbers."""
+    """Undo what a run sets for the process: loggers on a stdout that pytest then closes."""
     yield
-    import torch
     from detectron2.utils.logger import setup_logger
 
-    torch.set_flush_denormal(False)
     setup_logger.cache_clear()
     for name in ("detectron2", "fvcore", "pffnet_d2"):
         logging.getLogger(name).handlers.clear()

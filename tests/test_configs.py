@@ -24,6 +24,7 @@ def read(name: str) -> CfgNode:
     cfg = get_cfg()
     add_pffnet_config(cfg)
     cfg.merge_from_file(str(config_path(name)), allow_unsafe=False)
+    cfg.MODEL.DEVICE = "cpu"
     return cfg
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Sequence
@@ -45,6 +44,7 @@ def demonstrate(out: Path, opts: Sequence[str] = ()) -> int:
     import torch
 
     from pffnet_d2.config import config_path
+    from pffnet_d2.data.catalog import register_prepared
     from pffnet_d2.data.prepare import prepare
     from pffnet_d2.engine.arguments import argument_parser
     from pffnet_d2.engine.console import Progress, draw_overlays, quiet, score_table
@@ -57,7 +57,7 @@ def demonstrate(out: Path, opts: Sequence[str] = ()) -> int:
     say = partial(print, file=sys.stdout, flush=True)
     say(f"1/4  generated images in {datasets} (kept if there)")
     prepare("phantoms", None, datasets)
-    os.environ["DETECTRON2_DATASETS"] = str(datasets)
+    register_prepared(datasets)
 
     # Detectron2 appends to it, and the curve is to show this run only.
     (training / "metrics.json").unlink(missing_ok=True)

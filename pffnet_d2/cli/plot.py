@@ -47,10 +47,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _plot_quality(args: argparse.Namespace) -> None:
     env.require("plot quality")
+    from pffnet_d2.data.catalog import register_all
     from pffnet_d2.evaluation.calibration import measure
     from pffnet_d2.inference.predictor import Predictor
     from pffnet_d2.visualization import overlay as pictures
 
+    register_all()
     table = measure(Predictor(args.config, args.weights, device=args.device), args.dataset, limit=args.limit)
     for line in pictures.calibration(table, args.out):
         print(line)

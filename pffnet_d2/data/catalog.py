@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -21,13 +22,14 @@ class PreparedMetadata(Metadata):
     """Metadata whose paths are made when they are asked for, so that the root may be set after the package is
     imported."""
 
+    root: Path | None  # of this data set; None takes the root of all
     dataset: str
     split: str
     prepare_arguments: str  # of `pffnet prepare`, for the message when the split is missing
 
     @property
     def files(self) -> PreparedSplit:
-        return PreparedSplit(root() / self.dataset / self.split)
+        return PreparedSplit((self.root or root()) / self.dataset / self.split)
 
     @property
     def json_file(self) -> str:
@@ -45,26 +47,44 @@ class PreparedMetadata(Metadata):
 def register_all() -> None:
     """Register every data set that ``pffnet prepare`` can make, prepared or not, and what else is prepared under the
     root: custom data sets and folds. Names that are registered already are left alone."""
+    register_published()
+    register_prepared()
+
+
+def register_published() -> None:
+    """Register every data set that ``pffnet prepare`` can make from a publisher's files, without looking for files."""
     for dataset, splits in known_splits().items():
         for split, arguments in splits.items():
             source = "" if dataset == synthetic.NAME else " --source FOLDER"
             _register(dataset, split, category(dataset), f"{dataset}{arguments}{source}")
-    for files in find_splits(root(), depths=(2,)):
+
+
+def register_prepared(under: Path | None = None) -> None:
+    """Register what is prepared under a root: published data sets, custom ones and folds.
+
+    Args:
+        under: the root of these data sets from now on, also of those that are registered already; None takes the root
+            of all, and leaves names that are registered already alone.
+    """
+    for files in find_splits(under or root(), depths=(2,)):
         info = files.info()
         dataset, split = files.folder.parts[-2:]
         if (info.get("dataset"), info.get("split")) == (dataset, split):
             name = "" if info["reader"] == dataset else f" --name {dataset}"
             folds = f" --folds {info['folds']}" if "folds" in info else ""
             arguments = f"{info['reader']}{name}{folds} --source FOLDER"
-            _register(dataset, split, str(info.get("category", "object")), arguments)
+            _register(dataset, split, str(info.get("category", "object")), arguments, under)
 
 
-def _register(dataset: str, split: str, thing: str, arguments: str) -> None:
+def _register(dataset: str, split: str, thing: str, arguments: str, under: Path | None = None) -> None:
     name = f"{dataset}_{split}"
     if name in DatasetCatalog.list():
-        return
+        if under is None or not isinstance(MetadataCatalog.get(name), PreparedMetadata):
+            return
+        DatasetCatalog.remove(name)
     MetadataCatalog[name] = PreparedMetadata(
         name=name,
+        root=under,
         dataset=dataset,
         split=split,
         prepare_arguments=arguments,
@@ -89,7 +109,7 @@ def load(name: str) -> list[dict[str, Any]]:
     if not os.path.isfile(meta.json_file):
         raise InputError(
             f"data set {name} is not prepared: {meta.json_file} is missing; "
-            f"run `pffnet prepare {meta.prepare_arguments} --out {root()}`"
+            f"run `pffnet prepare {meta.prepare_arguments} --out {meta.root or root()}`"
         )
     try:
         dicts: list[dict[str, Any]] = load_coco_json(

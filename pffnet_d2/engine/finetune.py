@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +18,7 @@ from torch import nn
 
 from pffnet_d2.atomic_write import write_text
 from pffnet_d2.config import config_path, differences, read_config
-from pffnet_d2.data import catalog
+from pffnet_d2.data.catalog import register_prepared
 from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.data.readers import own
 from pffnet_d2.engine.arguments import argument_parser
@@ -134,7 +133,7 @@ def starting_config(start: str, config: str | None) -> CfgNode:
 
 
 def prepare_own(source: Path, root: Path, options: Mapping[str, str]) -> list[str]:
-    """Prepare a user's images under ``root``, which becomes DETECTRON2_DATASETS, and register them as own_<split>.
+    """Prepare a user's images under ``root``, and register them as own_<split>.
 
     They are read anew each time: corrected labels have the names of the old ones.
 
@@ -148,8 +147,7 @@ def prepare_own(source: Path, root: Path, options: Mapping[str, str]) -> list[st
     splits = prepare(NAME, source, root, Selection(options=options), dataset=NAME, force=True)
     if "train" not in splits:
         raise InputError(f"{source}: its splits are {', '.join(splits)}; one must be called train")
-    os.environ["DETECTRON2_DATASETS"] = str(root)
-    catalog.register_all()
+    register_prepared(root)
     return [split for split in ("train", "val") if split in splits]
 
 

@@ -16,6 +16,8 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from pffnet_d2.config import read_config
+from pffnet_d2.data.catalog import register_all
+from pffnet_d2.device import device_here
 from pffnet_d2.engine.optimizer import check_optimizer
 from pffnet_d2.engine.resume import tell_changes
 from pffnet_d2.engine.train_step import PRECISIONS
@@ -102,10 +104,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
     Raises:
         InputError: see :func:`read_config` and :func:`check_config`.
     """
+    register_all()
     cfg = read_config(args.config_file, args.opts, args.method)
     gpus = gpus_of(args)
-    if not gpus:
-        cfg.MODEL.DEVICE = "cpu"
+    cfg.MODEL.DEVICE = device_here(cfg.MODEL.DEVICE) if gpus else "cpu"
     check_config(cfg, train=not args.eval_only, processes=(gpus or args.cpu_ranks or 1) * args.num_machines)
     cfg.freeze()
 
@@ -118,11 +120,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.resume and not args.eval_only and comm.is_main_process():
         tell_changes(Path(cfg.OUTPUT_DIR), cfg)  # before its config.yaml is replaced
     default_setup(cfg, args)
-    if cfg.MODEL.DEVICE == "cpu":
-        # Activations near zero otherwise become denormal numbers, on which CPUs are many times slower.
-        torch.set_flush_denormal(True)
-        if not torch.cuda.is_available() and not args.cpu_ranks:
-            logger.info("no CUDA device: running on the CPU")
+    if cfg.MODEL.DEVICE == "cpu" and not torch.cuda.is_available() and not args.cpu_ranks:
+        logger.info("no CUDA device: running on the CPU")
     return cfg
 
 

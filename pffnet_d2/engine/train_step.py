@@ -12,6 +12,7 @@ from detectron2.modeling.poolers import ROIPooler
 from detectron2.utils import comm
 from torch import Tensor, distributed, nn
 
+from pffnet_d2.device import denormals_flushed
 from pffnet_d2.engine.loader import STEP, TrainLoader, seed_by
 from pffnet_d2.errors import NonFiniteLoss
 
@@ -57,6 +58,10 @@ class TrainStep(SimpleTrainer):
         Raises:
             NonFiniteLoss: on all ranks, whichever has the loss.
         """
+        with denormals_flushed(self.device):
+            self._run_step()
+
+    def _run_step(self) -> None:
         assert self.model.training
         start = time.perf_counter()
         data = next(self._data_loader_iter)

@@ -8,10 +8,6 @@ from scipy.spatial import KDTree
 
 from pffnet_d2.evaluation.contingency import ContingencyTable
 
-# KDTree splits just above the lowest coordinate. Just above 0 is a denormal number, and in a process that flushes these
-# to zero (training on the CPU does) the split is 0 again: it recurses until it crashes.
-KEEP_OFF_ZERO = 1
-
 
 def object_hausdorff(gt: ArrayLike, pred: ArrayLike) -> float:
     """Object Hausdorff distance of the GlaS contest, in pixels, 0 the best (as :func:`object_dice`; [V2] Table 5).
@@ -89,5 +85,5 @@ class _Shapes:
         if not len(outside):
             return 0.0
         if partner not in other.trees:
-            other.trees[partner] = KDTree(other.outlines[partner] + KEEP_OFF_ZERO)
-        return float(other.trees[partner].query(outside + KEEP_OFF_ZERO)[0].max())
+            other.trees[partner] = KDTree(other.outlines[partner])
+        return float(other.trees[partner].query(outside)[0].max())

@@ -14,6 +14,7 @@ from detectron2.config import CfgNode
 
 from pffnet_d2.config import override, read_config
 from pffnet_d2.config_values import check_value, check_values
+from pffnet_d2.device import device_here
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.normalisation import BY_DEPTH, Normalisation
 from pffnet_d2.inference.options import ModelOptions
@@ -36,7 +37,9 @@ def config_of(options: ModelOptions) -> CfgNode:
         cfg.MODEL.DEVICE = str(options.device)
     elif options.config is None and "MODEL.DEVICE" not in options.opts:
         # The machine of its training may have had another device.
-        cfg.MODEL.DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+        cfg.MODEL.DEVICE = device_here()
+    else:
+        cfg.MODEL.DEVICE = device_here(cfg.MODEL.DEVICE)
     check_device(cfg.MODEL.DEVICE)
     if options.thresholds is not None:
         _override_thresholds(cfg.MODEL.PFFNET.LABEL_MAP, options.thresholds)

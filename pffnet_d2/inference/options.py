@@ -38,7 +38,8 @@ class ModelOptions:
         diameter: mean diameter of the objects in pixels, 2 sqrt(area / pi): images pass through the network enlarged
             or reduced to the diameter that it knows (MODEL.PFFNET.DIAMETER), and results have the original size. None
             leaves images as they are.
-        device: "cpu", "cuda", "cuda:1"; None takes MODEL.DEVICE, which is CUDA where there is one.
+        device: "cpu", "cuda", "cuda:1"; None takes MODEL.DEVICE, or the CPU where that is a CUDA
+            device and there is none.
         thresholds: keys of MODEL.PFFNET.LABEL_MAP to override, such as {"SCORE_THRESH": 0.4, "MASK_THRESH": 0.5}, or a
             yaml file of them, as it is or as `pffnet thresholds` writes it.
         normalisation: for all images, instead of what each one's depth gets; a string as ``--normalisation`` takes it,

@@ -65,8 +65,7 @@ class Predictor:
     Images pass through the normalisation of training (MODEL.PFFNET.NORMALISATION) unless
     another is given; ``invert`` shows the network dark objects on a bright ground as bright ones. The caps of the
     config on proposals and detections are multiplied for images larger than those of training
-    (MODEL.PFFNET.CAPS_AREA). On a CPU, making one turns denormal numbers off for the process
-    (``torch.set_flush_denormal``).
+    (MODEL.PFFNET.CAPS_AREA).
     """
 
     def __init__(
@@ -99,9 +98,6 @@ class Predictor:
         self.scale = scale_for(self.cfg, options.diameter)
         self.normalisation = normalisation_for(self.cfg, options)
         self.rule = LabelMapRule.from_config(self.cfg)
-        if self.cfg.MODEL.DEVICE == "cpu":
-            # Activations near zero otherwise become denormal numbers, on which CPUs are many times slower.
-            torch.set_flush_denormal(True)
         network: Any = build_network(self.cfg)
         Checkpointer(network).load(self.cfg.MODEL.WEIGHTS)
         network.eval()

@@ -142,17 +142,20 @@ class TileFolder:
         try:
             for name, path in made.items():
                 os.replace(path, places[name])
-            self.remove()
         except OSError as error:
             raise self.unwritable(error) from error
+        self.remove()
         return places
 
     def remove(self) -> None:
         """The manifest goes last, so that a run can resume with what a kill leaves of a folder being removed."""
-        for path in self.path.iterdir():
-            if path.name != _MANIFEST:
-                path.unlink()
-        shutil.rmtree(self.path)
+        try:
+            for path in self.path.iterdir():
+                if path.name != _MANIFEST:
+                    path.unlink()
+            shutil.rmtree(self.path)
+        except OSError as error:
+            raise self.unwritable(error) from error
 
     def remove_empty(self) -> None:
         with suppress(OSError):

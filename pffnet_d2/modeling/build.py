@@ -7,17 +7,19 @@ from typing import Any
 from detectron2.modeling import build_model
 from torch import nn
 
+from pffnet_d2.device import denormals_flushed
 from pffnet_d2.errors import InputError
 
 
 def build_network(cfg: Any) -> nn.Module:
-    """Detectron2's ``build_model``.
+    """Detectron2's ``build_model``, on the device that MODEL.DEVICE names.
 
     Raises:
         InputError: values that are good each by itself (``config_values``) describe no network together.
     """
     try:
-        network: nn.Module = build_model(cfg)
+        with denormals_flushed(cfg.MODEL.DEVICE):
+            network: nn.Module = build_model(cfg)
     except InputError:
         raise
     except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:

@@ -9,6 +9,8 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Instances
 from torch import nn
 
+from pffnet_d2.device import denormals_flushed, device_of
+
 
 def with_roi_masks(instances: Instances, height: int, width: int) -> Instances:
     """``detector_postprocess`` (boxes in pixels of the original image) that leaves the masks in their boxes' frame."""
@@ -34,4 +36,5 @@ class Unpasted(nn.Module):
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
         """What the network returns in evaluation mode."""
-        return self.model(batched_inputs, **self._arguments)
+        with denormals_flushed(device_of(self.model)):
+            return self.model(batched_inputs, **self._arguments)

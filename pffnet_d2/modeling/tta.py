@@ -15,6 +15,7 @@ from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor, nn
 
+from pffnet_d2.device import denormals_flushed, device_of
 from pffnet_d2.errors import InputError
 from pffnet_d2.modeling.roi_masks import Unpasted, with_roi_masks
 
@@ -71,7 +72,8 @@ class TestTimeAugmentation(nn.Module):
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
         """One dict an image with ``instances`` in pixels of the original image, ``pred_masks`` as ROI masks."""
-        return [{"instances": self._one(inputs)} for inputs in batched_inputs]
+        with denormals_flushed(device_of(self.model)):
+            return [{"instances": self._one(inputs)} for inputs in batched_inputs]
 
     def _one(self, inputs: dict[str, Any]) -> Instances:
         model, image = self.model, inputs["image"]

@@ -93,8 +93,6 @@ def test_default_flags_run_on_the_cpu_and_say_so(datasets: Path, tmp_path: Path)
     assert cfg.MODEL.DEVICE == "cpu"
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.count("no CUDA device: running on the CPU") == 1
-    tiny = torch.tensor(1e-39)
-    assert (tiny * 0.5).item() == 0  # denormals are flushed
 
 
 def test_output_folder_that_cannot_be_written(datasets: Path, tmp_path: Path) -> None:
