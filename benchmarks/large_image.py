@@ -39,7 +39,7 @@ from pffnet_d2.inference.options import ImageOptions
 
 PIECE = 512
 FIELD = 520 * 696  # pixels of an image that a configuration's caps on proposals and detections are meant for
-COMPARED = {"memory": "added_mb", "CPU time a pixel": "cpu_s_per_mpx"}
+COMPARED = {"memory": "added_mb", "CPU time per pixel": "cpu_s_per_mpx"}
 
 
 class Mosaic:

@@ -77,7 +77,7 @@ def main() -> None:
         peer = DatasetMapper(True, augmentations=augmentations, recompute_boxes=True, **options)
         theirs = median_seconds(peer, entries)
     objects = statistics.mean(len(entry["annotations"]) for entry in entries)
-    case = f"{name}, {objects:.0f} objects an image"
+    case = f"{name}, {objects:.0f} objects per image"
     report("mapper", case, {"Detectron2's / ours": theirs / ours}, ours_s=ours, detectron2_s=theirs)
 
 

@@ -15,6 +15,7 @@ import os
 import platform
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,8 @@ def main() -> None:
     if args.only:
         return
     before, _, rest = PAGE.read_text().partition(BEGIN)
-    page = f"{before}{BEGIN}\n\n{machine(args.device)}.\n\n{table(results)}\n\n{END}{rest.partition(END)[2]}"
+    where = textwrap.fill(f"{machine(args.device)}.", 100)
+    page = f"{before}{BEGIN}\n\n{where}\n\n{table(results)}\n\n{END}{rest.partition(END)[2]}"
     PAGE.write_text(page)
     print(f"wrote {PAGE}")
 

@@ -6,7 +6,7 @@ Training steps of batches of 1 to 16 images of 256 pixels, of one image of 512 p
 and 2 ranks with a batch of 2 each, which exchange gradients over gloo (CPU only; needs a core a rank). Random weights,
 one CPU core a process or the GPU. Each case runs in processes of its own; its memory is the first one's peak beyond
 what it held before the first step (weights are held by then, their gradients and momenta are not). Prints for each the
-time an image and the memory relative to the first case, and a json line.
+time per image and the memory relative to the first case, and a json line.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def sweep(args: argparse.Namespace, title: str, cases: list[Case]) -> None:
         first = first or (an_image, memory)
         what = f"{case.ranks} x batch {case.batch}" if title == "ranks" else f"batch {case.batch}"
         name = f"{title}, {what}, {case.size}x{case.size}, {case.objects} objects, {args.device}"
-        ratios = {"time an image": an_image / first[0], "memory": memory / first[1]}
+        ratios = {"time per image": an_image / first[0], "memory": memory / first[1]}
         report("scaling (to the first)", name, ratios, seconds=seconds, peak_bytes=memory)
 
 

@@ -34,6 +34,7 @@ def commands(page: Path) -> list[str]:
             fenced = not fenced
         elif fenced or line.startswith("    "):
             text = re.sub(r"\s#.*", "", line).strip().replace(".venv/bin/", "")
+            text = re.sub(r"^([A-Z]\w*=\S+ )+", "", text)
             if re.match(r"(pffnet|make|python (train_net\.py|benchmarks/|-m pffnet_d2)) ?", text):
                 found.append(text)
     return found
@@ -74,15 +75,41 @@ def test_the_command_parses(page: Path, command: str, capsys: pytest.CaptureFixt
         pytest.fail(f"{page}: {command}\n{capsys.readouterr().err}")
 
 
+def anchors(page: Path) -> set[str]:
+    """What a link may name after # in a page: its headings as GitHub writes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
-def test_links_lead_to_files(page: Path) -> None:
+def test_links_lead_somewhere(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
-        assert target.startswith("http") or (page.parent / target).exists(), target
-    for name in re.findall(
-        r"`(configs/[\w/]+\.yaml|docs/\w+\.md|benchmarks/\w+\.py)`", page.read_text(encoding="utf-8")
-    ):
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", text):
+        file = page.parent / target if target else page
+        assert target.startswith("http") or file.exists(), target
+        assert target.startswith("http") or not anchor or anchor in anchors(file), f"{target}#{anchor}"
+    for name in re.findall(r"`(configs/[\w/]+\.yaml|docs/[\w/-]+\.md|benchmarks/\w+\.py)`", text):
         assert (ROOT / name).exists(), name
+
+
+def test_comments_name_pages_that_exist() -> None:
+    files = [path for folder in ("pffnet_d2", "configs", "benchmarks") for path in (ROOT / folder).rglob("*.*")]
+    for path in files:
+        if path.suffix in (".py", ".yaml"):
+            for name in re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8")):
+                assert (ROOT / name).exists(), f"{path}: {name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_lines_are_at_most_100_characters(page: Path) -> None:
+    """Tables and code blocks aside, where a line cannot be broken."""
+    long, fenced = [], False
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif len(line) > 100 and not fenced and not line.startswith(("|", "    ")):
+            long.append(number)
+    assert not long, f"{page.relative_to(ROOT)}: lines {long}"
 
 
 # What a text says, and what must follow it at once: equation numbers of [P], and where ObjectGuided appeared.
@@ -105,7 +132,7 @@ def test_one_thing_is_cited_in_one_way(said: str, cited: str) -> None:
 def named_data_sets(text: str) -> set[str]:
     """Names, as in the catalogs, of the data sets that a page tells to evaluate, train or report on."""
     folders = re.findall(r"\bdatasets/([a-z]\w*)/([a-z]\w*)(?![\w.])", text)
-    found = re.findall(r"\binference/([a-z]\w*)(?![\w.])", text) + ["_".join(parts) for parts in folders]
+    found = re.findall(r"\binference/([a-z]\w*_\w+)(?![\w.])", text) + ["_".join(parts) for parts in folders]
     for value in re.findall(r"DATASETS\.\w+ \"\(([^)]*)\)", text):
         found += re.findall(r"'(\w+)'", value)
     found += re.findall(r"--(?:train|val) (\w+_\w+)", text)

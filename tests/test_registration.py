@@ -135,7 +135,7 @@ from pffnet_d2.cli.main import main
 try:
     main(["{command}"] * bool("{command}") + ["--help"])
 except SystemExit:
-    print(sorted({{"torch", "detectron2", "scipy"}} & set(sys.modules)))
+    print(sorted({{"torch", "detectron2"}} & set(sys.modules)))
 """
     for command in ("", "predict", "train", "finetune"):
         assert run(code.format(command=command)).splitlines()[-1] == "[]", command

@@ -159,7 +159,7 @@ def _options(args: argparse.Namespace) -> PredictOptions:
 
 def _thresholds(args: argparse.Namespace) -> str | dict[str, float] | None:
     """A file of them, or that of the class score."""
-    from pffnet_d2.config_values import check_value
+    from pffnet_d2.config.values import check_value
 
     if args.threshold is None:
         return args.thresholds or None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from pffnet_d2.config_values import check_value
+from pffnet_d2.config.values import check_value
 from pffnet_d2.errors import InputError
 
 

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 from tqdm import tqdm
 
-from pffnet_d2 import __version__
 from pffnet_d2.atomic_write import locked
+from pffnet_d2.env import VERSION
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.lazy import Sliceable
 from pffnet_d2.imaging.normalisation import AUTO, Normalisation
@@ -210,7 +210,7 @@ class _Run:
             "image": self.image.identity(),
             "plane": {axis: int(i) for axis, i in plane.items()} if isinstance(plane, Mapping) else plane,
             "channels": None if channels is None else [int(channel) for channel in channels],
-            "release": __version__,
+            "release": VERSION,
             "model": self.model.identity,
             "tile": self.tile,
             "overlap": self.options.overlap,

@@ -13,7 +13,7 @@ import yaml
 from detectron2.config import CfgNode
 
 from pffnet_d2.config import override, read_config
-from pffnet_d2.config_values import check_value, check_values
+from pffnet_d2.config.values import check_value, check_values
 from pffnet_d2.device import device_here
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.normalisation import BY_DEPTH, Normalisation

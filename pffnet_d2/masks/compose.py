@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from pffnet_d2.config_values import check_value
+from pffnet_d2.config.values import check_value
 
 from .instance_mask import InstanceMask
 from .paste import instance_masks

@@ -15,7 +15,7 @@ def build_network(cfg: Any) -> nn.Module:
     """Detectron2's ``build_model``, on the device that MODEL.DEVICE names.
 
     Raises:
-        InputError: values that are good each by itself (``config_values``) describe no network together.
+        InputError: values that are good each by itself (``config.values``) describe no network together.
     """
     try:
         with denormals_flushed(cfg.MODEL.DEVICE):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pffnet_d2.config import PARTS, config_path, read_config
-from pffnet_d2.config_values import VALUES, check_value, check_values
+from pffnet_d2.config.values import VALUES, check_value, check_values
 from pffnet_d2.errors import InputError
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")

@@ -1,0 +1,6 @@
+"""Every key, which values each accepts, and configs read from yaml files."""
+
+from pffnet_d2.config.keys import add_pffnet_config
+from pffnet_d2.config.read import PARTS, config_path, differences, override, read_config
+
+__all__ = ["PARTS", "add_pffnet_config", "config_path", "differences", "override", "read_config"]
