@@ -201,16 +201,17 @@ def _plan_synthetic(selection: Selection) -> _Plan:
 
 
 def _plan_published(name: str, source: Path | None, selection: Selection) -> _Plan:
-    """
+    """What to make of a publisher's files.
+
     Raises:
-        InputError: no source; a scheme, split, fold or option that the reader does not have.
+        InputError: no source; the reader does not have the scheme, split, fold or option.
     """
     if source is None:
         raise InputError(f"{name} needs --source: the folder with the files (see datasets/README.md)")
     options = dict(selection.options)
     if "seed" in readers.options(name):
         options = {"seed": str(selection.seed), **options}
-    files = readers.choose(name, source, selection.scheme, options)
+    files = readers.published_files(name, source, selection.scheme, options)
     normalise = getattr(READERS[name], "normalisation", None)
     normalisation = normalise(**files.given) if normalise else READERS[name].NORMALISATION
     made_by: dict[str, Any] = {"scheme": files.scheme, "options": files.options}

@@ -70,7 +70,7 @@ class LabelledImage(NamedTuple):
 
 @dataclass(frozen=True)
 class PreparedSplit:
-    """The files of a split."""
+    """The files of a split; ``folder`` holds them."""
 
     folder: Path
 
@@ -94,7 +94,7 @@ class PreparedSplit:
         return self.folder / "semantic"
 
     def folders(self, labelled: bool) -> tuple[Path, ...]:
-        """Those that hold one file per image."""
+        """The folders that hold one file per image."""
         return (self.images, self.semantic) if labelled else (self.images,)
 
     def info(self) -> dict[str, Any]:
@@ -108,7 +108,8 @@ class PreparedSplit:
         return info if isinstance(info, dict) and "dataset" in info and "reader" in info else {}
 
     def read(self) -> SplitContents:
-        """
+        """The content of the json.
+
         Raises:
             InputError: naming the json: it cannot be read, is damaged, or names an image or annotation twice; an
                 annotation is of an image that is not there.
@@ -146,7 +147,8 @@ class PreparedSplit:
             raise not_prepared(self.json_file) from error
 
     def labelled_images(self) -> Iterator[LabelledImage]:
-        """
+        """The images with their truth, in the order of the json.
+
         Raises:
             InputError: naming the json: as ``read``; two images have one name, suffix aside. Reading a truth: an
                 annotation cannot be decoded.

@@ -87,7 +87,7 @@ class PublishedFiles:
         return records if group is None else (replace(record, report_group=group) for record in records)
 
 
-def choose(name: str, root: Path, scheme: str | None, given: Mapping[str, str]) -> PublishedFiles:
+def published_files(name: str, root: Path, scheme: str | None, given: Mapping[str, str]) -> PublishedFiles:
     """
     Args:
         name: of the reader.

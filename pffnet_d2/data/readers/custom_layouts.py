@@ -1,4 +1,4 @@
-"""A user's images with their truth, found by looking at the folder; ``own`` describes the layouts."""
+"""Finding a user's images and their truth in any of the layouts that ``own`` describes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 IMAGE_ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
 SPLIT_FOLDERS = ("train", "val", "test")
-Key = tuple[str, ...]  # folders below images/, then the name without ending
+Key = tuple[str, ...]  # folders below images/, then the name without suffix
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ class CustomImage:
 
 
 def relative_paths(root: Path, files: list[SourceFile]) -> dict[Key, SourceFile]:
-    """Files by their path below ``root``: a zip as the folder it extracts to, and folders above all of the files left
-    out."""
+    """Files by their path below ``root``. A zip counts as the folder that it extracts to, and folders that contain all
+    files are left out."""
     known = {*SPLIT_FOLDERS, "images", "labels", "masks"}
     paths: dict[Key, SourceFile] = {}
     for file in files:
@@ -77,7 +77,16 @@ def find_images(
     fill_holes: bool = False,
     **_: Any,
 ) -> list[CustomImage]:
-    """The images in one of the layouts."""
+    """The images with their truth, sorted by path.
+
+    Args:
+        root: for messages.
+        files: by their path below ``root``.
+        images, labels, label_suffix, coco, truth, fill_holes: the options of ``own``.
+
+    Raises:
+        InputError: as ``own.records``.
+    """
     if truth not in ("auto", "ids", "components"):
         raise InputError(f"option truth={truth}: give auto, ids or components")
     image_folder = PurePosixPath(images).parts
@@ -121,7 +130,7 @@ class _Files:
         self.images[key] = image
 
     def add_truth(self, file: SourceFile, key: Key) -> None:
-        """A label image of the image ``key``, or a mask of the image that the file's folder is named after."""
+        """A label image of the image ``key``, or a mask of the image that the folder of the file is named after."""
         if key in self.labels:
             raise InputError(
                 f"{file}: the truth of {'/'.join(key)} is there twice, also {self.labels[key]}; remove one"
@@ -210,7 +219,8 @@ def _read(file: SourceFile) -> npt.NDArray[Any]:
 
 
 def _read_labels(file: SourceFile, form: str) -> npt.NDArray[np.int32]:
-    """``form``: "ids", "components", or "auto", which refuses what looks like the mask of all objects."""
+    """The label map of a label image. ``form`` is "ids", "components", or "auto", which raises InputError for an image
+    that looks like the mask of all objects."""
     ids = label_map(decode_label_image(file.read(), str(file)), str(file))
     if form == "components":
         return components(ids > 0)

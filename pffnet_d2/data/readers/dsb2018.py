@@ -10,15 +10,16 @@ Licence: CC0 1.0.
 Citation: Caicedo et al., "Nucleus segmentation across imaging experiments: the 2018 Data Science Bowl", Nature Methods
 16, 2019; image set BBBC038v1 of the Broad Bioimage Benchmark Collection.
 
-Layout: <id>/images/<id>.png and <id>/masks/<any>.png, one nucleus each, in folders or zips at any depth. What lies
-below a folder or zip named stage1_test is that stage, all else but stage2_* is stage1_train. The nuclei of stage1_test
-are rows ImageId, EncodedPixels, Height, Width, Usage of stage1_solution.csv: pairs of start (from 1) and length down
-the columns, one after the other; rows with Usage "Ignored" do not count.
+Layout: <id>/images/<id>.png and <id>/masks/<any>.png, one nucleus each, in folders or zips at any depth. Files below a
+folder or zip named stage1_test belong to that stage, all others except stage2_* to stage1_train. The nuclei of
+stage1_test are rows ImageId, EncodedPixels, Height, Width, Usage of stage1_solution.csv: pairs of start (from 1) and
+length, counted down the columns; rows with Usage "Ignored" do not count.
 
-Traps. Images are RGB or RGBA even where they are grey. A mask is what exceeds 80 of 255: the corrected edition has RGB
-and anti-aliased ones, some with overlaps of 1 or 2 pixels (the smaller object is on top). Many masks have holes by
-mistake; they are filled (425 objects of the original). 43 images are fields of BBBC039, 9 of its test split: see the
-option exclude_bbbc039. Six images have bad truth, of which the corrected edition drops the images: see exclude_bad.
+Traps. Images are RGB or RGBA even where they are grey. A mask consists of the pixels above 80 of 255: the corrected
+edition has RGB and anti-aliased masks, some of which overlap by 1 or 2 pixels (the smaller object is on top). Many
+masks have holes by mistake, which are filled (425 objects of the original). 43 images are fields of BBBC039, 9 of them
+of its test split: see the option exclude_bbbc039. Six images have bad truth; the corrected edition dropped these
+images: see exclude_bad.
 """
 
 from __future__ import annotations
@@ -63,10 +64,10 @@ CATEGORY = "nucleus"
 IMAGE_TYPES = ("fluorescence", "histology", "brightfield")
 NORMALISATION = AS_IS
 EDITIONS = {670: "original", 664: "corrected"}  # images of stage1_train
-# What the names of the images begin with that the corrected edition dropped; 7b38c917 has one mask for some 100 nuclei.
+# How the ids of the images begin that the corrected edition dropped; 7b38c917 has one mask for some 100 nuclei.
 BAD = ("12aeefb1", "19f0653c", "74a77855", "7b38c917", "adc315bd", "c304a1fd")
 MASK_THRESHOLD = 80  # of 255, the corrected edition's own rule
-BRIGHT = 100  # grey value that divides the mean of dark and bright fields
+BRIGHT = 100  # mean grey value above which a field is a bright one
 
 
 def normalisation(*, normalisation: str = AS_IS.name, **_: Any) -> Normalisation:
@@ -78,7 +79,7 @@ def normalisation(*, normalisation: str = AS_IS.name, **_: Any) -> Normalisation
 
 
 def splits(root: Path, *, scheme: str = "stage1", **_: Any) -> tuple[str, ...]:
-    """The splits whose files are under ``root``. ``records`` says what is missing of a split."""
+    """The splits of which there are files under ``root``; ``records`` raises an error where some are missing."""
     files = list_files(root)
     images = _images(root, files)
     stages = {stage for stage, _ in images}
@@ -106,9 +107,9 @@ def records(
     """The images of a split, in the order of their ids or of the scheme's list.
 
     Raises:
-        InputError: an unknown split or image type; an image without masks or masks without an image; an image of the
-            scheme's list or of the csv that is missing (unless ``partial``); a csv that is not the publisher's. Reading
-            a record: a truncated file; masks of different sizes; run lengths outside the image.
+        InputError: the split or image type is unknown; an image has no masks, or masks no image; an image of the
+            scheme's list or of the csv is missing (unless ``partial``); the csv is not the publisher's. Reading a
+            record: a file is truncated; masks have different sizes; run lengths leave the image.
     """
     if split not in SCHEMES[scheme]:
         raise InputError(f"unknown split {split!r} of DSB2018 {scheme}; choose one of {', '.join(SCHEMES[scheme])}")
@@ -177,7 +178,7 @@ def _find_stage(root: Path, name: str, partial: bool) -> _Stage:
 
 
 def _listed(root: Path, stage: _Stage, split: str, partial: bool) -> list[str]:
-    """The ids on the scheme's list of which there are images. Raises InputError as ``records``."""
+    """The ids of the list of the scheme "objectguided" for which there are images. Raises InputError as ``records``."""
     ids: list[str] = shipped("dsb2018_objectguided")[split]
     missing = set(ids) - stage.images.keys()
     remedy = "give the original stage1_train.zip, all of it"
@@ -186,7 +187,7 @@ def _listed(root: Path, stage: _Stage, split: str, partial: bool) -> list[str]:
 
 
 def bbbc039_fields() -> dict[str, tuple[str, str]]:
-    """Of the images of stage1_train that are fields of BBBC039: the stem there and its split."""
+    """The images of stage1_train that are fields of BBBC039, each with its name and split there."""
     return {image: (stem, split) for image, stem, split in shipped("dsb2018_bbbc039")["pairs"]}
 
 
@@ -213,7 +214,7 @@ def _check_missing(ids: Iterable[str], allowed: bool, what: str, remedy: str) ->
 
 
 def _images(root: Path, files: list[SourceFile]) -> dict[tuple[str, str], SourceFile]:
-    """Stage and id to file."""
+    """The images by stage and id."""
     found: dict[tuple[str, str], SourceFile] = {}
     for file in files:
         key = _key(root, file, "images")
@@ -225,7 +226,7 @@ def _images(root: Path, files: list[SourceFile]) -> dict[tuple[str, str], Source
 
 
 def _masks(root: Path, files: list[SourceFile]) -> dict[tuple[str, str], list[SourceFile]]:
-    """Stage and id to files."""
+    """The masks by stage and id."""
     found: dict[tuple[str, str], list[SourceFile]] = defaultdict(list)
     for file in files:
         key = _key(root, file, "masks")

@@ -13,7 +13,7 @@ from scipy.io import loadmat
 from skimage.measure import label
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.read import MAX_PIXELS, opened
+from pffnet_d2.imaging.read import MAX_PIXELS, open_image
 from pffnet_d2.masks.compose import contiguous
 
 
@@ -95,5 +95,5 @@ def decode_text(data: bytes, name: str) -> npt.NDArray[np.int32]:
 
 def image_size(data: bytes, name: str) -> tuple[int, int]:
     """(height, width), from the header alone. Raises InputError naming ``name``."""
-    with opened(data, name) as image:
+    with open_image(data, name) as image:
         return image.height, image.width

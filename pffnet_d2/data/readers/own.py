@@ -76,7 +76,7 @@ def normalisation(
     minimum_range: float = AUTO.minimum_range,
     **_: Any,
 ) -> Normalisation:
-    """The normalisation that the options choose. Raises InputError for one that does not exist."""
+    """The normalisation that the options choose. Raises InputError for an unknown one and for impossible numbers."""
     if normalisation == AS_IS.name:
         return AS_IS
     if normalisation not in (*BY_DEPTH, "percentile"):
@@ -89,7 +89,7 @@ def normalisation(
 
 
 def splits(root: Path, **options: Any) -> tuple[str, ...]:
-    """The splits that the options make of the images under ``root``."""
+    """The splits into which the options divide the images under ``root``."""
     return tuple(_divide(root, **options))
 
 
@@ -99,9 +99,9 @@ def records(
     """The images of a split in the order of their paths.
 
     Raises:
-        InputError: no images, an image without truth or truth without an image, two images of one name, a json that is
-            not COCO, options that do not fit. Reading a record: a truncated file; a picture of labels instead of
-            labels; labels that are no whole numbers or negative.
+        InputError: there are no images; an image has no truth, or truth no image; two images have one name; a json is
+            not COCO; options do not fit. Reading a record: a file is truncated; a label image is in colours, or its
+            labels are negative or not whole numbers.
     """
     if image_type and image_type not in IMAGE_TYPES:
         raise InputError(f"option image_type={image_type}: choose one of {', '.join(IMAGE_TYPES)}")
@@ -140,10 +140,10 @@ def _divide(
 
 
 def count_undivided(root: Path, **form: Any) -> int:
-    """How many images wait to be divided: all, or none where folders train/ and val/ or test/ divide them.
+    """The number of images that still have to be divided: all, or 0 where folders train/ and val/ or test/ divide them.
 
     Raises:
-        InputError: as :func:`records`.
+        InputError: as ``records``.
     """
     files = relative_paths(root, list_files(root))
     return 0 if _is_divided({path[0] for path in files}) else len(find_images(root, files, **form))
@@ -154,7 +154,8 @@ def _is_divided(tops: set[str]) -> bool:
 
 
 def _group(key: Key, option: str, pattern: str) -> str:
-    """What the pattern finds in the image's path: its first group, or all of the match."""
+    """What the pattern finds in the image's path: its first group, or the whole match. Raises InputError naming the
+    option where that is nothing."""
     if not pattern:
         return ""
     if pattern == "folder":
@@ -188,8 +189,8 @@ def _check_split_name(name: str, where: str) -> None:
 def _by_fractions(
     items: list[CustomImage], fractions: dict[str, float], pattern: str, seed: int
 ) -> dict[str, list[CustomImage]]:
-    """Groups, in an order drawn from ``seed``, go each to the split that lacks the most images, the last of them to
-    splits without any."""
+    """Divide by fractions: each group, in an order drawn from ``seed``, goes to the split that lacks the most images.
+    The last groups go to splits that are still empty."""
     if seed < 0:
         raise InputError(f"option seed={seed}: give a whole number from 0 on")
     groups: dict[tuple[str, str], list[CustomImage]] = defaultdict(list)
