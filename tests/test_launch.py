@@ -20,7 +20,6 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from pffnet_d2 import launch
 from pffnet_d2.cli.main import main
 from pffnet_d2.config import config_path
-from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.engine.trainer import run
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.scores import read_scores
@@ -92,15 +91,6 @@ def test_all_ranks_end_where_one_diverges(found: list[dict[str, Any]]) -> None:
     told = [rank["diverged"] for rank in found]
     assert told[0] == told[1]
     assert told[0].startswith("iteration 0 on rank 1: loss is nan; images 11 (1.png); ")
-
-
-@pytest.fixture(scope="module")
-def datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("datasets")
-    prepare("phantoms", None, root, Selection(count=3))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(root))
-        yield root
 
 
 def test_training_and_evaluation_on_two_ranks(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.axes import check_choice, choice, reduce_axes
-from pffnet_d2.imaging.read import MAX_PIXELS, opened, pixels_of, read_bytes
+from pffnet_d2.imaging.read import MAX_PIXELS, open_image, pixels_of, read_bytes
 from pffnet_d2.imaging.tiff import TIFF_MAGIC, TiffPlane, damage_named, whole_tiff
 
 # Factors to micrometres, by the names that OME and ImageJ use.
@@ -93,7 +93,7 @@ def _read_tiff(path: Path, plane: Mapping[str, int] | int | None, channels: Sequ
 def _read_other(path: Path, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None) -> NDArray[Any]:
     """One frame of a file that Pillow reads."""
     data, name = read_bytes(path), str(path)
-    with opened(data, name) as image:
+    with open_image(data, name) as image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1:
             check_choice({"I": frames}, name, plane, None, True)

@@ -37,7 +37,7 @@ def decode_image(data: bytes, name: str, *, palette: bool = True) -> npt.NDArray
     """
     if data[:4] in TIFF_MAGIC:
         return decode_tiff(data, name, MAX_PIXELS, as_stored=not palette)
-    with opened(data, name) as image:
+    with open_image(data, name) as image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # MPO: a camera's image with its preview
             raise InputError(f"{name}: holds a stack of {frames} planes; save one plane as grey or RGB")
@@ -71,7 +71,7 @@ def decode_label_image(data: bytes, name: str) -> npt.NDArray[Any]:
 
 
 @contextmanager
-def opened(data: bytes, name: str) -> Iterator[Image.Image]:
+def open_image(data: bytes, name: str) -> Iterator[Image.Image]:
     """Open an image with Pillow. Damage found inside the block raises an InputError that names the file; Pillow's
     warnings, which would repeat it, are suppressed.
 
@@ -90,10 +90,10 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
 
 
 def pixels_of(image: Image.Image, data: bytes, name: str, *, palette: bool = True) -> npt.NDArray[Any]:
-    """The pixels of a file that Pillow opened, in the file's own depth.
+    """The pixels of a file that Pillow open_image, in the file's own depth.
 
     Args:
-        image: the file as opened.
+        image: the file as open_image.
         data: its content.
         name: of the file, for messages.
         palette: as for ``decode_image``.
