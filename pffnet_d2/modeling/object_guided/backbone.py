@@ -1,4 +1,4 @@
-"""The detection trunk: a ResNet brought back to stride 4, and the two shallow maps beside it ([OG] Fig. 1)."""
+"""The detection trunk: a ResNet with a decoder to stride 4, and two shallow maps ([OG] Fig. 1)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ LEVELS = ("c1", "c2", "c3", "c4", "c5")  # of stride 1, 2, 4, 8, 16
 
 
 class Combination(nn.Module):
-    """A coarse map brought to the next finer level and joined with what is there: resize, 3x3, norm, ReLU, concatenate
-    (fine first), 1x1, norm, ReLU.
+    """Merges a coarse map into the next finer level.
+
+    Resize, 3x3, norm, ReLU, concatenate (fine first), 1x1, norm, ReLU.
 
     Args:
-        coarse, fine: channels of the two inputs; the output has ``fine``.
-        norm: of ``detectron2.layers.get_norm``.
+        coarse, fine: channels of the two inputs; the output has ``fine`` channels.
+        norm: a norm of ``detectron2.layers.get_norm``.
     """
 
     def __init__(self, coarse: int, fine: int, norm: str) -> None:
@@ -34,27 +35,27 @@ class Combination(nn.Module):
         self.merge_norm = get_norm(norm, fine)
 
     def forward(self, low: Tensor, skip: Tensor) -> Tensor:
-        """(N, coarse, h, w) and (N, fine, H, W) to (N, fine, H, W)."""
+        """Merge (N, coarse, h, w) and (N, fine, H, W) into (N, fine, H, W)."""
         low = F.interpolate(low, size=skip.shape[-2:], mode="bilinear", align_corners=False)
         low = F.relu(self.reduce_norm(self.reduce(low)))
         return F.relu(self.merge_norm(self.merge(torch.cat([skip, low], dim=1))))
 
 
 class ObjectGuidedBackbone(Backbone):
-    """c1 (two convolutions on the image), c2 (the ResNet's first convolution before pooling) and the decoder's c3, c4,
-    c5, which are both the detection head's input and the guidance of the segmentation branch.
+    """Returns c1 (two convolutions on the image), c2 (the ResNet's first convolution before pooling) and the decoder's
+    c3, c4, c5.
 
-    Strides 1, 2, 4, 8, 16; with ResNet-50 64, 64, 256, 512, 1024 channels. The ResNet's last stage (stride 32) only
-    feeds the decoder.
+    The detection head reads c3; the segmentation branch reads all five. Their strides are 1, 2, 4, 8, 16; with
+    ResNet-50 they have 64, 64, 256, 512, 1024 channels. Only the decoder reads the ResNet's last stage (stride 32).
     """
 
     def __init__(self, bottom_up: ResNet, channels: int, norm: str) -> None:
         """
         Args:
-            bottom_up: a ResNet with res2 .. res5 and its own stem, whose state-dict names (those of Detectron2's
-                weights files) stay.
-            channels: of c1.
-            norm: of the decoder's combination modules.
+            bottom_up: a ResNet with res2 .. res5 and its own stem. It keeps the state-dict names of Detectron2's
+                weights files.
+            channels: channels of c1.
+            norm: norm of the decoder's combination modules.
         """
         super().__init__()
         self.bottom_up = bottom_up
@@ -75,8 +76,8 @@ class ObjectGuidedBackbone(Backbone):
         return 32
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W) with H and W multiples of 32 to {"c1": (N, C, H, W), ..., "c5": (N, C, H / 16, W / 16)}."""
-        # The stem by its parts, for the map before its pooling.
+        """Turn (N, 3, H, W), H and W multiples of 32, into {"c1": (N, C, H, W), ..., "c5": (N, C, H / 16, W / 16)}."""
+        # The parts of the stem are called one by one, because c2 is the map before its pooling.
         c2 = F.relu(self.bottom_up.stem.conv1(x))
         stage = F.max_pool2d(c2, kernel_size=3, stride=2, padding=1)
         encoded = []
@@ -94,7 +95,7 @@ class ObjectGuidedBackbone(Backbone):
 
 @BACKBONE_REGISTRY.register()
 def build_object_guided_backbone(cfg: Any, input_shape: ShapeSpec) -> ObjectGuidedBackbone:
-    """From MODEL.RESNETS (ResNet-18 and -34 of any width RES2_OUT_CHANNELS) and MODEL.OBJECT_GUIDED."""
+    """Build the backbone of MODEL.RESNETS (ResNet-18 and -34 of any RES2_OUT_CHANNELS) and MODEL.OBJECT_GUIDED."""
     own = cfg.MODEL.OBJECT_GUIDED
     return ObjectGuidedBackbone(_resnet(cfg, input_shape), own.SHALLOW_CHANNELS, own.NORM)
 
@@ -105,7 +106,7 @@ def _resnet(cfg: Any, input_shape: ShapeSpec) -> ResNet:
         raise InputError("MODEL.RESNETS.OUT_FEATURES: ObjectGuided needs [res2, res3, res4, res5]")
     if resnets.DEPTH not in (18, 34) or resnets.RES2_OUT_CHANNELS == 64:
         return build_resnet_backbone(cfg, input_shape)
-    # Upstream builds these two with 64 channels only.
+    # Detectron2 builds these two with 64 channels only.
     stages = []
     before, width = resnets.STEM_OUT_CHANNELS, resnets.RES2_OUT_CHANNELS
     for i, blocks in enumerate({18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}[resnets.DEPTH]):
