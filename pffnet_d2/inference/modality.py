@@ -51,7 +51,7 @@ def unlike_fluorescence(rgb: NDArray[np.uint8], inverted: bool = False) -> str:
             "background, or use a model made for such images"
         )
     if colourfulness > COLOURFUL:
-        return "coloured; the model was made for grey fluorescence: choose the channel of the nuclei, as --channels 2"
+        return "coloured; the model was made for grey fluorescence: choose the nuclei's channel, such as --channels 2"
     return ""
 
 
