@@ -18,7 +18,7 @@ OPTIONAL = {
 
 setup(
     name="pffnet_d2",
-    version=re.findall(r'^__version__ = "(.+)"$', (ROOT / "pffnet_d2/__init__.py").read_text(), re.MULTILINE)[0],
+    version=re.findall(r'^VERSION = "(.+)"$', (ROOT / "pffnet_d2/env.py").read_text(), re.MULTILINE)[0],
     description="PFFNet and its relatives for Detectron2: instance segmentation of nuclei, cells and leaves",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -12,13 +12,13 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pffnet_d2.config import config_path
+from pffnet_d2.env import VERSION as __version__
 from pffnet_d2.registration import register, register_with_detectron2
 
 if TYPE_CHECKING:
     from pffnet_d2.config import add_pffnet_config
     from pffnet_d2.inference.predictor import Predictor
 
-__version__ = "0.1.0"
 __all__ = ["Predictor", "__version__", "add_pffnet_config", "config_path"]
 
 # Public names that need Detectron2, and the modules they are in.

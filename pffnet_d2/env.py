@@ -20,6 +20,8 @@ from pathlib import Path
 
 from pffnet_d2.errors import InputError
 
+VERSION = "0.1.0"
+
 # What of Detectron2 must import for it to work: a build that does not fit the installed numpy, Pillow or torch still
 # imports at the top.
 DETECTRON2_MODULES = (

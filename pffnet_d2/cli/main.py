@@ -7,9 +7,9 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-from pffnet_d2 import __version__
 from pffnet_d2.cli import failure
 from pffnet_d2.cli.arguments import Parser
+from pffnet_d2.env import VERSION
 
 # A command is a module of this package: HELP (one line), optionally DESCRIPTION and EPILOG, ``add_arguments(parser)``
 # and ``run(args)``, which returns the exit code. What is slow to import is imported in ``run``.
@@ -76,7 +76,7 @@ def _argument_parser(chosen: str) -> argparse.ArgumentParser:
     parser = Parser(
         prog="pffnet", description="Instance segmentation of nuclei, cells and leaves with PFFNet on Detectron2."
     )
-    parser.add_argument("--version", action="version", version=f"pffnet_d2 {__version__}")
+    parser.add_argument("--version", action="version", version=f"pffnet_d2 {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
         module = import_module(f"pffnet_d2.cli.{name}")

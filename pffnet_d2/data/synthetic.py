@@ -1,15 +1,14 @@
 """Procedural images of nuclei with exact label maps, for the demonstration, the tests and the benchmarks.
 
-Nothing is downloaded and nothing is traced: the label map is drawn first and the image is rendered from it, so the
-truth is exact. Two styles:
+The label map is drawn first and the image is rendered from it, so that the truth is exact. There are two styles:
 
 - ``fluorescence``: bright nuclei on a dark, uneven, hazy background, photon and read noise; some nuclei are dim, some
   fields are empty;
 - ``histology``: haematoxylin-and-eosin-like, rendered in optical density (Beer-Lambert, stain vectors of Macenko et al.
   2009) over fibrous stroma.
 
-Nuclei are ellipses with smooth random outlines. They touch and overlap: a later nucleus lies on top, and one that keeps
-less than ``MIN_VISIBLE`` of its pixels is taken away altogether, so that every label is an object one can see.
+Nuclei are ellipses with smooth random outlines. They touch and overlap: a later nucleus lies on top, and one of which
+less than ``MIN_VISIBLE`` stays visible is removed, so that every label is a visible object.
 """
 
 from __future__ import annotations
@@ -34,8 +33,8 @@ CATEGORY = "nucleus"
 NORMALISATION = AS_IS
 DEFAULT_COUNT = {"train": 80, "val": 16}
 SEEDS = {"train": 1, "val": 2}
-MIN_VISIBLE = 0.45  # a nucleus of which less than this part is seen is removed
-MIN_AREA = 12  # pixels; smaller remainders, cut by the border, are removed
+MIN_VISIBLE = 0.45  # visible fraction below which a nucleus is removed
+MIN_AREA = 12  # pixels; smaller nuclei, cut by the border, are removed
 HARMONICS = np.arange(2, 6, dtype=np.float32)  # of the outline; 0 and 1 are size and position
 
 # Optical density per unit of stain in R, G, B: the reference of Macenko et al., ISBI 2009.
@@ -89,14 +88,19 @@ Drawn = tuple[slice, slice, Floats]
 def synthetic_image(
     seed: int, index: int, *, size: tuple[int, int] = (256, 256), style: str | None = None
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """Image ``index`` of the endless series ``seed``.
+    """Image ``index`` of the infinite series ``seed``.
 
     Args:
+        seed: of the series.
+        index: from 0.
         size: height and width in pixels; the number of nuclei grows with the area.
         style: one of ``STYLES``; None draws one.
 
     Returns:
-        image (H, W, 3) uint8 RGB and label map (H, W) int32, 0 background, ids 1..n contiguous.
+        The image, (H, W, 3) uint8 RGB, and its label map, (H, W) int32, 0 background, ids 1..n contiguous.
+
+    Raises:
+        InputError: an unknown style.
     """
     rng = np.random.default_rng([seed, index])
     drawn_style = STYLES[int(rng.random() < 0.5)]
@@ -133,7 +137,7 @@ def _label_map(seed: int, index: int, size: tuple[int, int]) -> npt.NDArray[np.i
 
 
 def _place(rng: np.random.Generator, size: tuple[int, int]) -> list[_Nucleus]:
-    """Nuclei of one field: empty (1 in 25), sparse, ordinary or dense; a part of them is set against an earlier one."""
+    """The nuclei of one field, which is empty (1 in 25), sparse, ordinary or dense. Some touch an earlier nucleus."""
     height, width = size
     kind = rng.choice(4, p=(0.04, 0.2, 0.46, 0.3))
     fewest, most = ((0, 0), (4, 14), (16, 38), (45, 70))[kind]  # in 256 x 256 pixels
@@ -172,7 +176,8 @@ def _place(rng: np.random.Generator, size: tuple[int, int]) -> list[_Nucleus]:
 
 
 def _flatten(drawn: list[Drawn], size: tuple[int, int]) -> tuple[npt.NDArray[np.int32], list[Drawn]]:
-    """Label map, later on top, of the nuclei that are seen, and these. Removing some uncovers others: two passes."""
+    """The label map, later nuclei on top, and the nuclei that are visible in it. Two passes, as removing some uncovers
+    others."""
     for _ in range(2):
         labels = np.zeros(size, np.int32)
         areas = np.zeros(len(drawn) + 1, np.int64)
@@ -198,10 +203,8 @@ def _field(
     coarsest: float,
     fibre: tuple[float, float] | None = None,
 ) -> Floats:
-    """Random texture of mean 0 and standard deviation 1 with wave lengths between ``finest`` and ``coarsest`` pixels,
-    coarse ones stronger.
-
-    ``fibre`` (angle in radians, stretch) draws it out along a direction.
+    """A random texture of mean 0 and standard deviation 1, with wavelengths between ``finest`` and ``coarsest`` pixels
+    and more power in the coarse ones. ``fibre`` (angle in radians, factor) stretches it along a direction.
     """
     fy = np.fft.fftfreq(shape[0]).astype(np.float32)[:, None]
     fx = np.fft.rfftfreq(shape[1]).astype(np.float32)[None, :]

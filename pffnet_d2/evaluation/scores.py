@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from numpy.typing import ArrayLike
 
-from pffnet_d2.atomic_write import read_json, write_text
+from pffnet_d2.atomic_write import write_text
+from pffnet_d2.data.prepared import read_images, report_group
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import metrics
 from pffnet_d2.evaluation.contingency import ContingencyTable
@@ -82,12 +83,6 @@ def better(metric: str) -> str:
 def summaries(rows: Sequence[Mapping[str, Any]], names: Sequence[str] = METRICS) -> dict[str, Summary]:
     """Mean, population standard deviation and NaNs left out, by metric."""
     return {name: summarise([row[name] for row in rows]) for name in names}
-
-
-def report_group(entry: Mapping[str, Any]) -> str:
-    """The group of an image in reports, from its entry in a prepared json; "" where it has none. One that was prepared
-    before there were such groups has a ``group`` instead, which only says what splits keep together."""
-    return str(entry.get("report_group") or "")
 
 
 def by_group(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -166,8 +161,7 @@ def read_groups(path: Path) -> dict[str, str]:
     """
     try:
         if path.suffix == ".json":
-            images = read_json(path)["images"]
-            named = [(Path(image["file_name"]).stem, report_group(image)) for image in images]
+            named = [(Path(image["file_name"]).stem, report_group(image)) for image in read_images(path)]
         else:
             with path.open(newline="", encoding="utf-8-sig") as lines:
                 named = [(row["image"], row["group"] or "") for row in csv.DictReader(lines)]

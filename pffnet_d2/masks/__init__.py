@@ -1,1 +1,1 @@
-"""One object, many objects, label maps: what prediction, evaluation and export exchange. Numpy only."""
+"""Masks of single objects and label maps, which prediction, evaluation and export exchange. Needs only NumPy."""

@@ -1,7 +1,7 @@
-"""Between label maps, masks and COCO annotations.
+"""Conversion between label maps, masks and COCO annotations.
 
-Annotations hold run lengths, not polygons: they are lossless (a traced polygon shrinks nuclei) and may have several
-parts. Configurations that train on them set INPUT.MASK_FORMAT "bitmask".
+Annotations contain run lengths, not polygons. Run lengths are lossless (a traced polygon shrinks nuclei) and may have
+several parts. Configs that train on them set INPUT.MASK_FORMAT "bitmask".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from .instance_mask import InstanceMask
 from .rle import RLE, Runs, decode, encode, encode_masks, runs_of_label_map
 
 CATEGORY_ID = 1
-# What lies on top where objects overlap: the smaller one, or the one that the publisher's file names first.
+# The object on top where objects overlap: the smaller one, or the one that comes first in the publisher's file.
 OVERLAPS = ("smaller", "first")
 PREPARE_AGAIN = "prepare the data set again"
 
@@ -29,15 +29,15 @@ PREPARE_AGAIN = "prepare the data set again"
 def label_map_to_annotations(
     label_map: NDArray[np.int32], image_id: int = 1, first_id: int = 1
 ) -> list[dict[str, Any]]:
-    """COCO annotations, one per object in the order of the labels; their ids count up from ``first_id``.
+    """Make COCO annotations, one per object in the order of the labels. Their ids count up from ``first_id``.
 
     Args:
         label_map: (H, W) integers, 0 background. Labels may have gaps and several parts.
 
     Returns:
         dicts with id, image_id, category_id 1, iscrowd 0, area (pixels), bbox [x, y, w, h] (pixels, the extent of the
-        mask) and segmentation {"size": [H, W], "counts": str}, byte for byte what ``pycocotools.mask.encode`` gives for
-        each mask.
+        mask) and segmentation {"size": [H, W], "counts": str}, byte for byte the same as ``pycocotools.mask.encode``
+        returns for each mask.
     """
     runs, labels = runs_of_label_map(label_map)
     windows = scipy.ndimage.find_objects(label_map)
@@ -59,15 +59,15 @@ def masks_to_annotations(
     first_id: int = 1,
     overlap: str = "smaller",
 ) -> list[dict[str, Any]]:
-    """Like ``label_map_to_annotations`` for objects that may overlap, each whole, in the order given.
+    """Do the same as ``label_map_to_annotations`` for objects that may overlap, each complete, in the order given.
 
     Args:
-        masks: of an image of ``height`` x ``width`` pixels.
-        overlap: of ``OVERLAPS``. "first" is kept as ``z_order`` of each annotation, which ``paint`` and all that is
-            made of it follow: the first mask has the highest. "smaller" needs none.
+        masks: the masks of an image of ``height`` x ``width`` pixels.
+        overlap: one of ``OVERLAPS``. "first" gives each annotation a ``z_order``, the first mask the highest;
+            ``paint`` and the functions built on it follow it. "smaller" needs no ``z_order``.
 
     Raises:
-        InputError: a mask that leaves the image, or is empty.
+        InputError: a mask extends beyond the image, or is empty.
     """
     for each in masks:
         if not each.inside(height, width):
@@ -100,11 +100,11 @@ def _annotation(id: int, image_id: int, area: int, bbox: list[int], segmentation
 def masks_to_label_map(
     masks: Sequence[InstanceMask], height: int, width: int, overlap: str = "smaller"
 ) -> NDArray[np.int32]:
-    """(H, W) int32 label map of objects that may overlap, ids in the order of the masks; those of which nothing is seen
-    get no id.
+    """Make a (H, W) int32 label map of objects that may overlap. Ids follow the order of the masks; completely hidden
+    objects get no id.
 
     Args:
-        overlap: "smaller": the smaller one is on top, of equal ones the later; "first": the first of the masks is.
+        overlap: "smaller": the smaller mask is on top, or the later of equally large ones; "first": the first mask is.
     """
     painted = np.zeros((height, width), np.int32)
     last_to_first = range(len(masks) - 1, -1, -1)
@@ -114,14 +114,14 @@ def masks_to_label_map(
 
 
 def annotations_to_label_map(annotations: Sequence[dict[str, Any]], height: int, width: int) -> NDArray[np.int32]:
-    """(H, W) int32 label map, ids in the order of the annotations.
+    """Make a (H, W) int32 label map, ids in the order of the annotations.
 
-    Where masks overlap the one of higher ``z_order`` is on top (see ``paint``); without that key the smaller one (of
-    equal ones the later), which keeps every object seen that can be. One that nevertheless has no pixel left, or never
-    had one, gets no id, so that ids are 1..n without gaps.
+    Where masks overlap, the one with the higher ``z_order`` is on top (see ``paint``). Without that key the smaller one
+    is on top (the later of equally large ones), so that as few objects as possible are hidden. An object without a
+    visible pixel gets no id, so that ids are 1..n without gaps.
 
     Raises:
-        InputError: naming the annotation whose mask is of another size or cannot be decoded.
+        InputError: a mask has another size or cannot be decoded; the error names the annotation.
     """
     return contiguous(paint(annotations, height, width)[0])
 
@@ -129,10 +129,11 @@ def annotations_to_label_map(annotations: Sequence[dict[str, Any]], height: int,
 def paint(
     annotations: Sequence[dict[str, Any]], height: int, width: int
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Like ``annotations_to_label_map``, but id i + 1 is always annotation i, so ids of hidden ones are missing; and
-    the areas of the whole masks.
+    """Make a label map in which id i + 1 is always annotation i. Returns it and the areas of the complete masks.
 
-    Where masks overlap the annotation of higher ``z_order`` (a whole number, 0 where it has none) is on top, of equal
+    Unlike in ``annotations_to_label_map``, the ids of hidden annotations are missing.
+
+    Where masks overlap, the annotation with the higher ``z_order`` (a whole number, 0 if missing) is on top; of equal
     ones the smaller, of equally large ones the later. The areas sum to the painted pixels exactly when no two masks
     overlap.
     """
@@ -142,20 +143,25 @@ def paint(
     order = np.lexsort((-areas[runs.owner], _z_orders(annotations)[runs.owner]))
     runs = Runs(runs.start[order], runs.length[order], runs.owner[order])
     flat = np.zeros(height * width, np.int32)
-    flat[runs.pixels()] = np.repeat(runs.owner + 1, runs.length)  # of repeated pixels the last value stays
+    flat[runs.pixels()] = np.repeat(
+        runs.owner + 1, runs.length
+    )  # a pixel that occurs several times keeps the last value
     return np.ascontiguousarray(flat.reshape(width, height).T), areas
 
 
 def _z_orders(annotations: Sequence[dict[str, Any]]) -> NDArray[np.int64]:
     for annotation in annotations:
         if type(annotation.get("z_order", 0)) is not int or abs(annotation.get("z_order", 0)) >= 1 << 31:
-            raise InputError(f"{_name(annotation)}: its z_order is no whole number; {PREPARE_AGAIN}")
+            raise InputError(f"{_name(annotation)}: its z_order is not a whole number; {PREPARE_AGAIN}")
     return np.array([annotation.get("z_order", 0) for annotation in annotations], np.int64)
 
 
 def paint_layers(annotations: Sequence[dict[str, Any]], height: int, width: int) -> list[NDArray[np.int32]]:
-    """Label maps that together show every annotation whole, annotation i as i + 1: one where no masks overlap, else as
-    many as lie on each other. At least one, also without annotations."""
+    """Make label maps that together show every annotation completely, annotation i as i + 1.
+
+    Without overlaps there is one map, otherwise as many as there are masks on top of each other. There is at least one
+    map, even without annotations.
+    """
     layers: list[NDArray[np.int32]] = []
     owners = np.arange(len(annotations))
     while True:
@@ -164,7 +170,7 @@ def paint_layers(annotations: Sequence[dict[str, Any]], height: int, width: int)
             return [painted]
         whole = np.bincount(painted.ravel(), minlength=len(owners) + 1)[1:] == areas
         layers.append(np.append(0, np.where(whole, owners + 1, 0)).astype(np.int32)[painted])
-        owners = owners[~whole]  # fewer each time: what is on top is whole
+        owners = owners[~whole]  # fewer each time, because those on top are complete
         if not owners.size:
             return layers
 
@@ -172,11 +178,11 @@ def paint_layers(annotations: Sequence[dict[str, Any]], height: int, width: int)
 def annotations_to_masks(
     annotations: Sequence[dict[str, Any]], height: int, width: int, *, remedy: str = PREPARE_AGAIN
 ) -> list[InstanceMask]:
-    """Every object whole, in the order of the annotations and in the smallest window; those without a pixel are left
-    out.
+    """Return the complete mask of every object in its smallest window, in the order of the annotations. Objects without
+    pixels are skipped.
 
     Raises:
-        InputError: naming the annotation whose mask is of another size or cannot be decoded, and the ``remedy``.
+        InputError: a mask has another size or cannot be decoded; the error names the annotation and the ``remedy``.
     """
     runs = _runs(annotations, height, width, remedy)
     areas = np.bincount(runs.owner, runs.length, len(annotations)).astype(np.int64)
@@ -192,7 +198,7 @@ def annotations_to_masks(
 
 
 def _runs(annotations: Sequence[dict[str, Any]], height: int, width: int, remedy: str = PREPARE_AGAIN) -> Runs:
-    """The runs of the masks, owned by the index of the annotation."""
+    """Return the runs of the masks. The owner of a run is the index of its annotation."""
     if not annotations:
         none = np.zeros(0, np.int64)
         return Runs(none, none, none)
@@ -204,7 +210,7 @@ def _runs(annotations: Sequence[dict[str, Any]], height: int, width: int, remedy
 
 
 def _compressed(annotation: dict[str, Any], height: int, width: int, remedy: str) -> bytes:
-    """The run-length string of an annotation given as run lengths (compressed or not) or polygons."""
+    """Return the run-length string of an annotation given as run lengths (compressed or not) or polygons."""
     try:
         segmentation = annotation["segmentation"]
         if isinstance(segmentation, list):
@@ -213,7 +219,7 @@ def _compressed(annotation: dict[str, Any], height: int, width: int, remedy: str
         if isinstance(counts, list):
             counts = mask_util.frPyObjects(segmentation, *size)["counts"]
         string: bytes = counts.encode("ascii") if isinstance(counts, str) else bytes(counts)
-    except Exception as error:  # pycocotools raises bare ones
+    except Exception as error:  # pycocotools raises bare exceptions
         raise InputError(
             f"{_name(annotation)}: its segmentation is neither run lengths nor polygons; {remedy}"
         ) from error

@@ -1,4 +1,4 @@
-"""Masks to one label map by the papers' overlap rule, without ever holding N full-size masks."""
+"""Turns masks into one label map by the papers' overlap rule, without N masks of the size of the image in memory."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from .paste import instance_masks
 class LabelMapRule:
     """How detections become a label map.
 
-    Instances of a class score above ``score_threshold`` (beta) are laid down by descending ``scores`` (of equals the
-    earlier first): one that better ones cover by more than ``max_covered`` of its pixels is dropped, else it keeps the
-    pixels that are still free. ([P] III-E gives a contested pixel to the higher score; dropping covered instances comes
-    from the released code, ``removeoverlap``.)
+    Instances with a class score above ``score_threshold`` (beta) are painted by descending ``scores`` (of equal scores
+    the earlier instance first). An instance is dropped if better ones cover more than ``max_covered`` of its pixels;
+    otherwise it gets the pixels that are still free. ([P] III-E gives a contested pixel to the higher score; dropping
+    covered instances comes from the released code, ``removeoverlap``.)
 
     Attributes:
-        score_threshold: beta in [0, 1); strict.
+        score_threshold: beta in [0, 1); scores must be above it.
         mask_threshold: mask probability from which a pixel belongs to an instance; ROI masks only.
-        max_covered: fraction in [0, 1]; strict.
-        fill_holes: a mask's holes (background it encloses, pixels that touch at corners enclose) become part of it
-            before it is laid down; better instances inside keep their pixels.
-        largest_component: of the pixels an instance keeps, only the largest part stays (4-connected; of equals the
-            first in row order).
-        min_size: an instance that keeps fewer pixels is dropped and hides nothing.
-        largest_first: lay them down by descending area instead (of equals the better one first): the largest of
-            overlapping masks stays whole (Zhang, Wei, Yue, MLP Coursework 4, 2018, 2.2). Labels still go by score.
+        max_covered: fraction in [0, 1]; an instance covered by exactly this fraction is kept.
+        fill_holes: fill the holes of a mask before it is painted; better instances inside keep their pixels. A hole is
+            background enclosed by the mask; pixels that touch only at corners enclose it too.
+        largest_component: keep only the largest part of the pixels an instance gets (4-connected; of equally large
+            parts the first in row order).
+        min_size: an instance that gets fewer pixels is dropped, and its pixels stay free.
+        largest_first: paint by descending area instead (of equal areas the better instance first), so that the largest
+            of overlapping masks is complete (Zhang, Wei, Yue, MLP Coursework 4, 2018, 2.2). Ids still follow the score.
 
     Raises:
-        InputError: a value out of its range, with which there would be no object at all.
+        InputError: a value is out of its range, so that no object could be found.
     """
 
     score_threshold: float = 0.5
@@ -55,7 +55,7 @@ class LabelMapRule:
 
     @classmethod
     def from_config(cls, cfg: Any) -> LabelMapRule:
-        """The keys below MODEL.PFFNET.LABEL_MAP."""
+        """Make the rule from the keys below MODEL.PFFNET.LABEL_MAP."""
         keys = cfg.MODEL.PFFNET.LABEL_MAP
         return cls(**{field.name: keys[cls._key(field.name).rpartition(".")[2]] for field in fields(cls)})
 
@@ -65,26 +65,26 @@ class LabelMapRule:
 
 
 def instances_to_label_map(instances: Any, rule: LabelMapRule | None = None, **changes: Any) -> NDArray[np.int32]:
-    """Label map of one image's detections; the work is proportional to the sum of their box areas.
+    """Make the label map of one image's detections. The time is proportional to the sum of their box areas.
 
     Args:
         instances: Detectron2's ``Instances`` on any device with ``image_size`` (H, W), ``scores`` (N,),
-            ``class_scores`` (N,) where they differ from ``scores``, and what :func:`instance_masks` needs.
-        rule: None: the default one.
+            ``class_scores`` (N,) if they differ from ``scores``, and the fields that :func:`instance_masks` needs.
+        rule: None: the default rule.
         changes: values of the rule by name, such as ``score_threshold=0.4``.
 
     Returns:
         (H, W) int32, 0 background, ids 1..n contiguous, 1 the most confident.
 
     Raises:
-        InputError: a threshold or size out of its range.
+        InputError: a threshold or size is out of its range.
     """
     label_map, _ = label_map_and_indices(instances, replace(rule or LabelMapRule(), **changes))
     return label_map
 
 
 def label_map_and_indices(instances: Any, rule: LabelMapRule) -> tuple[NDArray[np.int32], list[int]]:
-    """:func:`instances_to_label_map`, and for the labels 1..n the index of the instance each came from."""
+    """Do the same as :func:`instances_to_label_map`, and also return the index of the instance of each label 1..n."""
     scores = _numpy(instances.scores)
     class_scores = _numpy(instances.class_scores) if instances.has("class_scores") else scores
     kept = np.flatnonzero(class_scores > rule.score_threshold)
@@ -102,8 +102,10 @@ def _numpy(tensor: Any) -> NDArray[np.float32]:
 def compose(
     masks: Iterable[InstanceMask], image_size: tuple[int, int], rule: LabelMapRule
 ) -> tuple[NDArray[np.int32], list[int]]:
-    """The label map of masks given in order of confidence, and which mask each label is; by :class:`LabelMapRule`,
-    whose thresholds of scores and probabilities are not asked here."""
+    """Make the label map of masks given in order of confidence. Also return the index of the mask of each label.
+
+    Follows :class:`LabelMapRule`, except for its thresholds of scores and probabilities.
+    """
     label_map = np.zeros(image_size, dtype=np.int32)
     laid: list[int] = []
     given = enumerate(masks)
@@ -143,11 +145,13 @@ def _largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def contiguous(labels: NDArray[Any]) -> NDArray[np.int32]:
-    """The same objects with ids 1..n in the order of their labels, int32. Labels are whole numbers >= 0, 0 the
-    background."""
+    """Renumber objects to ids 1..n (int32) in the order of their labels.
+
+    Labels are whole numbers >= 0; 0 is the background.
+    """
     labels = labels if labels.dtype.kind in "ui" else labels.astype(np.int64)
     highest = int(labels.max(initial=0))
-    if highest > labels.size:  # colours as numbers, say: a table of all ids up to it would be too long
+    if highest > labels.size:  # for example colours read as numbers: a table of all ids would be too long
         values, inverse = np.unique(labels, return_inverse=True)
         ids = np.arange(len(values)) + (values[0] != 0)
         return np.ascontiguousarray(ids[inverse].reshape(labels.shape), np.int32)

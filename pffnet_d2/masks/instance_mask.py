@@ -1,4 +1,4 @@
-"""One object, cut out of its image: what label maps, annotations and outlines are made of."""
+"""The mask of one object in a window of its image. Label maps, annotations and outlines are made from these."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class InstanceMask(NamedTuple):
 
     Attributes:
         y0, x0: row and column of the window's upper left pixel.
-        mask: (h, w) bool, rows y0..y0+h and columns x0..x0+w of the image. Pixels outside the window are unset. Empty
-            where there is no object.
+        mask: (h, w) bool, rows y0..y0+h and columns x0..x0+w of the image. Pixels outside the window are unset. The
+            array is empty if the mask has no pixels.
     """
 
     y0: int
@@ -24,7 +24,7 @@ class InstanceMask(NamedTuple):
 
     @classmethod
     def of(cls, mask: NDArray[np.bool_], y0: int = 0, x0: int = 0) -> InstanceMask:
-        """The set pixels of a larger mask (h, w) that lies at (y0, x0), in the smallest window that holds them."""
+        """Cut the set pixels out of a larger mask (h, w) at (y0, x0), in the smallest window that contains them."""
         rows = np.flatnonzero(mask.any(axis=1))
         if not len(rows):
             return cls(y0, x0, mask[:0, :0])
@@ -34,23 +34,23 @@ class InstanceMask(NamedTuple):
 
     @property
     def area(self) -> int:
-        """How many pixels are set."""
+        """The number of set pixels."""
         return int(np.count_nonzero(self.mask))
 
     @property
     def window(self) -> tuple[slice, slice]:
-        """Rows and columns of the image: ``image[self.window]`` has the shape of ``mask``."""
+        """The rows and columns of the window: ``image[self.window]`` has the shape of ``mask``."""
         height, width = self.mask.shape
         return slice(self.y0, self.y0 + height), slice(self.x0, self.x0 + width)
 
     def inside(self, height: int, width: int) -> bool:
-        """Whether the window lies inside an image of that size."""
+        """Return whether the window lies inside an image of that size."""
         rows, columns = self.window
         return rows.start >= 0 and columns.start >= 0 and rows.stop <= height and columns.stop <= width
 
 
 class InstanceMasks:
-    """``pred_masks`` of Detectron2's ``Instances`` without an N x H x W stack: exact, and on the CPU."""
+    """``pred_masks`` for Detectron2's ``Instances`` without an N x H x W stack. The masks are exact and on the CPU."""
 
     def __init__(self, masks: Iterable[InstanceMask], image_size: tuple[int, int]) -> None:
         self.masks, self.image_size = list(masks), image_size
@@ -59,7 +59,7 @@ class InstanceMasks:
         return len(self.masks)
 
     def __getitem__(self, item: Any) -> InstanceMasks:
-        """Those of a slice, of (n,) indices, or where (N,) bools are True (arrays or tensors on any device)."""
+        """Select masks by a slice, by (n,) indices or by (N,) bools (arrays or tensors on any device)."""
         if hasattr(item, "cpu"):
             item = item.cpu().numpy()
         chosen = np.arange(len(self))[item]
@@ -67,14 +67,14 @@ class InstanceMasks:
 
     @property
     def tensor(self) -> Any:
-        """(N, H, W) bool ``torch.Tensor``."""
+        """The masks as a (N, H, W) bool ``torch.Tensor``."""
         import torch
 
         return torch.from_numpy(stack(self.masks, self.image_size))
 
 
 def stack(masks: Sequence[InstanceMask], image_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """(N, H, W) bool: the masks in images of their own."""
+    """Stack masks as (N, H, W) bool, each in the full image."""
     full = np.zeros((len(masks), *image_size), dtype=bool)
     for image, each in zip(full, masks, strict=True):
         image[each.window] = each.mask

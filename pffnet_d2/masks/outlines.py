@@ -1,7 +1,7 @@
 """Pixel-exact outlines of the objects of a label map: polygons along the edges of the pixels, with holes and parts.
 
-A pixel (x, y) is the square from (x, y) to (x + 1, y + 1), as in QuPath and ImageJ, so an outline holds exactly the
-pixels of its object: filled again it gives the label map back. Contours through pixel centres
+A pixel (x, y) is the square from (x, y) to (x + 1, y + 1), as in QuPath and ImageJ. An outline therefore encloses
+exactly the pixels of its object, and filling the outlines gives the label map again. Contours through pixel centres
 (``skimage.measure.find_contours``, OpenCV) are half a pixel too small on every side.
 """
 
@@ -14,26 +14,26 @@ import scipy
 from numpy.typing import NDArray
 
 Ring = NDArray[np.int64]
-"""(n, 2) corners x, y in pixels, n >= 4, the first not repeated at the end."""
+"""(n, 2) corners x, y in pixels, n >= 4. The first corner is not repeated at the end."""
 Part = list[Ring]
-"""Exterior, then its holes; both turn so that the object lies on the right of the direction of travel as one looks at
-the image (y down): the exterior clockwise, the holes counter-clockwise."""
+"""The exterior, then its holes. The object lies on the right of the direction of travel when looking at the image
+(y down): the exterior runs clockwise, the holes counter-clockwise."""
 
-# Objects are traced together, until their windows have this many pixels: some hundred bytes of scratch for each pixel
-# on an outline.
+# Objects are traced together until their windows have this many pixels. Tracing needs about a hundred bytes for each
+# pixel on an outline.
 _CHUNK = 2**20
 
 
 def outlines(label_map: NDArray[np.int32]) -> Iterator[tuple[int, list[Part]]]:
-    """The outline of every object, one after the other, in the order of the labels.
+    """Trace the outline of every object, in the order of the labels.
 
     Args:
         label_map: (H, W) integers, 0 background. Labels may have gaps, parts and holes.
 
     Yields:
-        (label, parts). Pixels that only touch at a corner are different parts, so every ring is simple (passes no
-        point twice): the parts are the polygons of a valid multi-polygon. Only corners are kept: successive points
-        differ in direction.
+        (label, parts). Pixels that touch only at a corner are in different parts, so every ring is simple (passes no
+        point twice) and the parts are the polygons of a valid multi-polygon. The rings contain only corners: the
+        direction changes at every point.
     """
     windows = [
         (i, window) for i, window in enumerate(scipy.ndimage.find_objects(label_map), start=1) if window is not None
@@ -52,8 +52,11 @@ def outlines(label_map: NDArray[np.int32]) -> Iterator[tuple[int, list[Part]]]:
 def _trace(
     label_map: NDArray[np.int32], windows: list[tuple[int, tuple[slice, slice]]]
 ) -> Iterator[tuple[int, list[Part]]]:
-    """:func:`outlines` of some objects. Their windows, each with a margin of one pixel, lie one after the other in one
-    flat canvas, so that the steps below are taken for all of them at once."""
+    """Trace the :func:`outlines` of some objects together.
+
+    Their windows, each with a margin of one pixel, are placed one after the other in one flat canvas, so that each step
+    below handles all of them at once.
+    """
     masks = [np.pad(label_map[window] == own, 1) for own, window in windows]
     begins = np.cumsum([0, *(mask.size for mask in masks)])
     canvas = np.concatenate([mask.ravel() for mask in masks])
@@ -61,10 +64,10 @@ def _trace(
     owner = np.searchsorted(begins, pixel, side="right") - 1
     stride = np.array([mask.shape[1] for mask in masks])[owner]
 
-    # Sides of a pixel and the direction of travel along them: 0 top (right), 1 right (down), 2 bottom (left), 3 left
-    # (up). Steps to the pixel ahead along a side, and to the one across it.
+    # The sides of a pixel, with the direction of travel in brackets: 0 top (right), 1 right (down), 2 bottom (left),
+    # 3 left (up). ``ahead`` and ``across`` are the steps to the pixel ahead along a side and to the one across it.
     ahead = np.stack([np.ones_like(stride), stride, -np.ones_like(stride), -stride])
-    across = np.roll(ahead, 1, axis=0)  # above the top, right of the right side, ...
+    across = np.roll(ahead, 1, axis=0)  # above the top side, right of the right side, ...
     side, which = np.nonzero(~canvas[pixel + across])
     at, ahead, across, owner, stride = (
         pixel[which],
@@ -73,8 +76,8 @@ def _trace(
         owner[which],
         stride[which],
     )
-    # From the end of a side: right where the pixel ahead is not set (also where only the one diagonally across is:
-    # these two are different parts), straight on where only the pixel ahead is set, left where both are.
+    # At the end of a side, turn right if the pixel ahead is not set (even if the one diagonally across is: it is in
+    # another part), go straight on if only the pixel ahead is set, turn left if both are set.
     front = canvas[at + ahead]
     left = front & canvas[at + ahead + across]
     follower_pixel = np.where(left, at + ahead + across, np.where(front, at + ahead, at))
@@ -83,7 +86,7 @@ def _trace(
     order = np.argsort(key)
     follower = order[np.searchsorted(key, follower_key, sorter=order)]
 
-    # Corner points where each side begins.
+    # The corner points where the sides begin.
     local = at - begins[owner]
     tops = np.array([rows.start for _, (rows, _) in windows])
     lefts = np.array([columns.start for _, (_, columns) in windows])
@@ -101,7 +104,7 @@ def _trace(
 
 
 def _cycles(follower: list[int]) -> Iterator[NDArray[np.int64]]:
-    """The cycles of a permutation, each from its lowest index on."""
+    """Yield the cycles of a permutation, each starting at its lowest index."""
     seen = bytearray(len(follower))
     for first in range(len(follower)):
         if seen[first]:
@@ -115,7 +118,7 @@ def _cycles(follower: list[int]) -> Iterator[NDArray[np.int64]]:
 
 
 def _simple(ring: Ring) -> list[Ring]:
-    """A ring cut at the points that it passes twice (pixels that touch at a corner: a hole there, say)."""
+    """Cut a ring at the points that it passes twice, which are corners where two pixels touch (at a hole, say)."""
     points = [(x, y) for x, y in ring.tolist()]
     if len(set(points)) == len(points):
         return [ring]
@@ -123,7 +126,7 @@ def _simple(ring: Ring) -> list[Ring]:
     path: list[tuple[int, int]] = []
     place: dict[tuple[int, int], int] = {}
     for point in points:
-        if point in place:  # cut off what was passed since
+        if point in place:  # cut off the points since the first pass
             begin = place[point]
             simple.append(np.array(path[begin:]))
             for passed in path[begin:]:
@@ -136,7 +139,7 @@ def _simple(ring: Ring) -> list[Ring]:
 
 
 def _parts(rings: list[Ring], mask: NDArray[np.bool_], origin: tuple[int, int]) -> list[Part]:
-    """Exteriors with their holes. ``mask`` is that of the object, its first pixel at ``origin`` (x, y)."""
+    """Group exteriors with their holes. ``mask`` is the mask of the object, its first pixel at ``origin`` (x, y)."""
     parts = [[ring] for ring in rings if _area(ring) > 0]
     holes = [ring for ring in rings if _area(ring) < 0]
     if not holes:
@@ -146,7 +149,7 @@ def _parts(rings: list[Ring], mask: NDArray[np.bool_], origin: tuple[int, int]) 
     components, _ = scipy.ndimage.label(mask)
 
     def component(ring: Ring) -> int:
-        # The pixel on the right of the first step.
+        # The pixel to the right of the first step.
         (x0, y0), (x1, y1) = ring[:2].tolist()
         x = x0 - (x1 < x0 or y1 > y0)
         y = y0 - (x1 < x0 or y1 < y0)
@@ -159,6 +162,6 @@ def _parts(rings: list[Ring], mask: NDArray[np.bool_], origin: tuple[int, int]) 
 
 
 def _area(ring: Ring) -> int:
-    """Signed area in pixels; positive: clockwise as one looks at the image."""
+    """Return the signed area in pixels; it is positive for a clockwise ring when looking at the image."""
     x, y = ring.T
     return int(x @ np.roll(y, -1) - y @ np.roll(x, -1)) // 2

@@ -1,4 +1,4 @@
-"""The masks of a network as :class:`InstanceMask`: ROI masks are sampled in their boxes, full ones cropped."""
+"""Turns the masks of a network into :class:`InstanceMask`: ROI masks are sampled in their boxes, full masks cropped."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 
 from .instance_mask import InstanceMask, InstanceMasks
 
-# Sides of windows are rounded up to a multiple of this where masks are put into groups.
+# Masks are grouped by the sides of their windows, rounded up to a multiple of this.
 _STEP = 16
-# At most so many pixels are sampled in one go: about 10 bytes of scratch for each.
+# The largest number of pixels that are sampled together; each needs about 10 bytes.
 _CHUNK = 2**22
 
 EMPTY = InstanceMask(0, 0, np.zeros((0, 0), dtype=bool))
@@ -21,25 +21,25 @@ EMPTY = InstanceMask(0, 0, np.zeros((0, 0), dtype=bool))
 def instance_masks(
     instances: Any, mask_threshold: float = 0.5, chosen: Sequence[int] | None = None
 ) -> list[InstanceMask]:
-    """The mask of each instance.
+    """Return the mask of each instance.
 
     Args:
-        instances: Detectron2's ``Instances`` on any device, with ``image_size`` (H, W) and ``pred_masks``, which are
-            either ROI masks, floating (N, 1, m, m) or (N, m, m) probabilities in the frame of ``pred_boxes`` (N boxes
-            XYXY in pixels), or masks of the whole image, (N, H, W) of bool or integers, or :class:`InstanceMasks`,
-            which are handed on as they are.
+        instances: Detectron2's ``Instances`` on any device, with ``image_size`` (H, W) and ``pred_masks``. These are
+            ROI masks, floating-point probabilities (N, 1, m, m) or (N, m, m) in the frame of ``pred_boxes`` (N boxes
+            XYXY in pixels); or masks of the whole image, (N, H, W) bool or integers; or :class:`InstanceMasks`, which
+            are returned as they are.
         mask_threshold: probability from which a pixel of a ROI mask is set.
         chosen: indices of the instances; None: all.
 
     Returns:
-        N masks inside the image. A box without area or with NaN gives an empty one.
+        N masks inside the image. A box without area or with NaN gives an empty mask.
     """
     indices = list(range(len(instances)) if chosen is None else chosen)
     masks = instances.pred_masks
     if isinstance(masks, InstanceMasks):
         return [masks.masks[index] for index in indices]
     masks = getattr(masks, "tensor", masks).detach()
-    if not masks.dtype.is_floating_point:  # one by one: a stack of full-size masks is not copied
+    if not masks.dtype.is_floating_point:  # one by one, so that a stack of full-size masks is not copied
         return [InstanceMask.of(masks[index].cpu().numpy().astype(bool, copy=False)) for index in indices]
     probabilities = masks[indices].float().cpu().numpy().reshape(len(indices), *masks.shape[-2:])
     boxes = instances.pred_boxes.tensor.detach()[indices].float().cpu().numpy()
@@ -49,10 +49,11 @@ def instance_masks(
 def paste(
     probabilities: NDArray[np.float32], boxes: NDArray[np.float32], image_size: tuple[int, int], threshold: float
 ) -> list[InstanceMask]:
-    """Bilinear samples of ROI masks at the centres of the image's pixels, compared with a threshold.
+    """Sample ROI masks at the centres of the image's pixels (bilinear) and compare the samples with a threshold.
 
-    Equal to ``detectron2.layers.paste_masks_in_image`` on the CPU, but only in a window around each box. (On the GPU
-    that differs for thresholds below 0.5: there it also sets pixels further outside large boxes.)
+    The result equals that of ``detectron2.layers.paste_masks_in_image`` on the CPU, but only a window around each box
+    is computed. (On the GPU Detectron2's function differs for thresholds below 0.5: there it also sets pixels further
+    outside of large boxes.)
 
     Args:
         probabilities: (N, m, m); zero outside.
@@ -62,8 +63,8 @@ def paste(
     """
     pasted = [EMPTY] * len(boxes)
     sound = np.asarray(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] > boxes[:, :2]).all(axis=1))
-    # Bilinear sampling with zeros outside the mask reaches half a cell beyond the box, but values there stay below one
-    # half; the pixel on each side is Detectron2's margin.
+    # Bilinear sampling with zeros outside the mask reaches half a cell beyond the box, but the values there are below
+    # one half. The pixel on each side is Detectron2's margin.
     limits = np.array([image_size[1], image_size[0]])
     low = np.clip(np.floor(np.where(sound[:, None], boxes[:, :2], 0)) - 1, 0, limits).astype(np.int64)
     high = np.clip(np.ceil(np.where(sound[:, None], boxes[:, 2:], 0)) + 1, 0, limits).astype(np.int64)
@@ -76,7 +77,7 @@ def paste(
         masks = probabilities[chosen]
         values = rows.weights(masks.shape[1]) @ masks @ columns.weights(masks.shape[2]).transpose(0, 2, 1)
         above = values >= threshold
-        # A sum in another order than Detectron2's may fall on the other side of a threshold that it all but equals.
+        # A sum in another order than Detectron2's may round to the other side of a threshold that it nearly equals.
         close = np.nonzero(np.abs(values - threshold) < 1e-5)
         above[close] = _sample(masks, close, rows, columns) >= threshold
         for index, mask in zip(chosen.tolist(), above, strict=True):
@@ -86,7 +87,7 @@ def paste(
 
 
 def _of_like_size(sides: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Groups of indices of windows (N, 2) that have pixels: of like size, to be sampled in one go, and not too many."""
+    """Group the indices of windows (N, 2) that have pixels by similar size, to sample a limited number together."""
     filled = np.flatnonzero(sides.all(axis=1))
     steps = -(-sides[filled] // _STEP)
     order = np.lexsort((steps[:, 1], steps[:, 0]))
@@ -99,10 +100,10 @@ def _of_like_size(sides: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
 
 
 class _Axis(NamedTuple):
-    """Where the pixels of one axis of windows sample the cells of their masks."""
+    """The positions at which the pixels of windows sample the cells of their masks, along one axis."""
 
     cell: NDArray[np.int64]  # (n, pixels) the cell below each pixel's centre, from -2 (outside) to the number of cells
-    fraction: NDArray[np.float32]  # (n, pixels) how far on the way to the next cell
+    fraction: NDArray[np.float32]  # (n, pixels) the fraction of the distance to the next cell
 
     @classmethod
     def of(
@@ -113,16 +114,16 @@ class _Axis(NamedTuple):
         high: NDArray[np.float32],
         cells: int,
     ) -> _Axis:
-        """Of windows that begin at the pixels ``start`` (n,), around boxes from ``low`` to ``high``."""
+        """Compute the positions of windows that begin at the pixels ``start`` (n,), for boxes ``low`` to ``high``."""
         centre = (start[:, None] + np.arange(pixels)).astype(np.float32) + np.float32(0.5)
-        # The operations of torch's grid_sample in their order, so that they round alike.
+        # The operations of torch's grid_sample in the same order, so that they round in the same way.
         place = (centre - low[:, None]) / (high - low)[:, None] * np.float32(2) - np.float32(1)
         place = _fused(place + np.float32(1), np.float32(cells / 2), np.float32(-0.5))
         below = np.floor(place)
         return cls(np.clip(below, -2, cells).astype(np.int64), place - below)
 
     def weights(self, cells: int) -> NDArray[np.float32]:
-        """(n, pixels, cells): with what weight each pixel sees each cell."""
+        """Return (n, pixels, cells): the weight of each cell for each pixel."""
         padded = np.zeros((*self.cell.shape, cells + 4), np.float32)
         place = np.arange(0, padded.size, cells + 4) + self.cell.ravel() + 2
         padded.ravel()[place] = np.float32(1) - self.fraction.ravel()
@@ -133,7 +134,7 @@ class _Axis(NamedTuple):
 def _sample(
     masks: NDArray[np.float32], places: tuple[NDArray[np.int64], ...], rows: _Axis, columns: _Axis
 ) -> NDArray[np.float32]:
-    """(k,) values at pixels (mask, row, column), rounded as torch's grid_sample rounds them."""
+    """Return (k,) values at pixels (mask, row, column), rounded as in torch's grid_sample."""
     n, row, column = places
     y, south, x, east = rows.cell[n, row], rows.fraction[n, row], columns.cell[n, column], columns.fraction[n, column]
     north, west = np.float32(1) - south, np.float32(1) - east
@@ -145,5 +146,5 @@ def _sample(
 
 
 def _fused(a: NDArray[np.float32], b: Any, c: Any) -> NDArray[np.float32]:
-    """a * b + c, rounded once, as a processor's fused multiplication and addition does."""
+    """Compute a * b + c, rounded once, as a processor's fused multiply-add does."""
     return (a.astype(np.float64) * b + c).astype(np.float32)

@@ -1,4 +1,4 @@
-"""ResNet-FPN that hands on the ResNet's own maps beside the pyramid's: one pass for both branches."""
+"""A ResNet-FPN that returns the ResNet's own maps as well as the pyramid's, so that one pass serves both branches."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from torch import Tensor
 class ResNetFPN(FPN):
     """Detectron2's FPN (same parameters under the same names) that also returns its ``in_features`` res2 .. res5.
 
-    The instance branch reads p2 .. p6, the GCN decoder res2 .. res5 ([P] III-B). The released code runs the ResNet
-    twice for this.
+    The instance branch reads p2 .. p6, and the GCN decoder reads res2 .. res5 ([P] III-B). The released code runs the
+    ResNet twice to get both.
     """
 
     def encode(self, x: Tensor) -> dict[str, Tensor]:
-        """The maps of ``in_features``, which the pyramid is built on and the GCN decoder reads."""
+        """Return the maps of ``in_features``. The pyramid is built on them, and the GCN decoder reads them."""
         features: dict[str, Tensor] = self.bottom_up(x)
         return features
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W) with H and W multiples of 32 to maps of stride 4 .. 32 (res*, p2 .. p5) and 64 (p6)."""
+        """Turn (N, 3, H, W), H and W multiples of 32, into maps of stride 4 .. 32 (res*, p2 .. p5) and 64 (p6)."""
         features = self.encode(x)
         pyramid: list[Tensor] = []
         level: Tensor | None = None
-        # From the coarsest level down, as upstream orders its convolutions.
+        # From the coarsest level to the finest, the order in which Detectron2 stores its convolutions.
         names = reversed(self.in_features)
         for name, lateral, output in zip(names, self.lateral_convs, self.output_convs, strict=True):
             merged = lateral(features[name])
@@ -50,7 +50,7 @@ class ResNetFPN(FPN):
 
 @BACKBONE_REGISTRY.register()
 def build_pffnet_resnet_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> ResNetFPN:
-    """ResNetFPN from MODEL.RESNETS and MODEL.FPN, with P6 a subsampled P5 as in Detectron2."""
+    """Build a ResNetFPN from MODEL.RESNETS and MODEL.FPN. As in Detectron2, P6 is P5 subsampled."""
     return ResNetFPN(
         bottom_up=build_resnet_backbone(cfg, input_shape),
         in_features=cfg.MODEL.FPN.IN_FEATURES,

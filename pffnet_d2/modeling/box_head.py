@@ -1,4 +1,4 @@
-"""The box head of [P]: two fully connected layers, each with GroupNorm (Detectron2 normalises convolutions only)."""
+"""The box head of [P]: two fully connected layers with GroupNorm. Detectron2's head normalises only convolutions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def fc_norm_relu(dim_in: int, dim_out: int, norm: str) -> nn.Sequential:
-    """Linear, norm (GroupNorm takes (K, C)), ReLU; the norm replaces the bias."""
+    """Build a linear layer, a norm (GroupNorm accepts (K, C)) and a ReLU. The norm replaces the bias."""
     linear = nn.Linear(dim_in, dim_out, bias=norm == "")
     weight_init.c2_xavier_fill(linear)
     return nn.Sequential(linear, get_norm(norm, dim_out) or nn.Identity(), nn.ReLU())
@@ -22,7 +22,7 @@ def fc_norm_relu(dim_in: int, dim_out: int, norm: str) -> nn.Sequential:
 
 @ROI_BOX_HEAD_REGISTRY.register()
 class FastRCNNFCNormHead(nn.Module):
-    """Flatten, then NUM_FC times Linear + NORM + ReLU of width FC_DIM (MODEL.ROI_BOX_HEAD)."""
+    """Flatten, then NUM_FC layers of Linear + NORM + ReLU, each of width FC_DIM (MODEL.ROI_BOX_HEAD)."""
 
     @configurable
     def __init__(self, input_shape: ShapeSpec, *, fc_dims: list[int], norm: str = "GN") -> None:
@@ -41,5 +41,5 @@ class FastRCNNFCNormHead(nn.Module):
         return self._output_shape
 
     def forward(self, x: Tensor) -> Tensor:
-        """(K, C, h, w) ROI features to (K, FC_DIM)."""
+        """Turn ROI features (K, C, h, w) into (K, FC_DIM)."""
         return self.fcs(x.flatten(1))

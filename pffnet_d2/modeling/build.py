@@ -1,4 +1,4 @@
-"""Building a network, with one line where its config describes none."""
+"""Build a network from a config. A config that does not describe a network gets an error of one line."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pffnet_d2.errors import InputError
 
 
 def build_network(cfg: Any) -> nn.Module:
-    """Detectron2's ``build_model``, on the device that MODEL.DEVICE names.
+    """Call Detectron2's ``build_model`` on the device of MODEL.DEVICE.
 
     Raises:
-        InputError: values that are good each by itself (``config.values``) describe no network together.
+        InputError: each value is valid by itself (``config.values``), but together they do not describe a network.
     """
     try:
         with denormals_flushed(cfg.MODEL.DEVICE):

@@ -1,8 +1,8 @@
-"""FCN-8s on VGG-16 and the erosion that parts its foreground into nuclei: the baseline of the DSB2018 coursework.
+"""FCN-8s on VGG-16 and the erosion that splits its foreground into nuclei: the baseline of the DSB2018 coursework.
 
-[C] Zhang, Wei, Yue: MLP Coursework 4, Instance Segmentation of Nucleus Images (2018). What it leaves open is as in the
-code it names as its source (Teichmann et al., MultiNet, arXiv 1612.07695), [T]. The layers: Shelhamer, Long, Darrell,
-IEEE TPAMI 39, 2017.
+[C] Zhang, Wei, Yue: MLP Coursework 4, Instance Segmentation of Nucleus Images (2018). Details that [C] does not give
+follow [T], the code it names as its source (Teichmann et al., MultiNet, arXiv 1612.07695). The layers are those of
+Shelhamer, Long, Darrell, IEEE TPAMI 39, 2017.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from pffnet_d2.masks.instance_mask import InstanceMask, InstanceMasks
 
 from .inputs import AsTrained
 
-CONVS = (2, 2, 3, 3, 3)  # of VGG-16, by stage
+CONVS = (2, 2, 3, 3, 3)  # convolutions in each stage of VGG-16
 CLASSES = 2  # background and nucleus
 DROPOUT = 0.5  # after fc6 and fc7 [C]
 
-# The layers of torchvision's vgg16 that are convolutions here; its last one, the classes of ImageNet, is left out.
+# The linear layers of torchvision's vgg16 that are convolutions here. Its last one, ImageNet's classes, is not used.
 TORCHVISION = {"classifier.0": "fc6", "classifier.3": "fc7"}
 
 
 class VGG16(nn.Module):
-    """VGG-16 whose fully connected layers are convolutions. ``features`` is numbered as torchvision's.
+    """VGG-16 whose fully connected layers are convolutions. ``features`` is numbered as in torchvision.
 
-    Maps of odd size are pooled to the larger half, so that no image needs padding ([T]'s "SAME").
+    Pooling rounds odd sizes up, so that no image needs padding ([T]'s "SAME").
     """
 
     def __init__(self, widths: Sequence[int], fc_dim: int, norm: str = "") -> None:
@@ -48,11 +48,11 @@ class VGG16(nn.Module):
         Args:
             widths: channels of the five stages; VGG: 64, 128, 256, 512, 512.
             fc_dim: channels of fc6 and fc7; VGG: 4096.
-            norm: of all convolutions; VGG has none.
+            norm: the norm of all convolutions; VGG has none.
         """
         super().__init__()
         layers: list[nn.Module] = []
-        self.pools: list[int] = []  # their places in ``features``
+        self.pools: list[int] = []  # the indices of the pooling layers in ``features``
         channels = 3
         for width, convs in zip(widths, CONVS, strict=True):
             for _ in range(convs):
@@ -70,7 +70,7 @@ class VGG16(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, 3, H, W) to pool3, pool4 and fc7, of ceil(H / 8), ceil(H / 16) and ceil(H / 32) rows."""
+        """Turn (N, 3, H, W) into pool3, pool4 and fc7, which have ceil(H / 8), ceil(H / 16) and ceil(H / 32) rows."""
         pooled = []
         for i, layer in enumerate(self.features):
             x = layer(x)
@@ -82,8 +82,10 @@ class VGG16(nn.Module):
 
 
 def bilinear_upsampling(factor: int) -> nn.ConvTranspose2d:
-    """A learnable transposed convolution, (N, 2, h, w) to (N, 2, factor h, factor w), that starts as bilinear
-    interpolation class by class."""
+    """Build a learnable transposed convolution from (N, 2, h, w) to (N, 2, factor h, factor w).
+
+    It is initialised as bilinear interpolation of each class.
+    """
     up = nn.ConvTranspose2d(CLASSES, CLASSES, 2 * factor, stride=factor, padding=factor // 2, bias=False)
     line = 1 - (torch.arange(2 * factor) - (factor - 0.5)).abs() / factor
     with torch.no_grad():
@@ -92,19 +94,19 @@ def bilinear_upsampling(factor: int) -> nn.ConvTranspose2d:
 
 
 def erode_label_grow(foreground: NDArray[np.bool_], radius: int) -> NDArray[np.int32]:
-    """Part a foreground where it is thin: erode it, label the parts, grow them back at equal speed ([C] 2.1).
+    """Split a foreground where it is thin: erode it, label the parts, grow them back at equal speed ([C] 2.1).
 
-    Growing fills the whole foreground and nothing else. [C] grows as far as it erodes, which loses what the erosion
-    took away whole: corners, thin parts, and nuclei narrower than 2 ``radius`` + 1. Here these nuclei are parts too.
-    Labelling must come between erosion and growth: an opening that is labelled afterwards joins again what it parted.
+    The parts grow until they fill exactly the foreground. [C] grows only as far as it erodes, and so loses corners,
+    thin parts, and nuclei narrower than 2 ``radius`` + 1, which the erosion removes whole. Here these nuclei are parts
+    too. The parts must be labelled between erosion and growth: growing first would join them again.
 
     Args:
         foreground: (H, W).
-        radius: of the disc that erodes, in pixels; 0 labels the foreground as it is. The border of the image does not
-            erode.
+        radius: of the eroding disc, in pixels; 0 labels the foreground without erosion. The foreground is not eroded
+            at the border of the image.
 
     Returns:
-        (H, W) int32, 0 background; every part is 4-connected, its label may be any.
+        (H, W) int32, 0 is background. Every part is 4-connected; the labels are in no particular order.
     """
     whole = skimage.measure.label(foreground, connectivity=1)
     seeds = skimage.measure.label(
@@ -124,10 +126,10 @@ def erode_label_grow(foreground: NDArray[np.bool_], radius: int) -> NDArray[np.i
 
 @META_ARCH_REGISTRY.register()
 class FCN8s(nn.Module):
-    """FCN-8s, and instances from its foreground.
+    """FCN-8s, and the instances made from its foreground.
 
-    Its instances do not overlap: ``pred_boxes`` (extents of the masks, pixels), ``pred_classes`` (0), ``scores`` (mean
-    probability of the foreground in the mask, in (0.5, 1]; descending) and ``pred_masks``.
+    The instances do not overlap. They have ``pred_boxes`` (extents of the masks, pixels), ``pred_classes`` (0),
+    ``scores`` (mean foreground probability in the mask, in (0.5, 1]; descending) and ``pred_masks``.
     """
 
     @configurable
@@ -146,17 +148,17 @@ class FCN8s(nn.Module):
     ) -> None:
         """
         Args:
-            widths, fc_dim, norm: of :class:`VGG16`.
-            erosion_radius: of :func:`erode_label_grow`.
-            max_instances: the best scored that an image returns.
+            widths, fc_dim, norm: see :class:`VGG16`.
+            erosion_radius: see :func:`erode_label_grow`.
+            max_instances: the largest number of instances per image; those with the best scores are kept.
             ignore_value: the value of pixels without truth in semantic targets.
-            pixel_mean, pixel_std: one a channel.
-            as_trained: what inference does to its inputs first; None: nothing.
+            pixel_mean, pixel_std: one value per channel.
+            as_trained: applied to the inputs of inference first; None: they are used as they are.
         """
         super().__init__()
         self.as_trained = as_trained
         self.backbone = VGG16(widths, fc_dim, norm)
-        # [T]: on the raw maps of the pools, almost silent at first.
+        # [T]: these read the pools' maps without a norm, and are initialised close to zero.
         self.score_fc7 = nn.Conv2d(fc_dim, CLASSES, kernel_size=1)
         self.score_pool4 = nn.Conv2d(widths[3], CLASSES, kernel_size=1)
         self.score_pool3 = nn.Conv2d(widths[2], CLASSES, kernel_size=1)
@@ -195,14 +197,14 @@ class FCN8s(nn.Module):
         return self.score_fc7.weight.device
 
     def without_weight_decay(self) -> Iterator[nn.Parameter]:
-        """[T] decays the weights of VGG's 13 convolutions and of the scores only."""
+        """Yield all parameters but the weights of VGG's 13 convolutions and of the scores: [T] decays only those."""
         for module in (self.backbone.fc6, self.backbone.fc7, self.up_fc7, self.up_pool4, self.up_pool3):
             yield from module.parameters()
 
     def logits(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W), normalised, to (N, 2, H, W), for any H and W."""
+        """Turn a normalised (N, 3, H, W) into logits (N, 2, H, W), for any H and W."""
         pool3, pool4, fc7 = self.backbone(images)
-        # Each map covers its finer one from the upper left corner on, and beyond it where that is odd.
+        # Each coarser map starts at the upper left corner of the finer one and, if its size is odd, reaches beyond it.
         x = self.score_pool4(pool4)
         x = x + self.up_fc7(self.score_fc7(fc7))[..., : x.shape[-2], : x.shape[-1]]
         y = self.score_pool3(pool3)
@@ -213,13 +215,13 @@ class FCN8s(nn.Module):
     def forward(self, batched_inputs: list[dict[str, Any]], paste_masks: bool = True) -> Any:
         """
         Args:
-            batched_inputs: one dict an image, as Detectron2's: ``image`` (3, H, W); in training ``sem_seg`` (H, W)
-                int64. Images of several sizes are padded to the largest; one by one they are not.
-            paste_masks: True returns (k, H, W) bool masks, as Detectron2 does; False ``InstanceMasks``.
+            batched_inputs: one dict per image, as in Detectron2: ``image`` (3, H, W); in training also ``sem_seg``
+                (H, W) int64. Images of different sizes are padded to the largest; a single image is not padded.
+            paste_masks: True returns (k, H, W) bool masks, as Detectron2 does; False returns ``InstanceMasks``.
 
         Returns:
-            In training ``{"loss_sem_seg": ...}``, the cross-entropy, mean over the pixels that have a truth. Else one
-            dict an image at its original size: ``instances`` and ``sem_seg`` (2, H, W) logits.
+            In training ``{"loss_sem_seg": ...}``, the mean cross-entropy over the pixels that have a truth. Otherwise
+            one dict per image, at its original size: ``instances`` and ``sem_seg`` (2, H, W) logits.
         """
         if self.as_trained is not None and self.training:
             self.as_trained.check_training(batched_inputs)
@@ -241,7 +243,7 @@ class FCN8s(nn.Module):
         return results
 
     def _instances(self, probability: Tensor, paste_masks: bool) -> Instances:
-        """Of the foreground's probabilities (H, W)."""
+        """Make the instances of one image from its foreground probabilities (H, W)."""
         found = probability.detach().cpu().numpy()
         parts = erode_label_grow(found > 0.5, self.erosion_radius)
         sums = np.bincount(parts.ravel(), weights=found.ravel())
@@ -264,10 +266,10 @@ class FCN8s(nn.Module):
         return instances
 
     def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """``nn.Module``'s, which also takes the weights of torchvision's vgg16 for the backbone.
+        """Load a state dict as ``nn.Module`` does, or the weights of torchvision's vgg16 into the backbone.
 
         Raises:
-            ValueError: they have other widths, or numbers that are none.
+            ValueError: the weights have other widths, or values that are not finite.
         """
         if any(name.startswith("features.") for name in state_dict):
             state_dict = self._from_torchvision(state_dict)
@@ -285,7 +287,7 @@ class FCN8s(nn.Module):
             if value.shape[0] != shape[0] or value.numel() != shape.numel():
                 raise ValueError(f"{name} has the shape {tuple(value.shape)} in the file, {tuple(shape)} here.")
             if not value.isfinite().all():
-                # torchvision's file of the features alone is filled up with NaN
+                # torchvision's file that has only the features fills the other layers with NaN
                 raise ValueError(f"{name} holds values that are not finite; take torchvision's IMAGENET1K_V1.")
             found[f"backbone.{target}"] = value.reshape(shape)
         return found

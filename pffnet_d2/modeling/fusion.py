@@ -1,8 +1,8 @@
-"""Feature fusion of [P] Algorithm 1 and Fig. 10: instance masks written into a semantic feature map.
+"""Feature fusion of [P] Algorithm 1 and Fig. 10: instance masks are written into a semantic feature map.
 
 The papers describe a loop that changes the map one ROI at a time. Every variant has a closed form over all ROIs of
-the batch, computed here on the list of pixels that lie inside boxes: work and memory follow the sum of the box areas
-(and of the boxes' heights times the masks' width).
+the batch. It is computed here on the list of pixels that lie inside boxes, so time and memory are proportional to the
+sum of the box areas (and of the boxes' heights times the masks' width).
 """
 
 from __future__ import annotations
@@ -14,28 +14,28 @@ from torch import Tensor
 
 MODES = ("residual_attention", "attention", "summation", "replacement")
 
-# Residual attention multiplies by up to 2 per ROI, and a training batch can hold more than a hundred ROIs of one
-# object. The gain of a pixel is bounded by 2^16 so that the map stays finite (2^128 leaves float32).
+# Residual attention multiplies by up to 2 per ROI, and a training batch can contain more than a hundred ROIs of one
+# object. The gain of a pixel is limited to 2^16 so that the map stays finite (float32 overflows at 2^128).
 MAX_LOG_GAIN = 16 * 0.6931471805599453
-# Attention takes the logarithm of probabilities; below this they count as this.
+# Attention takes the logarithm of probabilities; smaller ones are raised to this value.
 MIN_PROBABILITY = 1e-12
 
 
 class BoxPixels(NamedTuple):
-    """The T pixels inside K boxes, box after box and line after line; their lines, L in all, are the boxes' rows."""
+    """The T pixels inside K boxes, ordered by box and then by line. A line is one row of one box; there are L lines."""
 
-    roi: Tensor  # (L,) int64: which box
-    v: Tensor  # (L,) float: row of the line's centre in its box, from 0 to 1
-    line: Tensor  # (T,) int64: which line
-    u: Tensor  # (T,) float: column of the pixel's centre in its box, from 0 to 1
+    roi: Tensor  # (L,) int64: the box of each line
+    v: Tensor  # (L,) float: vertical position of the line's centre in its box, from 0 to 1
+    line: Tensor  # (T,) int64: the line of each pixel
+    u: Tensor  # (T,) float: horizontal position of the pixel's centre in its box, from 0 to 1
     pixel: Tensor  # (T,) int64: index into a flattened (N, H, W)
 
 
 def box_pixels(boxes: Tensor, batch_index: Tensor, shape: tuple[int, int, int]) -> BoxPixels:
-    """List the pixels (x, y) whose centres lie in the boxes: x1 <= x + 1/2 < x2, and so for y.
+    """List the pixels (x, y) whose centres lie in the boxes: x1 <= x + 1/2 < x2, and the same for y.
 
     Args:
-        boxes: (K, 4) float, XYXY in pixels of the map; may reach outside of it.
+        boxes: (K, 4) float, XYXY in pixels of the map; may extend beyond it.
         batch_index: (K,) int64, the image of each box.
         shape: (N, H, W) of the map.
     """
@@ -46,7 +46,7 @@ def box_pixels(boxes: Tensor, batch_index: Tensor, shape: tuple[int, int, int]) 
     columns, rows = (right - left).clamp(min=0), (bottom - top).clamp(min=0)
     n_lines, n_pixels = torch.stack([rows.sum(), (rows * columns).sum()]).tolist()
 
-    # One gather of whole rows is several times faster than one a column.
+    # One gather of whole rows is several times faster than one gather per column.
     roi = torch.repeat_interleave(rows, output_size=n_lines)
     per_box = torch.stack([rows.cumsum(0) - rows, top, columns, left, batch_index * height], dim=1)
     first_line, top, columns, left, map_top = per_box.index_select(0, roi).unbind(1)
@@ -64,7 +64,7 @@ def box_pixels(boxes: Tensor, batch_index: Tensor, shape: tuple[int, int, int]) 
 
 
 def resize_into_boxes(masks: Tensor, where: BoxPixels) -> Tensor:
-    """R(.) of [P]: the bilinear resize (``align_corners=False``) of each mask to its box, at the listed pixels.
+    """R(.) of [P]: resize each mask to its box (bilinear, ``align_corners=False``) and read it at the listed pixels.
 
     Args:
         masks: (K, C, m, m) float.
@@ -75,14 +75,14 @@ def resize_into_boxes(masks: Tensor, where: BoxPixels) -> Tensor:
     _, channels, rows, columns = masks.shape
 
     def between(values: Tensor, first: Tensor, place: Tensor, size: int) -> Tensor:
-        """Linear interpolation in the ``size`` rows of ``values`` from row ``first`` on, at ``place`` (0 to 1)."""
+        """Interpolate linearly, at ``place`` (0 to 1), in the ``size`` rows of ``values`` that start at ``first``."""
         place = (place * size - 0.5).clamp(0, size - 1)
         low = place.long()
         high = (low + 1).clamp(max=size - 1)
         weight = (place - low).to(values.dtype)[:, None]
         return torch.lerp(values.index_select(0, first + low), values.index_select(0, first + high), weight)
 
-    # Vertically once a line, of which there are far fewer than pixels; then horizontally.
+    # First vertically, once per line, because there are far fewer lines than pixels; then horizontally.
     lines = masks.permute(0, 2, 3, 1).reshape(-1, columns * channels)
     lines = between(lines, where.roi * rows, where.v, rows)
     return between(lines.view(-1, channels), where.line * columns, where.u, columns)
@@ -93,14 +93,14 @@ def fuse(
 ) -> Tensor:
     """F_K: the semantic map F_0 after all K instance masks M_i have been written into their boxes B_i.
 
-    With P_i = sigmoid(M_i) resized into B_i, M'_i = M_i resized into B_i, and products and sums over the ROIs whose
-    box holds the pixel ([P] Fig. 10):
+    P_i is sigmoid(M_i) resized into B_i, and M'_i is M_i resized into B_i. Products and sums run over the ROIs whose
+    box contains the pixel ([P] Fig. 10):
 
     ======================  =============================
     ``residual_attention``  F_0 * prod (1 + P_i), the product at most exp(MAX_LOG_GAIN); [P] Algorithm 1
     ``attention``           F_0 * prod P_i, each P_i at least MIN_PROBABILITY
     ``summation``           F_0 + sum M'_i
-    ``replacement``         M'_i of the last such ROI in the order given, else F_0; [V2]
+    ``replacement``         M'_i of the last such ROI in the order given, F_0 outside of all boxes; [V2]
     ======================  =============================
 
     Args:
@@ -137,8 +137,8 @@ def fuse(
     elif mode == "summation":
         fused = f0 + scatter_sum(resize_into_boxes(logits, where))
     else:
-        # The last ROI is the largest index that covers a pixel; of the entries of a pixel all but its are left out of
-        # the sum, which picks them without asking the device how many there are.
+        # The last ROI of a pixel is the largest index that covers it. All other entries of the pixel are multiplied by
+        # zero: selecting them with a boolean index would have to wait for the device.
         roi = where.roi.index_select(0, where.line)
         last = roi.new_full((n * height * width,), -1).scatter_reduce(0, where.pixel, roi, "amax")
         is_last = (last[where.pixel] == roi)[:, None]

@@ -1,4 +1,4 @@
-"""The semantic map of the instance branch: F_0 from P2, the masks fused into it, S_ins and its loss ([P] III-C)."""
+"""The semantic map of the instance branch: F_0 from P2, the fusion of the masks, S_ins and its loss ([P] III-C)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .mask_head import pixel_shuffle
 
 FEATURE_FUSION_HEAD_REGISTRY = Registry("FEATURE_FUSION_HEAD")
 FEATURE_FUSION_HEAD_REGISTRY.__doc__ = """
-Heads that fuse instances into a semantic map: called with (features, instances, targets), they return
+Heads that fuse instances into a semantic map. They are called with (features, instances, targets) and return
 (S_ins (N, classes, H, W), losses).
 """
 
@@ -28,11 +28,11 @@ CHANNELS = ("foreground", "per_channel")
 
 
 class UpsampledConv(nn.Conv2d):
-    """conv3x3(nearest upsampling by ``scale``), computed at the coarse resolution; the same parameters and values.
+    """conv3x3(nearest upsampling by ``scale``), computed at the coarse resolution with the same parameters and values.
 
     A fine pixel of phase p (0 .. scale-1) under the tap t (-1, 0, 1) reads the coarse pixel floor((p + t) / scale), so
-    each phase is a 3x3 convolution of the coarse map with taps of the kernel added up. The input stays scale^2
-    smaller; zero padding means the same in both.
+    each phase is a 3x3 convolution of the coarse map whose taps are sums of the kernel's. The input is scale^2 times
+    smaller than the upsampled one. Zero padding gives the same values in both.
     """
 
     def __init__(self, channels_in: int, channels_out: int, scale: int) -> None:
@@ -45,7 +45,7 @@ class UpsampledConv(nn.Conv2d):
         self.register_buffer("landing", landing, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) to (N, channels_out, h * scale, w * scale)."""
+        """Turn (N, C, h, w) into (N, channels_out, h * scale, w * scale)."""
         weight = torch.einsum("ocij,pik,qjl->opqckl", self.weight, self.landing, self.landing)
         bias = None if self.bias is None else self.bias.repeat_interleave(self.scale**2)
         return pixel_shuffle(F.conv2d(x, weight.flatten(0, 2), bias, padding=1), self.scale)
@@ -55,7 +55,8 @@ class UpsampledConv(nn.Conv2d):
 class RAFFHead(nn.Module):
     """F_0 = conv3x3(nearest upsampling of P2); F_K = fuse(F_0, M, B); S_ins = F_K or conv1x1(ReLU(conv3x3(ReLU(F_K)))).
 
-    Mode ``residual_attention`` is [P]'s residual attention feature fusion, ``replacement`` that of Cell R-CNN V2.
+    Mode ``residual_attention`` is the residual attention feature fusion of [P]; ``replacement`` is the fusion of Cell
+    R-CNN V2.
     """
 
     @configurable
@@ -84,8 +85,8 @@ class RAFFHead(nn.Module):
                 raise InputError(f"MODEL.PFFNET.FUSION.{key} {value!r} is not one of {', '.join(known)}")
         if channels == "foreground" and not post_convs and mode in ("replacement", "summation"):
             raise InputError(
-                f"MODEL.PFFNET.FUSION.CHANNELS foreground: {mode} writes the same into both classes, and without "
-                "POST_CONVS the softmax of them never sees it; set MODEL.PFFNET.FUSION.CHANNELS per_channel"
+                f"MODEL.PFFNET.FUSION.CHANNELS foreground: {mode} writes the same values into both classes, so that "
+                "without POST_CONVS their softmax ignores the masks; set MODEL.PFFNET.FUSION.CHANNELS per_channel"
             )
         self.f0 = UpsampledConv(input_shape.channels or 0, num_classes, input_shape.stride or 1)
         self.post = nn.Sequential()
@@ -122,13 +123,13 @@ class RAFFHead(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """
         Args:
-            features: holds ``in_feature``, (N, C, H / stride, W / stride).
-            instances: one entry an image, with ``mask_logits`` (k, 2 or 1, m, m) and ``fusion_boxes`` (k, 4) in
-                pixels of the network's input; in the order in which they are written.
+            features: contains ``in_feature``, (N, C, H / stride, W / stride).
+            instances: one entry per image, with ``mask_logits`` (k, 2 or 1, m, m) and ``fusion_boxes`` (k, 4) in
+                pixels of the network's input, in the order in which they are written.
             targets: (N, H, W) int64 classes; training only.
 
         Returns:
-            S_ins, logits (N, num_classes, H, W), and ``{"loss_sem_seg_fusion": ...}`` where targets were given.
+            S_ins, logits (N, num_classes, H, W), and ``{"loss_sem_seg_fusion": ...}`` if targets were given.
         """
         f0 = self.f0(features[self.in_feature]).float()
         logits = torch.cat([x.mask_logits for x in instances])
@@ -138,7 +139,7 @@ class RAFFHead(nn.Module):
             logits = logits.detach()
         boxes = torch.cat([x.fusion_boxes for x in instances])
         batch_index = torch.cat([torch.full((len(x),), i, device=boxes.device) for i, x in enumerate(instances)])
-        # A product of probabilities, and what becomes of it, leaves the range of float16.
+        # A product of probabilities, and the values computed from it, leave the range of float16.
         with torch.autocast(f0.device.type, enabled=False):
             s_ins = self.post(fuse(f0, logits, boxes, batch_index, self.mode))
         if targets is None:
@@ -148,6 +149,6 @@ class RAFFHead(nn.Module):
 
 
 def build_feature_fusion_head(cfg: Any, input_shape: dict[str, ShapeSpec]) -> nn.Module | None:
-    """The head named by MODEL.PFFNET.FUSION.NAME, or None for an empty name."""
+    """Build the head named by MODEL.PFFNET.FUSION.NAME. Returns None if the name is empty."""
     name = cfg.MODEL.PFFNET.FUSION.NAME
     return FEATURE_FUSION_HEAD_REGISTRY.get(name)(cfg, input_shape) if name else None

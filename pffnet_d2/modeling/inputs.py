@@ -1,5 +1,4 @@
-"""What inference does to images that come from elsewhere, such as Detectron2's ``DefaultPredictor``: they get the grey
-values and the size of the images of training."""
+"""Bring images from elsewhere, such as Detectron2's ``DefaultPredictor``, to the grey values and size of training."""
 
 from __future__ import annotations
 
@@ -16,11 +15,11 @@ from pffnet_d2.imaging.square import resize_to_square
 
 
 class AsTrained:
-    """Callable on one of a model's inputs, for inference.
+    """Prepares one input of a model for inference.
 
-    Grey values follow MODEL.PFFNET.NORMALISATION, unless the input says ``"normalised": True``: data sets that were
-    prepared and ``pffnet_d2.Predictor`` do, and doing it twice would stretch the noise of an empty image. The size
-    follows INPUT.SQUARE; an image that has it already stays as it is.
+    Grey values are normalised as MODEL.PFFNET.NORMALISATION says, unless the input has ``"normalised": True``.
+    Prepared data sets and ``pffnet_d2.Predictor`` set it, because normalising twice would stretch the noise of an
+    empty image. The image is resized as INPUT.SQUARE says, unless it already has that size.
     """
 
     def __init__(self, cfg: Any) -> None:
@@ -32,10 +31,10 @@ class AsTrained:
     def __call__(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """
         Args:
-            inputs: Detectron2's, with ``image`` (C, H, W), uint8 or floating.
+            inputs: a dict as in Detectron2, with ``image`` (C, H, W), uint8 or floating point.
 
         Returns:
-            The same with the image of training; ``height`` and ``width``, where they were missing, are those it had.
+            The same dict with the prepared image. ``height`` and ``width``, if missing, are set to the original size.
         """
         image: Tensor = inputs["image"]
         height, width = image.shape[-2:]
@@ -48,13 +47,13 @@ class AsTrained:
         return {"height": height, "width": width, **inputs, "image": image}
 
     def check_training(self, inputs: list[dict[str, Any]]) -> None:
-        """
+        """Check that training images have the size of INPUT.SQUARE.TRAIN. Detectron2's own mapper ignores that key.
+
         Args:
-            inputs: a batch of training, each with ``image`` (C, H, W).
+            inputs: a training batch, each with ``image`` (C, H, W).
 
         Raises:
-            InputError: images that have not become the squares of INPUT.SQUARE.TRAIN: Detectron2's own mapper does not
-                know that key.
+            InputError: an image is not a square of INPUT.SQUARE.TRAIN pixels.
         """
         side = self.training_side
         for height, width in (each["image"].shape[-2:] for each in inputs if side):
@@ -68,18 +67,18 @@ class AsTrained:
         return max(height, width) == self.side and (min(height, width) == self.side or not self.stretch)
 
     def _normalise(self, image: Tensor) -> Tensor:
-        """An image of whole numbers, 8 or 16 bit; what holds others was changed before and stays as it is."""
+        """Normalise an image of 8 or 16 bit whole numbers. Other values were changed before and stay as they are."""
         values = _values(image)
         if values.dtype.kind != "u" or (values.dtype == np.uint8 and self.normalisation == AUTO):
             return image
-        if (values == values[:1]).all():  # grey, whose percentiles are those of one channel
+        if (values == values[:1]).all():  # a grey image has the percentiles of one of its channels
             values = values[:1]
         rgb = to_rgb8(values.transpose(1, 2, 0), self.normalisation)
         return torch.from_numpy(np.ascontiguousarray(rgb.transpose(2, 0, 1))).to(image)
 
 
 def _values(image: Tensor) -> np.ndarray[Any, np.dtype[Any]]:
-    """(C, H, W) as numpy; whole numbers from 0 to 255 as uint8, from 0 to 65535 as uint16."""
+    """Convert (C, H, W) to numpy: whole numbers from 0 to 255 become uint8, those from 0 to 65535 uint16."""
     values = image.cpu().numpy()
     if values.dtype.kind != "f" or not values.size:
         return values

@@ -1,4 +1,4 @@
-"""The dual-modal mask head ([V2] Table 1 and Fig. 4, inherited by [P]) and the mask targets of a set of ROIs."""
+"""The dual-modal mask head ([V2] Table 1 and Fig. 4; [P] uses it too) and the mask targets of a set of ROIs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TRUNKS = ("paper", "release")
 
 
 def conv_norm_relu(dim_in: int, dim_out: int, norm: str, stride: int = 1) -> Conv2d:
-    """3x3 convolution, norm, ReLU. A width that GroupNorm's 32 groups do not divide gets the largest number that do."""
+    """Build a 3x3 convolution, a norm and a ReLU. GroupNorm has gcd(32, ``dim_out``) groups."""
     groups = gcd(32, dim_out)
     layer = nn.GroupNorm(groups, dim_out) if norm == "GN" and groups < 32 else get_norm(norm, dim_out)
     conv = Conv2d(
@@ -45,7 +45,10 @@ def conv_norm_relu(dim_in: int, dim_out: int, norm: str, stride: int = 1) -> Con
 
 
 def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
-    """(K, C * factor^2, h, w) to (K, C, h * factor, w * factor); ``nn.PixelShuffle`` fails backward at K = 0."""
+    """Turn (K, C * factor^2, h, w) into (K, C, h * factor, w * factor).
+
+    ``nn.PixelShuffle`` has no gradient for K = 0.
+    """
     k, c, h, w = x.shape
     c //= factor * factor
     x = x.view(k, c, factor, factor, h, w).permute(0, 1, 4, 2, 5, 3)
@@ -53,28 +56,28 @@ def pixel_shuffle(x: Tensor, factor: int) -> Tensor:
 
 
 def mask_targets(instances: list[Instances], side: int) -> Tensor:
-    """T: the truth of each ROI, cropped to its proposal and resized. (K, side, side) float32 of 0 and 1.
+    """T: crop the true mask of each ROI to its proposal and resize it. Returns (K, side, side) float32, 0 or 1.
 
     Args:
-        instances: one entry an image, with ``proposal_boxes`` and ``gt_masks`` (BitMasks; an image without ROIs needs
-            none).
+        instances: one entry per image, with ``proposal_boxes`` and ``gt_masks`` (BitMasks; not needed for an image
+            without ROIs).
     """
     crops = [x.gt_masks.crop_and_resize(x.proposal_boxes.tensor, side) for x in instances if len(x)]
     return torch.cat(crops).float() if crops else instances[0].proposal_boxes.tensor.new_zeros(0, side, side)
 
 
 def mask_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean binary cross-entropy of (K, m, m) logits; 0, with a gradient of 0, when there are no ROIs."""
+    """Mean binary cross-entropy of (K, m, m) logits. If there are no ROIs, it is 0 and has a gradient of 0."""
     total = F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="sum")
     return total / max(targets.numel(), 1)
 
 
 class BackgroundAndObject(BaseMaskRCNNHead):
-    """What mask heads share whose ``layers`` give (K, 2, m, m) logits: channel 0 background, channel 1 the object."""
+    """Base of mask heads whose ``layers`` return (K, 2, m, m) logits: channel 0 background, channel 1 the object."""
 
     def forward(self, x: Tensor, instances: list[Instances]) -> Any:
-        """Detectron2's contract for mask heads, so that the head also serves in ``StandardROIHeads``."""
-        # Upstream takes channel = class; of two channels and class 0 it would take the background.
+        """Do what Detectron2 expects of a mask head, so that the head also works in ``StandardROIHeads``."""
+        # Detectron2 takes the channel of the class. For class 0 that would be the background.
         foreground = self.layers(x)[:, 1:]
         if self.training:
             return {"loss_mask": mask_rcnn_loss(foreground, instances, self.vis_period) * self.loss_weight}
@@ -84,7 +87,7 @@ class BackgroundAndObject(BaseMaskRCNNHead):
 
 @ROI_MASK_HEAD_REGISTRY.register()
 class TwoChannelMaskHead(BackgroundAndObject, MaskRCNNConvUpsampleHead):
-    """Mask R-CNN's head with a background channel, which [V2]'s ablations without dual-modal masks fuse (Table 3)."""
+    """Mask R-CNN's head with a background channel. [V2]'s ablations without dual-modal masks fuse it (Table 3)."""
 
     @classmethod
     def from_config(cls, cfg: Any, input_shape: ShapeSpec) -> dict[str, Any]:
@@ -115,7 +118,7 @@ class DualModalMaskHead(BackgroundAndObject):
         """
         Args:
             input_shape: channels, height h and width w of the ROI feature.
-            num_conv: convolutions shared by both paths (paper 3, release 4).
+            num_conv: number of convolutions shared by both paths (paper 3, release 4).
             trunk, fc_relu: MODEL.ROI_MASK_HEAD.{TRUNK, FC_RELU}.
         """
         super().__init__(**kwargs)
@@ -124,7 +127,7 @@ class DualModalMaskHead(BackgroundAndObject):
         channels, height, width = input_shape.channels or 0, input_shape.height or 0, input_shape.width or 0
         dims = [channels] + [conv_dim] * num_conv
         self.shared = nn.ModuleList(conv_norm_relu(a, b, norm) for a, b in itertools.pairwise(dims))
-        # The release applies the last shared convolution once more where the paper has one of its own.
+        # In its place the release applies the last shared convolution a second time.
         self.spatial1 = conv_norm_relu(conv_dim, conv_dim, norm) if trunk == "paper" else None
         self.spatial2 = Conv2d(conv_dim, 4 * conv_dim, kernel_size=3, padding=1, activation=F.relu)
         self.predictor = Conv2d(conv_dim, 2, kernel_size=1)
@@ -153,7 +156,7 @@ class DualModalMaskHead(BackgroundAndObject):
         }
 
     def layers(self, x: Tensor) -> Tensor:
-        """R (K, C, h, w) to M (K, 2, 2h, 2w), logits."""
+        """Turn R (K, C, h, w) into the logits M (K, 2, 2h, 2w)."""
         for conv in self.shared:
             x = conv(x)
         spatial = (self.shared[-1] if self.spatial1 is None else self.spatial1)(x)
@@ -163,6 +166,6 @@ class DualModalMaskHead(BackgroundAndObject):
 
 
 def gt_areas(instances: list[Instances]) -> Tensor:
-    """(K,) float32, the pixels of the whole object each ROI is assigned to."""
+    """Return (K,) float32: the area in pixels of the whole object that each ROI is assigned to."""
     areas = [x.gt_masks.tensor.flatten(1).sum(1).float() for x in instances if len(x)]
     return cat(areas) if areas else instances[0].proposal_boxes.tensor.new_zeros(0)

@@ -1,4 +1,4 @@
-"""The mask quality head of [P] III-D: how good a predicted mask is, from the ROI feature and the mask itself."""
+"""The mask quality head of [P] III-D: it rates a predicted mask from the ROI feature and the mask itself."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from .mask_head import conv_norm_relu
 
 ROI_MASK_QUALITY_HEAD_REGISTRY = Registry("ROI_MASK_QUALITY_HEAD")
 ROI_MASK_QUALITY_HEAD_REGISTRY.__doc__ = """
-Heads that score masks: called with (ROI feature (K, C, h, w), mask probability (K, 1, 2h, 2w)), they return (K,).
+Heads that score masks. They are called with (ROI feature (K, C, h, w), mask probability (K, 1, 2h, 2w)) and return
+(K,).
 """
 
 RESHAPES = ("space_to_depth", "view", "max_pool")
 
 
 def mask_to_channels(mask: Tensor, how: str) -> Tensor:
-    """(K, 1, 2h, 2w) to (K, 4 or 1, h, w): see MODEL.ROI_MASK_QUALITY_HEAD.RESHAPE."""
+    """Turn (K, 1, 2h, 2w) into (K, 4 or 1, h, w); see MODEL.ROI_MASK_QUALITY_HEAD.RESHAPE."""
     k, _, height, width = mask.shape
     h, w = height // 2, width // 2
     if how == "view":
@@ -35,10 +36,11 @@ def mask_to_channels(mask: Tensor, how: str) -> Tensor:
 
 
 def quality_target(mask_logits: Tensor, targets: Tensor, gt_areas: Tensor, box_areas: Tensor) -> Tensor:
-    """Half IoU and half Dice of each predicted mask with its whole object ([P] Eq. 3). (K,) in [0, 1], no gradient.
+    """Mean of IoU and Dice of each predicted mask with its whole object ([P] Eq. 3). (K,) in [0, 1], no gradient.
 
-    Both are counted in cells of the ROI. The part of the object outside of the ROI is counted through its area, as in
-    Mask Scoring R-CNN: A = (area of the object) * (cells a pixel of the proposal), at least the cells seen inside.
+    Both are counted in cells of the ROI. The area of the whole object, which may extend beyond the ROI, is converted
+    into cells as in Mask Scoring R-CNN: A = (area of the object) * (cells per pixel of the proposal), but at least the
+    object's cells inside the ROI.
 
     Args:
         mask_logits: (K, m, m), the predicted masks P = logits > 0.
@@ -59,14 +61,14 @@ def quality_target(mask_logits: Tensor, targets: Tensor, gt_areas: Tensor, box_a
 
 
 def quality_loss(quality: Tensor, target: Tensor) -> Tensor:
-    """Mean of (s_qua - target)^2 / 2 over the ROIs with a positive target; 0 when there are none."""
+    """Mean of (s_qua - target)^2 / 2 over the ROIs with a positive target; 0 if no ROI has one."""
     counts = (target > 0).float()
     return (counts * 0.5 * (quality.float() - target).square()).sum() / counts.sum().clamp(min=1)
 
 
 @ROI_MASK_QUALITY_HEAD_REGISTRY.register()
 class MaskQualityHead(nn.Module):
-    """Convolutions (the last with stride 2), two fully connected layers, one number in (0, 1) ([P] Table I)."""
+    """Convolutions (the last with stride 2), two fully connected layers, and an output in (0, 1) ([P] Table I)."""
 
     @configurable
     def __init__(
@@ -118,13 +120,13 @@ class MaskQualityHead(nn.Module):
         }
 
     def forward(self, roi_features: Tensor, mask_probabilities: Tensor) -> Tensor:
-        """s_qua (K,) from R (K, C, h, w) and sigmoid(M) (K, 1, 2h, 2w); the gradient flows into both."""
+        """Compute s_qua (K,) from R (K, C, h, w) and sigmoid(M) (K, 1, 2h, 2w). Both receive a gradient."""
         mask = mask_to_channels(mask_probabilities.to(roi_features.dtype), self.reshape)
         quality = self.predictor(self.fcs(self.convs(torch.cat([roi_features, mask], 1)).flatten(1)))[:, 0]
         return quality.sigmoid() if self.sigmoid else quality
 
 
 def build_mask_quality_head(cfg: Any, input_shape: ShapeSpec) -> nn.Module | None:
-    """The head named by MODEL.ROI_MASK_QUALITY_HEAD.NAME, or None for an empty name."""
+    """Build the head named by MODEL.ROI_MASK_QUALITY_HEAD.NAME. Returns None if the name is empty."""
     name = cfg.MODEL.ROI_MASK_QUALITY_HEAD.NAME
     return ROI_MASK_QUALITY_HEAD_REGISTRY.get(name)(cfg, input_shape) if name else None

@@ -1,4 +1,4 @@
-"""PFFNet: one backbone pass, an instance branch, a semantic branch, and what ties them ([P] Fig. 2, Eq. 5)."""
+"""PFFNet: one backbone pass, an instance branch, a semantic branch, and their consistency loss ([P] Fig. 2, Eq. 5)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def consistency_loss(s_sem: Tensor, s_ins: Tensor, valid: Tensor) -> Tensor:
     """Mean squared difference of the two branches' class probabilities over the valid pixels ([P] Eq. 4).
 
     Args:
-        s_sem, s_ins: logits (N, C, H, W); the gradient flows into both.
+        s_sem, s_ins: logits (N, C, H, W); both receive a gradient.
         valid: (N, H, W) bool, False on padding.
     """
     difference = s_sem.float().softmax(1) - s_ins.float().softmax(1)
@@ -35,7 +35,7 @@ def consistency_loss(s_sem: Tensor, s_ins: Tensor, valid: Tensor) -> Tensor:
 
 
 def _check_roi_heads(cfg: Any, roi_heads: nn.Module) -> None:
-    """Raises InputError where the fusion or quality head could not run on what the ROI heads hand on."""
+    """Check that the fusion and quality heads can use the output of the ROI heads. Raises InputError."""
     fusion = cfg.MODEL.PFFNET.FUSION
     if not isinstance(roi_heads, PFFNetROIHeads):
         for key, name in (
@@ -44,7 +44,7 @@ def _check_roi_heads(cfg: Any, roi_heads: nn.Module) -> None:
         ):
             if name:
                 raise InputError(
-                    f"{key} {name}: MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} hands no masks on to it; "
+                    f"{key} {name}: MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} does not give it masks; "
                     f'set MODEL.ROI_HEADS.NAME PFFNetROIHeads, or {key} ""'
                 )
         return
@@ -54,15 +54,15 @@ def _check_roi_heads(cfg: Any, roi_heads: nn.Module) -> None:
     classes = cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES
     if masks is not None and masks != classes:
         raise InputError(
-            f"MODEL.PFFNET.FUSION.CHANNELS per_channel: masks of {masks} channels for {classes} classes of "
-            "MODEL.SEM_SEG_HEAD.NUM_CLASSES; set MODEL.PFFNET.FUSION.CHANNELS foreground, or "
+            f"MODEL.PFFNET.FUSION.CHANNELS per_channel: the masks have {masks} channels, but "
+            f"MODEL.SEM_SEG_HEAD.NUM_CLASSES is {classes}; set MODEL.PFFNET.FUSION.CHANNELS foreground, or "
             "MODEL.ROI_MASK_HEAD.NAME DualModalMaskHead or TwoChannelMaskHead and 2 classes"
         )
 
 
 @META_ARCH_REGISTRY.register()
 class PFFNet(GeneralizedRCNN):
-    """Panoptic Feature Fusion Net, and by leaving heads out its predecessors."""
+    """Panoptic Feature Fusion Net. Without some of its heads it is one of its predecessors."""
 
     @configurable
     def __init__(
@@ -80,18 +80,18 @@ class PFFNet(GeneralizedRCNN):
         """
         Args:
             sem_seg_head: S_sem; called with (features, targets or None), returns (logits at input size, losses).
-            fusion_head: S_ins; called with (features, instances, targets or None), returns likewise.
-            consistency_loss_weight: alpha_2 of [P] Eq. 5; above 0 it needs both maps.
-            ignore_value: the value of pixels without truth in semantic targets, the same as the heads'.
-            outputs: what inference returns, of ``OUTPUTS``.
-            label_map: the rule of the panoptic output; None: the default.
-            as_trained: what inference does to its inputs first, and how it is known that training did; None: nothing.
-            kwargs: those of ``GeneralizedRCNN``.
+            fusion_head: S_ins; called with (features, instances, targets or None), returns the same.
+            consistency_loss_weight: alpha_2 of [P] Eq. 5; above 0 both heads are needed.
+            ignore_value: the value of pixels without truth in semantic targets, the same as in the heads.
+            outputs: what inference returns, some of ``OUTPUTS``.
+            label_map: the rule of the panoptic output; None: the default rule.
+            as_trained: applied to the inputs of inference first, and checks those of training; None: neither.
+            kwargs: passed to ``GeneralizedRCNN``.
         """
         super().__init__(**kwargs)
         unknown = set(outputs) - set(OUTPUTS)
         if unknown:
-            raise InputError(f"MODEL.PFFNET.OUTPUTS {sorted(unknown)} are not among {', '.join(OUTPUTS)}")
+            raise InputError(f"MODEL.PFFNET.OUTPUTS {sorted(unknown)} is unknown; choose from {', '.join(OUTPUTS)}")
         if {"semantic", "semantic_fused"} <= set(outputs):
             raise InputError("MODEL.PFFNET.OUTPUTS names two semantic maps; keep semantic or semantic_fused")
         for output, head, key in (
@@ -100,7 +100,7 @@ class PFFNet(GeneralizedRCNN):
         ):
             if output in outputs and head is None:
                 raise InputError(
-                    f"MODEL.PFFNET.OUTPUTS asks for {output} without its branch; set {key}, or leave it out"
+                    f"MODEL.PFFNET.OUTPUTS asks for {output} without its branch; set {key}, or remove {output}"
                 )
         if consistency_loss_weight > 0 and (sem_seg_head is None or fusion_head is None):
             raise InputError(
@@ -135,14 +135,16 @@ class PFFNet(GeneralizedRCNN):
     def forward(self, batched_inputs: list[dict[str, Any]], paste_masks: bool = True) -> Any:
         """
         Args:
-            batched_inputs: one dict an image, as Detectron2's: ``image`` (C, H, W); in training ``instances`` with
-                ``gt_boxes``, ``gt_classes``, ``gt_masks`` (BitMasks, maybe none) and ``sem_seg`` (H, W) int64.
+            batched_inputs: one dict per image, as in Detectron2: ``image`` (C, H, W); in training also ``sem_seg``
+                (H, W) int64 and ``instances`` (possibly empty) with ``gt_boxes``, ``gt_classes`` and ``gt_masks``
+                (BitMasks).
             paste_masks: True returns (k, H, W) bool masks, as Detectron2 does; False leaves ``pred_masks`` as
-                (k, 1, m, m) probabilities in the frame of ``pred_boxes``, without a k x H x W stack. Not in training.
+                (k, 1, m, m) probabilities in the frame of ``pred_boxes``, without a k x H x W stack. Ignored in
+                training.
 
         Returns:
-            In training a dict of losses, each with its weight. Else one dict an image: ``instances``, and by
-            MODEL.PFFNET.OUTPUTS ``sem_seg`` (classes, H, W) logits of either branch and ``panoptic_seg`` (see
+            In training a dict of weighted losses. Otherwise one dict per image: ``instances``, and as
+            MODEL.PFFNET.OUTPUTS asks ``sem_seg`` (classes, H, W), logits of either branch, and ``panoptic_seg`` (see
             ``inference``).
         """
         if not self.training:
@@ -173,7 +175,7 @@ class PFFNet(GeneralizedRCNN):
         return losses
 
     def _semantic_targets(self, batched_inputs: list[dict[str, Any]], images: ImageList) -> Tensor:
-        """(N, H, W) int64 at the padded size; padding is ``ignore_value``."""
+        """Return the targets (N, H, W) int64 at the padded size; padding is ``ignore_value``."""
         maps = [x["sem_seg"].to(self.device) for x in batched_inputs]
         return ImageList.from_tensors(maps, self.backbone.size_divisibility, self.ignore_value).tensor
 
@@ -184,9 +186,10 @@ class PFFNet(GeneralizedRCNN):
         do_postprocess: bool = True,
         paste_masks: bool = True,
     ) -> list[Any]:
-        """As ``GeneralizedRCNN.inference``; the panoptic output is (H, W) int32 segment ids, 0 void, and their infos.
+        """Do the same as ``GeneralizedRCNN.inference``, and return the other outputs as well.
 
-        Segments are instances only: the one class is a thing.
+        The panoptic output is (H, W) int32 segment ids, where 0 is void, and their infos. All segments are instances,
+        because the only class is a thing.
         """
         assert not self.training
         if self.as_trained is not None:
@@ -207,7 +210,7 @@ class PFFNet(GeneralizedRCNN):
             for x, size in zip(batched_inputs, images.image_sizes, strict=True)
         ]
         semantic = self._semantic(features, instances)
-        # Once: upstream scales boxes in place.
+        # Only once, because Detectron2 scales boxes in place.
         instances = [with_roi_masks(x, *size) for x, size in zip(instances, sizes, strict=True)]
         results: list[dict[str, Any]] = [{"instances": x} for x in instances]
         if "panoptic" in self.outputs:
@@ -222,9 +225,9 @@ class PFFNet(GeneralizedRCNN):
         return results
 
     def _semantic(self, features: dict[str, Tensor], instances: list[Instances]) -> Tensor | None:
-        """S_sem or S_ins, (N, classes, H, W), as MODEL.PFFNET.OUTPUTS asks; takes ``mask_logits`` off the instances.
+        """Return S_sem or S_ins (N, classes, H, W), as MODEL.PFFNET.OUTPUTS asks. Removes ``mask_logits``.
 
-        S_ins is fused from the detections that go into a label map (class score above beta), the best written last.
+        S_ins is fused from the detections that go into a label map (class score above beta); the best is written last.
         """
         if "semantic" in self.outputs:
             assert self.sem_seg_head is not None

@@ -1,4 +1,4 @@
-"""PFFNet's ROI heads: which heads run, and on which ROIs."""
+"""PFFNet's ROI heads: they decide which heads run on which ROIs."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .mask_quality_head import build_mask_quality_head, quality_loss, quality_ta
 BOXES = ("proposal", "predicted")
 ROIS = ("all", "best")
 
-# Detections that go through the mask and quality heads at once: at the paper's widths the largest activation,
-# 1024 x 14 x 14 floats each, is then 205 MB.
+# The number of detections that pass through the mask and quality heads together. At the paper's widths the largest
+# activation, 1024 x 14 x 14 floats per detection, is then 205 MB.
 ROIS_PER_CHUNK = 256
 
 
@@ -32,8 +32,8 @@ class PFFNetROIHeads(StandardROIHeads):
 
     Training returns the losses and each image's positive ROIs, with ``mask_logits`` (k, C, m, m) and ``fusion_boxes``
     (k, 4), in the order in which the fusion head writes them (:func:`set_fusion_order`). Inference returns instances
-    with ``class_scores`` s_cls, ``mask_quality`` s_qua, ``scores`` = s_conf = s_cls * s_qua ([P] Eq. 6; NMS has seen
-    s_cls alone) and ``pred_masks`` (k, 1, m, m) probabilities.
+    with ``class_scores`` s_cls, ``mask_quality`` s_qua, ``scores`` = s_conf = s_cls * s_qua ([P] Eq. 6; NMS uses only
+    s_cls) and ``pred_masks`` (k, 1, m, m) probabilities.
     """
 
     @configurable
@@ -50,12 +50,12 @@ class PFFNetROIHeads(StandardROIHeads):
     ) -> None:
         """
         Args:
-            mask_quality_head: None leaves ``scores`` = s_cls.
+            mask_quality_head: None: ``scores`` = s_cls.
             mask_loss_weight: MODEL.PFFNET.MASK_LOSS_WEIGHT.
             mask_quality_loss_weight: MODEL.ROI_MASK_QUALITY_HEAD.LOSS_WEIGHT.
             fusion_boxes, fusion_rois: MODEL.PFFNET.FUSION.{BOXES, ROIS}.
-            keep_mask_logits: inference also returns ``mask_logits`` (k, C, m, m), which the fused map is made of.
-            kwargs: those of ``StandardROIHeads``.
+            keep_mask_logits: inference also returns ``mask_logits`` (k, C, m, m), from which the fused map is made.
+            kwargs: passed to ``StandardROIHeads``.
         """
         super().__init__(**kwargs)
         for key, value, known in (("BOXES", fusion_boxes, BOXES), ("ROIS", fusion_rois, ROIS)):
@@ -106,12 +106,12 @@ class PFFNetROIHeads(StandardROIHeads):
         losses = self._box_losses(features, sampled)
         positive, _ = select_foreground_proposals(sampled, self.num_classes)
         losses.update(self._mask_losses(features, positive))
-        # Sampling has shuffled them.
+        # Sampling has shuffled the ROIs.
         written = [x[x.fusion_order.argsort()] for x in positive]
         return [best_of_each_object(x) for x in written] if self.fusion_rois == "best" else written, losses
 
     def _box_losses(self, features: dict[str, Tensor], sampled: list[Instances]) -> dict[str, Tensor]:
-        """Box losses; leaves ``fusion_boxes`` and ``foreground_score`` on the ROIs."""
+        """Compute the box losses. Sets ``fusion_boxes`` and ``foreground_score`` on the ROIs."""
         pooled = self.box_pooler([features[f] for f in self.box_in_features], [x.proposal_boxes for x in sampled])
         scores, deltas = self.box_predictor(self.box_head(pooled))
         losses: dict[str, Tensor] = self.box_predictor.losses((scores, deltas), sampled)
@@ -124,14 +124,14 @@ class PFFNetROIHeads(StandardROIHeads):
             counts = [len(x) for x in sampled]
             for roi, box, score in zip(sampled, boxes, foreground.split(counts), strict=True):
                 height, width = roi.image_size
-                # Not Boxes.clip, which waits for the device to say that all are finite.
+                # Not Boxes.clip, which waits for the device to check that all boxes are finite.
                 x, y = box[:, 0::2].clamp(0, width), box[:, 1::2].clamp(0, height)
                 roi.fusion_boxes = torch.stack([x, y], dim=2).flatten(1)
                 roi.foreground_score = score
         return losses
 
     def _mask_losses(self, features: dict[str, Tensor], positive: list[Instances]) -> dict[str, Tensor]:
-        """Mask and quality losses; leaves ``mask_logits`` on the ROIs."""
+        """Compute the mask and quality losses. Sets ``mask_logits`` on the ROIs."""
         pooled = self._pool_masks(features, [x.proposal_boxes for x in positive])
         logits = self.mask_head.layers(pooled)
         for roi, mask in zip(positive, logits.split([len(x) for x in positive]), strict=True):
@@ -150,17 +150,17 @@ class PFFNetROIHeads(StandardROIHeads):
         return self.mask_pooler([features[f] for f in self.mask_in_features], boxes)
 
     def forward_with_given_boxes(self, features: dict[str, Tensor], instances: list[Instances]) -> list[Instances]:
-        """Masks and quality for instances with ``pred_boxes``, ``pred_classes`` and ``scores``.
+        """Predict masks and quality of instances with ``pred_boxes``, ``pred_classes`` and ``scores``.
 
-        ``scores`` are s_cls unless ``class_scores`` is there already (test-time augmentation calls this again on its
-        own results); either way they become ``class_scores`` * ``mask_quality`` once.
+        ``scores`` are s_cls, unless the instances have ``class_scores`` already (test-time augmentation calls this on
+        its own results). Either way ``scores`` become ``class_scores`` * ``mask_quality`` once.
         """
         assert not self.training
         boxes = [x.pred_boxes.tensor for x in instances]
         counts = [len(b) for b in boxes]
         total = sum(counts)
         logits, masks, qualities = [], [], []
-        # At least one round, so that no detections at all still make tensors of the right shape.
+        # At least one round, so that the tensors have the right shape even without detections.
         for start in range(0, max(total, 1), ROIS_PER_CHUNK):
             stop, before, chunk = start + ROIS_PER_CHUNK, 0, []
             for box in boxes:
@@ -189,14 +189,14 @@ class PFFNetROIHeads(StandardROIHeads):
 def set_fusion_order(proposals: list[Instances], targets: list[Instances], pooler: ROIPooler) -> None:
     """Number the ROIs of each image in the order in which they are written into F_0, as ``fusion_order`` (k,) int64.
 
-    It is the release's: FPN levels from the finest to the coarsest, in each the highest objectness first, and then the
-    ground truth in its own order. In replacement fusion, where the last ROI wins, the truth therefore wins. The level
-    is the one the ROI is pooled from, because an RPN does not hand on the level of the anchor.
+    The order is the release's: FPN levels from the finest to the coarsest, within a level the highest objectness
+    first, and then the ground truth in its own order. In replacement fusion, where the last ROI wins, the truth
+    therefore wins. The level is the one the ROI is pooled from, because the RPN does not return the anchor's level.
 
     Args:
         proposals: with ``proposal_boxes`` and ``objectness_logits``; numbered from 0.
         targets: with ``gt_boxes``; numbered after the proposals.
-        pooler: says which level a box belongs to.
+        pooler: assigns each box to a level.
     """
     for proposal, target in zip(proposals, targets, strict=True):
         device = target.gt_boxes.device
@@ -214,11 +214,11 @@ def set_fusion_order(proposals: list[Instances], targets: list[Instances], poole
 
 
 def best_of_each_object(rois: Instances) -> Instances:
-    """Of the positive ROIs of each object, the one with the highest foreground score, in the order they have."""
+    """Keep the positive ROI with the highest foreground score of each object. The order of the ROIs does not change."""
     if len(rois) == 0:
         return rois
     order = rois.foreground_score.argsort(descending=True, stable=True)
     objects = rois.gt_index[order]
-    # The first entry of each object in descending order of score: no equal entry before it.
+    # In descending order of score, keep an entry if no earlier one belongs to the same object.
     earlier = (objects[:, None] == objects[None]).tril(-1).any(1)
     return rois[order[~earlier].sort().values]

@@ -1,4 +1,4 @@
-"""Networks whose masks stay in the frame of their boxes: no stack of N image-sized masks is ever made."""
+"""Networks whose masks stay in the frame of their boxes, which avoids a stack of N masks of the size of the image."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pffnet_d2.device import denormals_flushed, device_of
 
 
 def with_roi_masks(instances: Instances, height: int, width: int) -> Instances:
-    """``detector_postprocess`` (boxes in pixels of the original image) that leaves the masks in their boxes' frame."""
-    # Upstream pastes what is called pred_masks; under another name the masks only follow the boxes it keeps.
+    """Scale boxes to the original image as ``detector_postprocess`` does, but leave masks in the frame of the boxes."""
+    # Detectron2 pastes pred_masks. Under another name the masks of the boxes it keeps are only selected.
     held = Instances(instances.image_size, **instances.get_fields())
     held.roi_masks = held.pred_masks
     held.remove("pred_masks")
@@ -25,8 +25,10 @@ def with_roi_masks(instances: Instances, height: int, width: int) -> Instances:
 
 
 class Unpasted(nn.Module):
-    """A network of ours, called with ``paste_masks=False``: its ``pred_masks`` are (k, 1, m, m) probabilities in the
-    frame of ``pred_boxes``, or ``InstanceMasks``. Others, Detectron2's own, are called as they are."""
+    """Calls a network of this package with ``paste_masks=False``, and Detectron2's own networks as they are.
+
+    ``pred_masks`` of the former are (k, 1, m, m) probabilities in the frame of ``pred_boxes``, or ``InstanceMasks``.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -35,6 +37,6 @@ class Unpasted(nn.Module):
         self._arguments = {"paste_masks": False} if "paste_masks" in takes else {}
 
     def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
-        """What the network returns in evaluation mode."""
+        """Return what the network returns in evaluation mode."""
         with denormals_flushed(device_of(self.model)):
             return self.model(batched_inputs, **self._arguments)

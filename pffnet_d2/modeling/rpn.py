@@ -1,4 +1,4 @@
-"""Detectron2's RPN for images of many small objects: an object is compared only with the anchors it overlaps."""
+"""Detectron2's RPN for images with many small objects: each object is compared only with the anchors it overlaps."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
 class SparseRPN(RPN):
-    """The RPN of Detectron2 with the same weights and, for objects of any area inside the image, the same labels.
+    """Detectron2's RPN with the same weights and, for every object with an area inside the image, the same labels.
 
-    Upstream makes a matrix of all objects x all anchors: with 1000 objects on 512 x 512 pixels 65 million overlaps,
-    nearly all of them zero, which take ten times as long as the rest of the network on a CPU and more than a GPU's
-    memory. Anchors lie on grids, so those that an object overlaps are a window of each grid, and only these pairs are
-    compared: time and memory follow their number.
+    Detectron2 makes a matrix of all objects x all anchors. With 1000 objects on 512 x 512 pixels these are 65 million
+    overlaps, nearly all of them zero; they take ten times as long as the rest of the network on a CPU, and more than
+    the memory of a GPU. Anchors lie on grids, so the anchors that an object overlaps are a window of each grid. Only
+    these pairs are compared, and time and memory are proportional to their number.
     """
 
     def forward(
@@ -33,8 +33,8 @@ class SparseRPN(RPN):
     def label_and_sample_anchors(
         self, anchors: list[Boxes], gt_instances: list[Instances]
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """As upstream: of each image the labels (R,) -1 ignored, 0 background, 1 object, and the boxes (R, 4) of the
-        objects they belong to."""
+        """Return what Detectron2 returns for each image: the labels (R,) of the anchors (-1 ignored, 0 background,
+        1 object) and the boxes (R, 4) of the objects they belong to."""
         every = Boxes.cat(anchors)
         gt_labels, matched_gt_boxes = [], []
         for instances in gt_instances:
@@ -47,39 +47,39 @@ class SparseRPN(RPN):
         return gt_labels, matched_gt_boxes
 
     def _match(self, anchors: list[Boxes], every: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
-        """``Matcher`` of Detectron2 on pairs: of each anchor the object it overlaps most, and its label."""
+        """Do what Detectron2's ``Matcher`` does, on pairs: find the object each anchor overlaps most, and its label."""
         anchor, gt = self._pairs([level.tensor for level in anchors], truth)
-        # The arithmetic is that of detectron2.structures.pairwise_iou, so that equal overlaps stay equal.
+        # The same arithmetic as in detectron2.structures.pairwise_iou, so that equal overlaps stay equal.
         a, b = every[anchor], truth[gt]
         inner = (torch.min(a[:, 2:], b[:, 2:]) - torch.max(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)
         overlap = torch.where(inner > 0, inner / (_area(b) + _area(a) - inner), inner.new_zeros(()))
 
-        # Without boolean indices, each of which would wait for the device.
+        # No boolean indices: each would wait for the device.
         best = overlap.new_zeros(len(every)).scatter_reduce(0, anchor, overlap, "amax")
         candidate = torch.where(overlap == best[anchor], gt, len(truth))
         matches = gt.new_full((len(every),), len(truth)).scatter_reduce(0, anchor, candidate, "amin")
-        matches = torch.where(best > 0, matches, 0)  # without overlap upstream names the first
+        matches = torch.where(best > 0, matches, 0)  # without overlap Detectron2 returns the first object
 
         matcher = self.anchor_matcher
         labels = matches.new_ones(len(every), dtype=torch.int8)
         for label, low, high in zip(matcher.labels, matcher.thresholds[:-1], matcher.thresholds[1:], strict=True):
             labels = torch.where((best >= low) & (best < high), label, labels)
         if matcher.allow_low_quality_matches:
-            # The anchors that overlap an object most are its own, however little that is.
+            # The anchors that overlap an object most belong to it, however small the overlap is.
             highest = overlap.new_zeros(len(truth)).scatter_reduce(0, gt, overlap, "amax")
             own = ((overlap == highest[gt]) & (overlap > 0)).to(labels.dtype)
             labels = torch.where(torch.zeros_like(labels).scatter_reduce(0, anchor, own, "amax") > 0, 1, labels)
         return matches, labels
 
     def _pairs(self, anchors: list[Tensor], truth: Tensor) -> tuple[Tensor, Tensor]:
-        """Indices (T,) of anchors, over all levels, and (T,) of the objects that may overlap them: all that do."""
+        """Return indices (T,) of anchors, over all levels, and (T,) of objects: at least all pairs that overlap."""
         device, objects = truth.device, max(len(truth), 1)
         shapes: list[int] = self.anchor_generator.num_anchors  # at each cell of a level
         widths = self.widths
         heights = [len(a) // (n * w) for a, n, w in zip(anchors, shapes, widths, strict=True)]
         starts = [0, *accumulate(len(a) for a in anchors)][:-1]
 
-        # From here a row is one shape of one level.
+        # From here on, a row is one shape of one level.
         per_level = torch.tensor(
             [*zip(widths, heights, self.anchor_generator.strides, shapes, starts, strict=True)], device=device
         )
@@ -89,7 +89,7 @@ class SparseRPN(RPN):
         box = torch.cat([a[:n] for a, n in zip(anchors, shapes, strict=True)])  # in the first cell
 
         def window(axis: int, cells: Tensor) -> tuple[Tensor, Tensor]:
-            """(rows, objects): the first cell and the number of cells along x (0) or y (1)."""
+            """Return the first cell and the number of cells along x (0) or y (1), each (rows, objects)."""
             low = ((truth[:, axis] - box[:, None, axis + 2]) / stride[:, None]).floor().clamp(min=0)
             high = ((truth[:, axis + 2] - box[:, None, axis]) / stride[:, None]).ceil() + 1
             high = torch.minimum(high, cells[:, None].to(high.dtype))

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from pffnet_d2.errors import InputError
 
-KERNEL = 5  # [V2] 3.2: the original's kernel reduced to 5 for memory
+KERNEL = 5  # [V2] 3.2 reduces the original kernel to 5 to save memory
 
 
 def conv3x3(channels_in: int, channels_out: int, norm: str, activation: Any = None) -> Conv2d:
-    """A 3x3 convolution that keeps the size, with its norm (and then no bias) and activation."""
+    """Build a 3x3 convolution that keeps the size, with a norm and an activation. With a norm it has no bias."""
     conv = Conv2d(
         channels_in,
         channels_out,
@@ -32,7 +32,7 @@ def conv3x3(channels_in: int, channels_out: int, norm: str, activation: Any = No
 
 
 class GlobalConvolution(nn.Module):
-    """A dense k x k receptive field from two separable paths, k x 1 after 1 x k and the other way round."""
+    """A dense k x k receptive field from two separable paths: k x 1 then 1 x k, and 1 x k then k x 1."""
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int = KERNEL) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class GlobalConvolution(nn.Module):
 
 
 class BoundaryRefinement(nn.Module):
-    """x + conv3x3(conv3x3(x)), each normalised; a ReLU between them only by key."""
+    """x + conv3x3(conv3x3(x)), each normalised. MODEL.SEM_SEG_HEAD.GCN_RELU adds a ReLU between them."""
 
     def __init__(self, channels: int, norm: str, relu: bool) -> None:
         super().__init__()
@@ -84,14 +84,14 @@ class GCNHead(nn.Module):
     ) -> None:
         """
         Args:
-            input_shape: the maps to read, any order; the finest must have stride ``common_stride``.
+            input_shape: the maps to read, in any order; the finest must have stride ``common_stride``.
             num_classes: channels of S_sem (background and the objects' class: 2).
             relu: MODEL.SEM_SEG_HEAD.GCN_RELU.
             loss_weight: alpha_1 of [P] Eq. 5.
             ignore_value: target value of pixels without truth (padding).
         """
         super().__init__()
-        # From the coarsest level down.
+        # From the coarsest level to the finest.
         self.in_features = sorted(input_shape, key=lambda name: -(input_shape[name].stride or 0))
         if input_shape[self.in_features[-1]].stride != common_stride:
             raise InputError(f"GCNHead: the finest of {self.in_features} must have stride {common_stride}")
@@ -130,7 +130,7 @@ class GCNHead(nn.Module):
         }
 
     def layers(self, features: dict[str, Tensor]) -> Tensor:
-        """Logits (N, num_classes, H / common_stride, W / common_stride)."""
+        """Return logits (N, num_classes, H / common_stride, W / common_stride)."""
         coarsest, *finer = self.in_features
         x = self.level_refinements[coarsest](self.global_convs[coarsest](features[coarsest]))
         for name in finer:
@@ -142,10 +142,10 @@ class GCNHead(nn.Module):
         """
         Args:
             features: the backbone's maps by name.
-            targets: (N, H, W) int64 classes, ``ignore_value`` where there is no truth; training only.
+            targets: (N, H, W) int64 classes, ``ignore_value`` for pixels without truth; training only.
 
         Returns:
-            S_sem, logits (N, num_classes, H, W), and ``{"loss_sem_seg": ...}`` where targets were given.
+            S_sem, logits (N, num_classes, H, W), and ``{"loss_sem_seg": ...}`` if targets were given.
         """
         logits = F.interpolate(self.layers(features), scale_factor=float(self.common_stride), mode="nearest")
         if targets is None:

@@ -1,8 +1,8 @@
-"""Test-time augmentation: a model looks at an image flipped and turned, and what it finds is merged.
+"""Test-time augmentation: a model sees flipped and rotated views of an image, and its detections are merged.
 
 Names of the views (MODEL.PFFNET.TTA): "identity", "hflip" (left and right exchanged), "vflip", "rotate90",
 "rotate180", "rotate270" (counter-clockwise), "transpose", "antitranspose". All eight are exact: no pixel is
-interpolated, on the way there or back.
+interpolated, in either direction.
 """
 
 from __future__ import annotations
@@ -33,8 +33,14 @@ VIEWS: dict[str, tuple[int, bool]] = {
 
 
 def for_inference(model: nn.Module, cfg: Any) -> nn.Module:
-    """The model as evaluation and prediction call it: our networks leave masks in the frame of their boxes, and where
-    MODEL.PFFNET.TTA names views it looks at all of them. Raises InputError where it cannot."""
+    """Wrap a model as evaluation and prediction call it.
+
+    Networks of this package leave masks in the frame of their boxes. If MODEL.PFFNET.TTA names views, the model runs
+    on all of them.
+
+    Raises:
+        InputError: MODEL.PFFNET.TTA has an unknown or repeated view, or the model cannot be augmented.
+    """
     names = list(cfg.MODEL.PFFNET.TTA)
     if not names:
         return Unpasted(model)
@@ -51,16 +57,17 @@ def for_inference(model: nn.Module, cfg: Any) -> nn.Module:
 
 
 class TestTimeAugmentation(nn.Module):
-    """A GeneralizedRCNN (PFFNet, Mask R-CNN) on several views of each image; called as the model is.
+    """Runs a GeneralizedRCNN (PFFNet, Mask R-CNN) on several views of each image. It is called like the model.
 
-    Boxes of all views are matched: the best is kept, and of each other view the one that overlaps it most, if by more
-    than the threshold of non-maximum suppression. Matched boxes are averaged by class score; the class score of the
-    merged instance is the sum of theirs over the number of views, so that what one view alone finds sinks. Masks (and
-    mask quality) are then computed in every view for the merged boxes, and their probabilities averaged. ``scores`` is
-    ``class_scores`` * ``mask_quality`` once, as without augmentation.
+    Boxes of all views are matched. The best box is kept; from each other view the box that overlaps it most is matched
+    to it, if the overlap is above the threshold of non-maximum suppression. Matched boxes are averaged with their
+    class scores as weights. The class score of the merged instance is the sum of their class scores divided by the
+    number of views, so that a detection of a single view gets a low score. Masks (and mask quality) are then predicted
+    in every view for the merged boxes, and their probabilities are averaged. ``scores`` is ``class_scores`` *
+    ``mask_quality`` once, as without augmentation.
     """
 
-    __test__ = False  # no test of pytest's
+    __test__ = False  # not a test class for pytest
 
     def __init__(self, model: GeneralizedRCNN, views: list[str], match_iou: float, max_detections: int) -> None:
         super().__init__()
@@ -71,7 +78,7 @@ class TestTimeAugmentation(nn.Module):
 
     @torch.no_grad()
     def forward(self, batched_inputs: list[dict[str, Any]]) -> list[dict[str, Instances]]:
-        """One dict an image with ``instances`` in pixels of the original image, ``pred_masks`` as ROI masks."""
+        """Return one dict per image with ``instances`` in pixels of the original image, ``pred_masks`` as ROI masks."""
         with denormals_flushed(device_of(self.model)):
             return [{"instances": self._one(inputs)} for inputs in batched_inputs]
 
@@ -106,7 +113,7 @@ class TestTimeAugmentation(nn.Module):
         return with_roi_masks(merged, inputs.get("height", size[0]), inputs.get("width", size[1]))
 
     def _merge(self, size: tuple[int, int], found: list[tuple[Tensor, Instances]]) -> Instances:
-        """Boxes, classes and class scores (``scores``) of all views as those of one."""
+        """Merge the boxes, classes and class scores (``scores``) of all views."""
         boxes = torch.cat([box for box, _ in found])
         scores = torch.cat([instances.scores for _, instances in found])
         classes = torch.cat([instances.pred_classes for _, instances in found])
@@ -114,12 +121,12 @@ class TestTimeAugmentation(nn.Module):
         kept = batched_nms(boxes, scores, classes, self.match_iou)
         total = torch.zeros(len(kept), device=boxes.device)
         weighted = torch.zeros(len(kept), 4, device=boxes.device)
-        # Every box was kept or suppressed by a kept one; it belongs to the one it overlaps most.
+        # Every box was either kept or suppressed by a kept box. It belongs to the kept box it overlaps most.
         if len(kept):
             overlap = pairwise_iou(Boxes(boxes), Boxes(boxes[kept]))
             overlap[classes[:, None] != classes[kept]] = 0
             best, owner = overlap.max(1)
-            # Of each view the nearest box counts for an owner.
+            # From each view, only the box that overlaps an owner most counts for it.
             for i in range(len(self.views)):
                 own = torch.nonzero((view == i) & (best > self.match_iou)).flatten()
                 own = own[best[own].argsort(stable=True)]
@@ -139,20 +146,20 @@ class TestTimeAugmentation(nn.Module):
 
 
 def turn(tensor: Tensor, view: tuple[int, bool]) -> Tensor:
-    """(..., H, W) as the view shows it."""
+    """Turn (..., H, W) from the image into the view."""
     quarters, mirrored = view
     tensor = torch.rot90(tensor, quarters, (-2, -1))
     return tensor.flip(-1) if mirrored else tensor
 
 
 def turn_back(tensor: Tensor, view: tuple[int, bool]) -> Tensor:
-    """(..., h, w) of the view as the image has it."""
+    """Turn (..., h, w) from the view back into the image."""
     quarters, mirrored = view
     return torch.rot90(tensor.flip(-1) if mirrored else tensor, -quarters, (-2, -1))
 
 
 def turn_boxes(boxes: Tensor, view: tuple[int, bool], size: tuple[int, int]) -> Tensor:
-    """(n, 4) XYXY in an image of ``size`` (height, width) to where they are in its view."""
+    """Move boxes (n, 4) XYXY from an image of ``size`` (height, width) into its view."""
     quarters, mirrored = view
     height, width = size
     x0, y0, x1, y1 = boxes.unbind(1)
@@ -165,7 +172,7 @@ def turn_boxes(boxes: Tensor, view: tuple[int, bool], size: tuple[int, int]) -> 
 
 
 def turn_boxes_back(boxes: Tensor, view: tuple[int, bool], size: tuple[int, int]) -> Tensor:
-    """(n, 4) XYXY in the view of an image of ``size`` (height, width) to where they are in the image."""
+    """Move boxes (n, 4) XYXY from the view of an image of ``size`` (height, width) back into the image."""
     quarters, mirrored = view
     height, width = size if quarters % 2 == 0 else size[::-1]
     if mirrored:

@@ -118,7 +118,7 @@ def test_the_first_region_on_top(masks: list[np.ndarray]) -> None:
 
 @pytest.mark.parametrize("z_order", ["1", 1.5, None, True, 1 << 40])
 def test_a_bad_z_order_names_the_annotation(z_order: Any) -> None:
-    with pytest.raises(InputError, match="annotation 3 of image 7: its z_order is no whole number"):
+    with pytest.raises(InputError, match="annotation 3 of image 7: its z_order is not a whole number"):
         paint([annotation(np.eye(4), 3) | {"z_order": z_order}], 4, 4)
 
 

@@ -239,7 +239,7 @@ def test_panoptic_output_of_a_resized_image(compact_cfg: Callable, make_batch: C
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("PFFNET.OUTPUTS", ["boxes"]), r"OUTPUTS \['boxes'\] are not among"),
+        (("PFFNET.OUTPUTS", ["boxes"]), r"OUTPUTS \['boxes'\] is unknown; choose from"),
         (
             ("PFFNET.OUTPUTS", ["semantic", "semantic_fused"]),
             "OUTPUTS names two semantic maps; keep semantic or semantic_fused",
@@ -271,7 +271,7 @@ def test_panoptic_output_of_a_resized_image(compact_cfg: Callable, make_batch: C
         ),
         (
             ("PFFNET.FUSION.CHANNELS", "per_channel", "ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"),
-            "masks of 1 channels for 2 classes .*; set .* DualModalMaskHead or TwoChannelMaskHead",
+            "masks have 1 channels, but .*NUM_CLASSES is 2; set .* DualModalMaskHead or TwoChannelMaskHead",
         ),
     ],
 )

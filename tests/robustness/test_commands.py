@@ -206,13 +206,11 @@ REPORT = [
         all_of(scores("a", "b"), empty_folder("out/report.md")),
         leaves=("out/report.csv",),
     ),
-    Case(
-        "Otsu on nothing", f"{AB} --otsu nowhere", ("nowhere/instances.json: no prepared data set",), scores("a", "b")
-    ),
+    Case("Otsu on nothing", f"{AB} --otsu nowhere", ("nowhere/instances.json: is not there",), scores("a", "b")),
     Case(
         "Otsu on json nested too deep",
         f"{AB} --otsu split",
-        ("split/instances.json: no prepared data set",),
+        ("split/instances.json: is not the json of a prepared",),
         all_of(scores("a", "b"), text("split/instances.json", DEEP)),
     ),
 ]
@@ -234,8 +232,8 @@ EVALUATE_FOLDERS = [
     Case(
         "score colours",
         SCORE,
-        ("prediction/a.png", "not in colours"),
-        label_images(prediction=np.zeros((8, 8, 3), np.uint8)),
+        ("prediction/a.png", "in colours", "not the labels"),
+        label_images(prediction=np.dstack([np.eye(8), np.zeros((8, 8, 2))]).astype(np.uint8)),
     ),
     Case(
         "score floats",
@@ -285,13 +283,13 @@ EVALUATE_FOLDERS = [
     Case(
         "score damaged truth",
         SCORE,
-        ("truth/instances.json: no prepared data set",),
+        ("truth/instances.json: is not the json of a prepared",),
         all_of(label_images(), text("truth/instances.json", "{")),
     ),
     Case(
         "score truth nested too deep",
         SCORE,
-        ("truth/instances.json: no prepared data set",),
+        ("truth/instances.json: is not the json of a prepared",),
         all_of(label_images(), text("truth/instances.json", DEEP)),
     ),
 ]

@@ -276,7 +276,9 @@ CONTRADICTIONS = [
         "MODEL.PFFNET.OUTPUTS names two semantic maps",
     ),
     contradiction(
-        "an output that does not exist", "PFFNET.OUTPUTS \"['boxes']\"", "MODEL.PFFNET.OUTPUTS ['boxes'] are not among"
+        "an output that does not exist",
+        "PFFNET.OUTPUTS \"['boxes']\"",
+        "MODEL.PFFNET.OUTPUTS ['boxes'] is unknown; choose from",
     ),
     contradiction(
         "an unknown fusion",
@@ -301,7 +303,7 @@ CONTRADICTIONS = [
     contradiction(
         "two channels of a mask head of one",
         "PFFNET.FUSION.CHANNELS per_channel ROI_MASK_HEAD.NAME MaskRCNNConvUpsampleHead",
-        "masks of 1 channels for 2 classes",
+        "masks have 1 channels, but MODEL.SEM_SEG_HEAD.NUM_CLASSES is 2",
         "DualModalMaskHead or TwoChannelMaskHead",
     ),
     contradiction(

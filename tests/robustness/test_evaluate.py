@@ -155,16 +155,22 @@ IMAGES = [
 ]
 
 PREPARED = [
-    prepared("json of another kind", "truth/instances.json | no prepared data set", lambda d: b"[]"),
-    prepared("json cut short", "truth/instances.json | no prepared data set", lambda d: b'{"images": ['),
-    prepared("json of brackets", "truth/instances.json | no prepared data set", lambda d: b"[" * 100_000),
-    prepared("no annotations", "truth/instances.json | no prepared data set", lambda d: d.pop("annotations")),
-    prepared("images without size", "truth/instances.json | no prepared", lambda d: d["images"][0].pop("height")),
+    prepared("json of another kind", "truth/instances.json | is not the json of a prepared", lambda d: b"[]"),
+    prepared("json cut short", "truth/instances.json | is not the json of a prepared", lambda d: b'{"images": ['),
+    prepared("json of brackets", "truth/instances.json | is not the json of a prepared", lambda d: b"[" * 100_000),
+    prepared("no annotations", "truth/instances.json | is not the json of a prepared", lambda d: d.pop("annotations")),
     prepared(
-        "height in quotes", "truth/instances.json | no prepared data set", lambda d: d["images"][0].update(height="8")
+        "images without size", "truth/instances.json | is not the json of", lambda d: d["images"][0].pop("height")
     ),
     prepared(
-        "height below 0", "truth/instances.json | no prepared data set", lambda d: d["images"][0].update(height=-8)
+        "height in quotes",
+        "truth/instances.json | is not the json of a prepared",
+        lambda d: d["images"][0].update(height="8"),
+    ),
+    prepared(
+        "height below 0",
+        "truth/instances.json | is not the json of a prepared",
+        lambda d: d["images"][0].update(height=-8),
     ),
     prepared(
         "runs of another size",
@@ -180,10 +186,10 @@ PREPARED = [
     prepared("a bad z_order", "truth/instances.json | annotation 7 | z_order", annotation(z_order="top")),
     prepared(
         "two images of one name",
-        "truth/instances.json | no prepared data set",
+        "truth/instances.json | two images are called a",
         lambda d: d["images"][1].update(file_name="a.jpg"),
     ),
-    prepared("an annotation of no image", "truth/instances.json | no prepared data set", annotation(image_id=5)),
+    prepared("an annotation of no image", "truth/instances.json | annotation 7 is of image 5", annotation(image_id=5)),
 ]
 
 
@@ -233,7 +239,7 @@ REPORT = [
         "A/label_map.csv | cannot be read",
         {"A/label_map.csv": b"image,group\n" + b"a" * 200_000},
     ),
-    report("report: no prepared split", "A=A --otsu B", "B/instances.json | no prepared data set"),
+    report("report: no prepared split", "A=A --otsu B", "B/instances.json | is not there"),
     report(
         "report: groups without an image", "A=A --groups g.csv", "g.csv | image a", {"g.csv": b"image,group\nb,x\n"}
     ),

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from pffnet_d2.data.prepare import Selection, prepare
 from tests.robustness.case import Case, by_name
 
 RUN = "--config-file {run}/config.yaml OUTPUT_DIR run"
@@ -25,14 +24,11 @@ DEEP = "[" * 100_000
 
 
 @pytest.fixture(scope="module", autouse=True)
-def datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Four small images, prepared, whose folder the environment names."""
-    root = tmp_path_factory.mktemp("prepared")
-    prepare("phantoms", None, root, Selection(count=2))
+def whole_datasets(datasets: Path) -> Iterator[None]:
+    """The prepared images, whose folder the environment also names for the cases that copy it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(root))
-        patch.setenv("WHOLE_DATASETS", str(root))
-        yield root
+        patch.setenv("WHOLE_DATASETS", str(datasets))
+        yield
 
 
 def config(content: str, name: str = "c.yaml") -> Callable[[Path], None]:

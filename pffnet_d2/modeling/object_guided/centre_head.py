@@ -1,4 +1,4 @@
-"""Objects as points: heatmap, size and offset at stride 4, their targets, losses and decoding ([OG] III-A)."""
+"""Objects as points: heatmap, size and offset maps at stride 4, their targets, losses and decoding ([OG] III-A)."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from torch import Tensor, nn
 from pffnet_d2.errors import InputError
 
 STRIDE = 4
-# Objects whose Gaussians are spread out at a time: 64 maps of 128 x 128 are 4 MB.
+# The number of objects whose Gaussians are drawn at a time: 64 maps of 128 x 128 take 4 MB.
 _CHUNK = 64
 
 
 def to_centres(boxes: Tensor) -> Tensor:
-    """Detectron2's boxes (K, 4) XYXY as cx, cy (pixel indices), w, h (pixels)."""
+    """Convert Detectron2's boxes (K, 4) XYXY to cx, cy (pixel indices), w, h (pixels)."""
     return torch.cat([(boxes[:, :2] + boxes[:, 2:] - 1) / 2, boxes[:, 2:] - boxes[:, :2]], dim=1)
 
 
 def to_corners(centres: Tensor) -> Tensor:
-    """The inverse of :func:`to_centres`."""
+    """Invert :func:`to_centres`."""
     middle, half = centres[:, :2] + 0.5, centres[:, 2:] / 2
     return torch.cat([middle - half, middle + half], dim=1)
 
 
 class CentreHead(nn.Module):
-    """Three branches on c3, each a convolution, ReLU, a convolution.
+    """Three branches on c3, each of a convolution, a ReLU and a convolution.
 
     The released code gives the size branch two 7 x 7 convolutions and the others 3 x 3 and 1 x 1; the paper's figure
     draws the 7 x 7 on the offset branch.
@@ -37,8 +37,8 @@ class CentreHead(nn.Module):
     def __init__(self, channels: int, *, num_classes: int = 1, dim: int = 256, large_kernel: str = "size") -> None:
         """
         Args:
-            channels: of c3.
-            num_classes: channels of the heatmap; size and offset know no classes.
+            channels: channels of c3.
+            num_classes: channels of the heatmap; all classes share size and offset.
             dim: channels between the two convolutions.
             large_kernel: the branch with 7 x 7 convolutions, "size" or "offset".
         """
@@ -53,7 +53,10 @@ class CentreHead(nn.Module):
                 nn.init.constant_(parameter, -2.19 if name == "heatmap.2.bias" else 0.0)  # a probability of 0.1
 
     def forward(self, c3: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, C, h, w) to heatmap logits (N, classes, h, w), sizes w, h and offsets dx, dy (N, 2, h, w) in cells."""
+        """Turn (N, C, h, w) into heatmap logits (N, classes, h, w), sizes w, h and offsets dx, dy.
+
+        Sizes and offsets are (N, 2, h, w), in cells.
+        """
         return self.heatmap(c3), self.size(c3), self.offset(c3)
 
 
@@ -64,19 +67,21 @@ def _branch(channels: int, dim: int, out: int, first: int, second: int) -> nn.Se
 
 
 def gaussian_radius(sizes: Tensor, overlap: float, exact: bool) -> Tensor:
-    """How far a corner may move so that the box still overlaps the object's by ``overlap`` (CornerNet's three cases).
+    """Return how far a corner may move until the box overlaps the object's box by only ``overlap``.
+
+    The three cases are CornerNet's.
 
     Args:
         sizes: (K, 2) w, h in cells.
         overlap: the IoU.
-        exact: False is CornerNet's published code, which takes (b + root) / 2 for the roots of a r^2 + b r + c, 0.273
-            of a square's side at 0.7; True is what it means, 0.082.
+        exact: False does what CornerNet's published code does, which takes (b + root) / 2 for the roots of
+            a r^2 + b r + c; at 0.7 this is 0.273 of a square's side. True takes the correct roots, which give 0.082.
 
     Returns:
         (K,) float, in cells.
     """
     total, area = sizes.sum(1), sizes.prod(1)
-    # Both corners the same way, both inwards, both outwards.
+    # Both corners move in the same direction, both inwards, both outwards.
     cases = [
         (1.0, total, area * (1 - overlap) / (1 + overlap), -1),
         (4.0, 2 * total, area * (1 - overlap), -1),
@@ -85,7 +90,7 @@ def gaussian_radius(sizes: Tensor, overlap: float, exact: bool) -> Tensor:
     radii = []
     for a, b, c, sign in cases:
         root = (b.square() - 4 * a * c).sqrt()
-        # In the first two cases the smaller root of a r^2 - b r + c, in the third the positive one of a r^2 + b r + c.
+        # The first two cases take the smaller root of a r^2 - b r + c, the third the positive root of a r^2 + b r + c.
         radii.append((b + sign * root).div(2 * a) if exact else (b + root) / 2)
     return torch.stack(radii).amin(0)
 
@@ -95,8 +100,7 @@ class Gaussian:
     """How the heatmap target is drawn.
 
     Attributes:
-        overlap: that of :func:`gaussian_radius`.
-        exact: likewise.
+        overlap, exact: see :func:`gaussian_radius`.
         sigma: "code": (2 r + 1) / 6; "paper": r / 3.
     """
 
@@ -106,7 +110,10 @@ class Gaussian:
 
 
 def heatmap_target(cells: Tensor, classes: Tensor, shape: tuple[int, int, int], gaussian: Gaussian) -> Tensor:
-    """One Gaussian an object in its class, 1 at its centre's cell, cut off at its radius; where two meet the larger.
+    """Draw one Gaussian per object into the map of its class.
+
+    A Gaussian is 1 at the cell of the object's centre and is cut off at its radius. Where Gaussians overlap, the larger
+    value is taken.
 
     Args:
         cells: (K, 4) cx, cy, w, h in cells.
@@ -133,12 +140,12 @@ def heatmap_target(cells: Tensor, classes: Tensor, shape: tuple[int, int, int], 
 
 
 def centre_cells(positions: Tensor, length: int) -> Tensor:
-    """The cells that centres (in cells) fall into, int64."""
+    """Return the int64 cells that contain the centres (in cells)."""
     return positions.long().clamp(0, length - 1)
 
 
 def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Penalty-reduced focal loss, alpha 2, beta 4, over the number of cells where the target is 1 (at least 1)."""
+    """Penalty-reduced focal loss, alpha 2, beta 4, divided by the number of cells with target 1 (at least by 1)."""
     logits = logits.float()
     probability = logits.sigmoid()
     positive = target == 1
@@ -149,12 +156,12 @@ def focal_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class CentreLosses:
-    """What the three maps are trained with.
+    """The losses of the three maps.
 
     Attributes:
-        gaussian: the heatmap target's shape.
+        gaussian: how the heatmap target is drawn.
         regression: "l1" (code) or "smooth_l1" (paper).
-        reduction: of sizes and offsets, "mean" over both numbers of all objects (code) or "sum" (paper).
+        reduction: for sizes and offsets: "mean" over both numbers of all objects (code) or "sum" (paper).
     """
 
     gaussian: Gaussian
@@ -164,12 +171,12 @@ class CentreLosses:
     def __call__(
         self, maps: tuple[Tensor, Tensor, Tensor], centres: Sequence[Tensor], classes: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Losses of heatmap, size and offset without their weights.
+        """Compute the losses of heatmap, size and offset, not yet weighted.
 
         Args:
-            maps: of :class:`CentreHead`.
-            centres: per image (K, 4) cx, cy, w, h in pixels, K from 0.
-            classes: per image (K,) int64.
+            maps: the output of :class:`CentreHead`.
+            centres: for each image (K, 4) cx, cy, w, h in pixels; K may be 0.
+            classes: for each image (K,) int64.
         """
         heatmap, size, offset = maps
         shape = (heatmap.shape[1], heatmap.shape[2], heatmap.shape[3])
@@ -194,19 +201,19 @@ class Centres:
     centres: Tensor  # (k, 4) cx, cy, w, h in pixels
     scores: Tensor  # (k,)
     classes: Tensor  # (k,) int64
-    full: bool  # whether all the places for objects are taken, so that some may be missing
+    full: bool  # whether the largest number of objects was reached, so that some may be missing
 
 
 def decode(
     maps: tuple[Tensor, Tensor, Tensor], image_sizes: Sequence[tuple[int, int]], top: int, threshold: float
 ) -> list[Centres]:
-    """Peaks of the heatmap (cells that no neighbour exceeds) with the size and offset there.
+    """Find the peaks of the heatmap (cells that no neighbour exceeds) and read the size and offset there.
 
     Args:
-        maps: of :class:`CentreHead`.
-        image_sizes: (height, width) of each image in its padded frame; peaks outside are none.
-        top: how many at most.
-        threshold: their score is above it.
+        maps: the output of :class:`CentreHead`.
+        image_sizes: (height, width) of each image in its padded frame; peaks outside are ignored.
+        top: the largest number of peaks.
+        threshold: peaks with a higher score are returned.
     """
     heat = maps[0].float().sigmoid()
     peaks = heat * (heat == F.max_pool2d(heat, 3, stride=1, padding=1))
@@ -220,7 +227,7 @@ def decode(
         classes, cell = places // (rows * columns), places % (rows * columns)
         y, x = cell // columns, cell % columns
         middle = (torch.stack([x, y], dim=1) + offset[:, y, x].T) * STRIDE
-        # A box has a pixel at least, and none is larger than the image.
+        # A box is at least one pixel wide and high, and at most as large as the image.
         limit = torch.tensor([width, height], device=size.device)
         extent = torch.minimum((size[:, y, x].T * STRIDE).clamp(min=1), limit)
         results.append(Centres(torch.cat([middle, extent], dim=1), scores, classes, len(scores) == top))

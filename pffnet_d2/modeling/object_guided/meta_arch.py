@@ -1,4 +1,4 @@
-"""ObjectGuided: one stage, no anchors: centres, then a mask for each from object-guided features ([OG] Fig. 1)."""
+"""ObjectGuided: finds centres without anchors, then a mask for each from object-guided features ([OG] Fig. 1)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from .segmentation import SegmentationBranch
 
 logger = logging.getLogger(__name__)
 
-# Smaller images are padded to it: normalisation over the ResNet's last map needs more than one cell.
+# Smaller images are padded to this size, because normalisation over the ResNet's last map needs more than one cell.
 _SMALLEST = 64
 
 
@@ -66,23 +66,24 @@ class ObjectGuided(nn.Module):
     ) -> None:
         """
         Args:
-            backbone: gives c1 .. c5.
-            centre_head, segmentation, refinement: of this package; without ``refinement`` there is no loss_refine.
-            centre_losses: of the centre head.
-            loss_weights: of heatmap, size, offset, mask and refinement.
+            backbone: returns c1 .. c5.
+            centre_head, segmentation, refinement: modules of this package; without ``refinement`` there is no
+                loss_refine.
+            centre_losses: the losses of the centre head.
+            loss_weights: weights of the losses of heatmap, size, offset, mask and refinement.
             reduction: of the mask and refinement losses: "mean" over pixels and then over objects (code), or "sum" of
                 all pixels (paper).
             expand: factor from a box to its region of interest.
-            roi_size: None: regions in their own sizes; else points a side at stride 1.
-            max_train_rois: objects of an image that train the masks, drawn at random; 0: all.
-            min_side: pixels (of the network's input) below which an object is no training target.
-            top: detections of an image at most.
+            roi_size: None: each region has its own size; otherwise the number of points per side at stride 1.
+            max_train_rois: number of objects per image that train the masks, drawn at random; 0: all.
+            min_side: objects with a shorter side (pixels of the network's input) are not training targets.
+            top: the largest number of detections per image.
             score_threshold: detections have a score above it.
             mask_threshold: probability from which a pixel belongs to a mask, for extents, suppression and pasting.
-            mask_nms: IoU of masks above which the worse one is dropped.
+            mask_nms: IoU of masks above which the mask with the lower score is dropped.
             mask_size: m of the returned masks.
-            pixel_mean, pixel_std: per channel.
-            as_trained: what inference does to its inputs first; None: nothing.
+            pixel_mean, pixel_std: one value per channel.
+            as_trained: applied to the inputs of inference first; None: they are used as they are.
         """
         super().__init__()
         self.as_trained = as_trained
@@ -158,7 +159,7 @@ class ObjectGuided(nn.Module):
         return self.pixel_mean.device
 
     def preprocess_image(self, batched_inputs: list[dict[str, Any]]) -> ImageList:
-        """Images padded with black to one size, a multiple of 32 and at least 64, and normalised."""
+        """Pad images with black to one size, a multiple of 32 and at least 64, and normalise them."""
         raw = [x["image"].to(self.device).float() for x in batched_inputs]
         images = ImageList.from_tensors(raw, self.backbone.size_divisibility)
         height, width = images.tensor.shape[-2:]
@@ -168,14 +169,15 @@ class ObjectGuided(nn.Module):
     def forward(self, batched_inputs: list[dict[str, Any]], paste_masks: bool = True) -> Any:
         """
         Args:
-            batched_inputs: one dict an image, as Detectron2's: ``image`` (3, H, W); in training ``instances`` with
-                ``gt_boxes``, ``gt_classes`` and ``gt_masks`` (BitMasks), maybe none.
+            batched_inputs: one dict per image, as in Detectron2: ``image`` (3, H, W); in training also ``instances``
+                (possibly empty) with ``gt_boxes``, ``gt_classes`` and ``gt_masks`` (BitMasks).
             paste_masks: True returns (k, H, W) bool masks, as Detectron2 does; False leaves ``pred_masks`` as
-                (k, 1, m, m) probabilities in the frame of ``pred_boxes``, without a k x H x W stack. Not in training.
+                (k, 1, m, m) probabilities in the frame of ``pred_boxes``, without a k x H x W stack. Ignored in
+                training.
 
         Returns:
-            In training a dict of losses, each with its weight. Else one dict an image: ``instances`` with
-            ``pred_boxes`` (the extents of the masks), ``scores`` (of the heatmap), ``pred_classes``, ``pred_masks``.
+            In training a dict of weighted losses. Otherwise one dict per image: ``instances`` with ``pred_boxes`` (the
+            extents of the masks), ``scores`` (of the heatmap), ``pred_classes``, ``pred_masks``.
         """
         if not self.training:
             return self.inference(batched_inputs, paste_masks=paste_masks)
@@ -187,16 +189,19 @@ class ObjectGuided(nn.Module):
     def _look(
         self, batched_inputs: list[dict[str, Any]]
     ) -> tuple[ImageList, tuple[Tensor, Tensor, Tensor], list[tuple[Tensor, ...]]]:
-        """The images as the network sees them, the maps of the centre head, and every level's features by image."""
+        """Return the preprocessed images, the maps of the centre head, and the features of every level by image."""
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
-        # The maps of one image each: the gradient of a crop is then as large as one image's, not the batch's.
+        # The features are split by image, so that the gradient of a crop has the size of one image, not of the batch.
         return images, self.centre_head(features["c3"]), [features[name].unbind(0) for name in LEVELS]
 
     def losses(
         self, maps: tuple[Tensor, Tensor, Tensor], levels: Sequence[Sequence[Tensor]], targets: Sequence[Instances]
     ) -> dict[str, Tensor]:
-        """{"loss_heatmap", "loss_size", "loss_offset", "loss_mask", "loss_refine"}; every parameter has a gradient."""
+        """Return {"loss_heatmap", "loss_size", "loss_offset", "loss_mask", "loss_refine"}.
+
+        Every parameter gets a gradient.
+        """
         kept = [x[(x.gt_boxes.tensor[:, 2:] - x.gt_boxes.tensor[:, :2] >= self.min_side).all(1)] for x in targets]
         centres = [to_centres(x.gt_boxes.tensor) for x in kept]
         heatmap, size, offset = self.centre_losses(maps, centres, [x.gt_classes for x in kept])
@@ -214,7 +219,7 @@ class ObjectGuided(nn.Module):
         number = torch.cat(chosen)
         masks = [x.gt_masks.tensor for x in targets]
 
-        # A process whose batch has no objects, or small ones only, still has a gradient for every parameter.
+        # Every parameter needs a gradient even if the batch of this process has no objects, or only small ones.
         nothing = _zero(self.segmentation)
         for level in levels:
             nothing = nothing + torch.stack([each[:, 0, 0].sum() for each in level]).sum() * 0.0
@@ -239,7 +244,7 @@ class ObjectGuided(nn.Module):
         return mask, self._reduce(torch.cat(refine_sums), torch.cat(refine_counts))
 
     def _reduce(self, sums: Tensor, counts: Tensor) -> Tensor:
-        """The mean over terms of their means, terms without points left out; or the sum of all."""
+        """Return the mean over terms of each term's mean, ignoring terms without points; or the sum of all terms."""
         if self.reduction == "sum":
             return sums.sum()
         return (sums / counts.clamp(min=1)).sum() / (counts > 0).sum().clamp(min=1)
@@ -250,7 +255,7 @@ class ObjectGuided(nn.Module):
     def inference(
         self, batched_inputs: list[dict[str, Any]], *, paste_masks: bool = True
     ) -> list[dict[str, Instances]]:
-        """Detections of each image in pixels of its file, best first; see ``forward``."""
+        """Return the detections of each image in pixels of its file, best first; see ``forward``."""
         if self.as_trained is not None:
             batched_inputs = [self.as_trained(x) for x in batched_inputs]
         images, maps, levels = self._look(batched_inputs)
@@ -277,7 +282,7 @@ class ObjectGuided(nn.Module):
             kept.append(torch.tensor(stay, dtype=torch.int64, device=self.device))
             extents = [(m.x0, m.y0, m.x0 + m.mask.shape[1], m.y0 + m.mask.shape[0]) for m in tight]
             boxes.append(frame.new_tensor(extents).reshape(-1, 4))
-        # Read once more from the patches, not from the masks: nothing is interpolated twice.
+        # Read from the patches again, not from the masks, so that nothing is interpolated twice.
         frames = torch.cat([box / scale for box, scale in zip(boxes, scales, strict=True)])
         masks = self._read(patches, frames).split([len(box) for box in boxes])
 
@@ -298,7 +303,7 @@ class ObjectGuided(nn.Module):
     def _first_masks(
         self, found: Sequence[Centres], patches: Sequence[tuple[Rois, Tensor]]
     ) -> tuple[Sequence[Centres], list[Tensor], Sequence[Tensor]]:
-        """What was found, and for each image the frames (k, 4), enlarged boxes, and the masks (k, m, m) in them."""
+        """Return the detections, and for each image the frames (k, 4), enlarged boxes, and their masks (k, m, m)."""
         frames = [
             to_corners(each.centres * each.centres.new_tensor([1, 1, self.expand, self.expand])) for each in found
         ]
@@ -309,12 +314,12 @@ class ObjectGuided(nn.Module):
             if each.full:
                 name = x.get("image_id", x.get("file_name", "an image"))
                 logger.warning(
-                    f"image {name}: all {self.top} detections are taken, so objects may be missing; raise "
+                    f"image {name}: reached the limit of {self.top} detections, so objects may be missing; raise "
                     "TEST.DETECTIONS_PER_IMAGE or MODEL.OBJECT_GUIDED.SCORE_THRESH_TEST"
                 )
 
     def _read(self, patches: Sequence[tuple[Rois, Tensor]], frames: Tensor) -> Tensor:
-        """(K, m, m) of all objects, in their frames (K, 4) of the network's input."""
+        """Read the masks (K, m, m) of all objects in their frames (K, 4), in pixels of the network's input."""
         masks = frames.new_zeros(len(frames), self.mask_size, self.mask_size)
         for rois, patch in patches:
             masks[rois.index] = read_patches(patch, rois, frames[rois.index], self.mask_size)
@@ -322,7 +327,7 @@ class ObjectGuided(nn.Module):
 
 
 def _zero(module: nn.Module) -> Tensor:
-    """0 with a gradient, 0 as well, for every parameter."""
+    """Return 0 with a gradient of 0 for every parameter."""
     return torch.stack([parameter.sum() for parameter in module.parameters()]).sum() * 0.0
 
 
@@ -330,12 +335,12 @@ def mask_nms(masks: Sequence[InstanceMask], classes: Sequence[int], threshold: f
     """Greedy suppression by the IoU of masks.
 
     Args:
-        masks: by descending score, in the smallest windows that hold them; those without a pixel go.
-        classes: of each; only masks of one class suppress each other.
-        threshold: a mask goes whose IoU with a better one that stays is above it.
+        masks: by descending score, in the smallest windows that contain them. Masks without pixels are dropped.
+        classes: the class of each mask; masks suppress only masks of their own class.
+        threshold: a mask is dropped if its IoU with a better mask that was kept is above it.
 
     Returns:
-        Which stay, ascending.
+        The indices of the masks that are kept, ascending.
     """
     corner = np.array([(each.y0, each.x0) for each in masks]).reshape(-1, 2)
     far = corner + np.array([each.mask.shape for each in masks]).reshape(-1, 2)

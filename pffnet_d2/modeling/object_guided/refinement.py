@@ -1,6 +1,6 @@
-"""Auxiliary feature refinement: in training, uncertain points of each mask also teach e1 and e2 ([OG] III-C).
+"""Auxiliary feature refinement: in training, uncertain points of each mask add a loss on e1 and e2 ([OG] III-C).
 
-At prediction nothing of it runs; no point's prediction ever replaces a mask's.
+It does not run at prediction. A mask's prediction is never replaced by that of a point.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from .rois import Rois, read_points
 
 
 class PointRefinement(nn.Module):
-    """Two 1 x 1 convolutions that classify points from e1 (or e2) alone and from both.
+    """Two 1 x 1 convolutions that classify points, one from e1 (or e2) alone and one from both.
 
-    Of an object of H x W cells k N points are drawn evenly, N = H W // D, and the int(beta N) most uncertain kept.
+    For an object of H x W cells, k N points are drawn uniformly, N = H W // D. The int(beta N) most uncertain points
+    are kept.
     """
 
     def __init__(
@@ -32,13 +33,13 @@ class PointRefinement(nn.Module):
     ) -> None:
         """
         Args:
-            channels: of e1 and e2.
+            channels: channels of e1 and e2.
             divisor: D.
             oversample: k.
             keep: beta, at most k.
             heads: "code": {e1} and {e1, e2}; "figure": {e2} and {e1, e2}.
-            uncertainty: "map_first" (code): -|2 p - 1| of the map, interpolated; "sample_first": of the interpolated p,
-                which knows sharp edges.
+            uncertainty: "map_first" (code): -|2 p - 1| is computed on the map and then interpolated; "sample_first": it
+                is computed from the interpolated p, which also finds sharp edges.
         """
         super().__init__()
         if heads not in ("code", "figure"):
@@ -60,18 +61,18 @@ class PointRefinement(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """
         Args:
-            logits, e1, e2: of :class:`~.segmentation.SegmentationBranch`.
+            logits, e1, e2: the output of :class:`~.segmentation.SegmentationBranch`.
             truth: (k, M, N) soft labels.
-            rois: of the same objects.
-            points: (k, P, 2) fractions x, y, the first of which are the objects' candidates; None draws them.
+            rois: the regions of the same objects.
+            points: (k, P, 2) fractions x, y; the first of them are each object's candidates. None draws them.
 
         Returns:
-            (k, 2) float: for each object the summed cross-entropy of its points from one and from both maps, and (k, 2)
-            int64: the number of points; 0 where an object has none or lacks stride 2.
+            (k, 2) float: for each object the summed cross-entropy of its points from one map and from both maps. (k, 2)
+            int64: the number of points; 0 if an object has no points or no map of stride 2.
         """
         area = rois.sizes[0].prod(1) // self.divisor
         kept = (self.keep * area).long()
-        # What an object has no points for, or no map.
+        # Ignore objects without points, or without the map.
         sums = [logits.new_zeros(len(logits))] * 2
         counts = [kept.new_zeros(len(logits))] * 2
         if not bool(kept.any()):
@@ -97,10 +98,10 @@ class PointRefinement(nn.Module):
         return torch.stack(sums, dim=1), torch.stack(counts, dim=1)
 
     def _uncertain(self, logits: Tensor, points: Tensor, candidates: Tensor, most: int, rois: Rois) -> Tensor:
-        """(k, most, 2): the most uncertain of each object's candidates, first those."""
+        """Return (k, most, 2): the candidates of each object, the most uncertain first."""
         probability = logits.sigmoid()[:, None]
         if self.map_first:
-            # Cells that are no object's are read with weight 0 only.
+            # Cells outside of an object are read only with weight 0.
             doubt = read_points(-(2 * probability - 1).abs(), rois.sizes[0], points)[:, 0]
         else:
             doubt = -(2 * read_points(probability, rois.sizes[0], points)[:, 0] - 1).abs()

@@ -1,9 +1,10 @@
-"""Regions of interest of their own sizes, in batches: objects of like size are padded to one shape, and masks say which
-cells are theirs.
+"""Batches of regions of interest of different sizes.
 
-Geometry ([OG] III-B and its code): on the map of stride s the box of an object, ``expand`` times as large, is read at
+Objects of similar size are padded to one shape; masks mark the cells that belong to each object.
+
+Geometry ([OG] III-B and its code): on the map of stride s, the box of an object, enlarged by ``expand``, is read at
 n = int(w' / s) by m = int(h' / s) evenly spaced points, the first and the last on its border. A level where w' or h' is
-below 2 is left out, and with it all coarser ones. The finest level always stays, with at least two points a side.
+below 2 is not used, nor are all coarser ones. The finest level is always used, with at least two points per side.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LEVELS = 5
-# Longest sides (pixels) up to which objects share a batch, and how many cells of the finest level one batch may have:
-# at 64 channels 2^18 are 64 MB a map.
+# Objects share a batch if their longest sides (pixels) lie between the same two of these edges. A batch has at most
+# _CELLS cells of the finest level: with 64 channels a map of 2^18 cells takes 64 MB.
 _EDGES = (16, 32, 48, 64, 96, 160)
 _CELLS = 2**18
 
 
 @dataclass(frozen=True)
 class Rois:
-    """k objects of like size.
+    """k objects of similar size.
 
     Attributes:
-        index: (k,) int64, which of the given objects they are; by image.
+        index: (k,) int64, the indices of the objects among those given; ordered by image.
         image: k image numbers, ascending.
-        boxes: (k, 4) cx, cy, w', h' in pixels, w' and h' expanded.
-        sizes: (LEVELS, k, 2) int64, n and m; 0 where the level is left out.
+        boxes: (k, 4) cx, cy, w', h' in pixels; w' and h' are enlarged.
+        sizes: (LEVELS, k, 2) int64, n and m; 0 where the level is not used.
         shapes: (M, N) of each level, the largest m and n.
     """
 
@@ -41,11 +42,11 @@ class Rois:
     shapes: list[tuple[int, int]]
 
     def has(self, level: int) -> Tensor:
-        """(k,) bool."""
+        """Return (k,) bool: the objects that use the level."""
         return self.sizes[level, :, 0] > 0
 
     def mask(self, level: int) -> Tensor:
-        """(k, 1, M, N) bool: the cells that are an object's own."""
+        """Return (k, 1, M, N) bool: the cells that belong to each object."""
         rows, columns = self.shapes[level]
         n, m = self.sizes[level].unbind(1)
         inside_x = torch.arange(columns, device=n.device) < n[:, None]
@@ -53,7 +54,7 @@ class Rois:
         return (inside_y[:, :, None] & inside_x[:, None, :])[:, None]
 
     def points(self, level: int) -> tuple[Tensor, Tensor]:
-        """x (k, N) and y (k, M) of the cells in cells of the level's map; beyond n and m they go on."""
+        """Return x (k, N) and y (k, M) of the cells, in cells of the level's map. They continue beyond n and m."""
         boxes = self.boxes / 2**level
         axes = []
         for axis, count in enumerate(reversed(self.shapes[level])):
@@ -64,7 +65,7 @@ class Rois:
         return axes[0], axes[1]
 
     def by_image(self) -> list[tuple[int, slice]]:
-        """Image numbers and where their objects are."""
+        """Return the image numbers and the slices of their objects."""
         starts = [i for i, image in enumerate(self.image) if i == 0 or image != self.image[i - 1]]
         return [
             (self.image[start], slice(start, end))
@@ -73,17 +74,17 @@ class Rois:
 
 
 def group(centres: Sequence[Tensor], *, expand: float, fixed: int | None = None) -> list[Rois]:
-    """The objects of a batch of images as batches of like size.
+    """Group the objects of a batch of images into batches of similar size.
 
     Args:
-        centres: per image (K, 4) cx, cy, w, h in pixels; ``Rois.index`` counts through all of them.
+        centres: for each image (K, 4) cx, cy, w, h in pixels; ``Rois.index`` counts the objects of all images.
         expand: factor on w and h.
-        fixed: None: every object in its own size; else all have ``fixed`` >> level points a side, at least two.
+        fixed: None: every object has its own size; otherwise all have ``fixed`` >> level points per side, at least two.
     """
     if not sum(map(len, centres)):
         return []
     device = centres[0].device
-    # In double precision and at home: shapes must be known here, and int() must not depend on the device.
+    # In double precision on the CPU: shapes must be known here, and int() must not depend on the device.
     boxes = torch.cat([each.detach() for each in centres]).cpu().double()
     image = torch.cat([torch.full((len(each),), i) for i, each in enumerate(centres)])
     boxes[:, 2:] *= expand
@@ -118,24 +119,24 @@ def group(centres: Sequence[Tensor], *, expand: float, fixed: int | None = None)
 
 
 def crop(maps: Sequence[Tensor], rois: Rois, level: int) -> Tensor:
-    """A level's map (C, H, W) of every image, read at the objects' points: (k, C, M, N), 0 outside map and object."""
+    """Read a level's map (C, H, W) of every image at the objects' points: (k, C, M, N), 0 outside map and object."""
     x, y = rois.points(level)
     parts = []
     for image, own in rois.by_image():
         height, width = maps[image].shape[-2:]
         grid = _grid(x[own], y[own], height, width)
-        # All objects of an image below one another, so that the map is not copied for each.
+        # Stack all objects of an image vertically, so that the map is not copied for each.
         read = F.grid_sample(maps[image][None], grid.flatten(0, 1)[None], align_corners=True)[0]
         parts.append(read.unflatten(1, grid.shape[:2]).transpose(0, 1))
     return torch.cat(parts) * rois.mask(level)
 
 
 def crop_masks(masks: Sequence[Tensor], numbers: Tensor, rois: Rois) -> Tensor:
-    """Binary masks read at the objects' finest points, bilinear: their soft truth.
+    """Read binary masks at the objects' finest points (bilinear), which gives their soft truth.
 
     Args:
-        masks: per image (K, H, W) bool.
-        numbers: (k,) int64, which mask of its image each object has.
+        masks: for each image (K, H, W) bool.
+        numbers: (k,) int64, the index of each object's mask in its image.
 
     Returns:
         (k, M, N) float32 in [0, 1], 0 outside image and object.
@@ -154,7 +155,7 @@ def crop_masks(masks: Sequence[Tensor], numbers: Tensor, rois: Rois) -> Tensor:
 
 
 def _neighbours(positions: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
-    """The two cells around each position and their weights; cells outside weigh nothing."""
+    """Return the two cells around each position and their weights; cells outside have weight 0."""
     low = positions.floor()
     result = []
     for cell, weight in ((low, low + 1 - positions), (low + 1, positions - low)):
@@ -164,8 +165,7 @@ def _neighbours(positions: Tensor, length: int) -> list[tuple[Tensor, Tensor]]:
 
 
 def resize(low: Tensor, from_sizes: Tensor, to_sizes: Tensor, to_shape: tuple[int, int]) -> Tensor:
-    """Each object's cells brought to another number of cells, as ``F.interpolate`` (bilinear, align_corners False) does
-    to one alone.
+    """Resize the cells of each object, as ``F.interpolate`` (bilinear, align_corners False) does for a single object.
 
     Args:
         low: (k, C, m, n).
@@ -173,7 +173,7 @@ def resize(low: Tensor, from_sizes: Tensor, to_sizes: Tensor, to_shape: tuple[in
         to_shape: (M, N) of the result.
 
     Returns:
-        (k, C, M, N); what lies outside an object's own cells has no meaning.
+        (k, C, M, N); values outside of an object's own cells are meaningless.
     """
     axes = []
     for axis, count in enumerate(reversed(to_shape)):
@@ -184,7 +184,7 @@ def resize(low: Tensor, from_sizes: Tensor, to_sizes: Tensor, to_shape: tuple[in
 
 
 def read_points(x: Tensor, sizes: Tensor, points: Tensor) -> Tensor:
-    """Values at points given as fractions of the way from an object's first cell to its last.
+    """Read values at points. A point is given as fractions of the distance from an object's first cell to its last.
 
     Args:
         x: (k, C, M, N).
@@ -200,12 +200,12 @@ def read_points(x: Tensor, sizes: Tensor, points: Tensor) -> Tensor:
 
 
 def read_patches(patches: Tensor, rois: Rois, frames: Tensor, side: int) -> Tensor:
-    """Patches of the finest level, read back by inverse mapping at the cells of other frames.
+    """Read patches of the finest level at the cells of other frames, by inverse mapping.
 
     Args:
         patches: (k, M, N), 0 outside the objects' cells.
         frames: (k, 4) XYXY in Detectron2's continuous pixels.
-        side: cells a side.
+        side: cells per side.
 
     Returns:
         (k, side, side), bilinear, fading to 0 outside the patch.
@@ -221,7 +221,7 @@ def read_patches(patches: Tensor, rois: Rois, frames: Tensor, side: int) -> Tens
 
 
 def _grid(x: Tensor, y: Tensor, height: int, width: int) -> Tensor:
-    """(k, M, N, 2) for grid_sample with align_corners, of positions x (k, N) and y (k, M) in cells."""
+    """Turn positions x (k, N) and y (k, M) in cells into (k, M, N, 2) for grid_sample with align_corners."""
     x, y = 2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1
     shape = (len(x), y.shape[1], x.shape[1])
     return torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=3)

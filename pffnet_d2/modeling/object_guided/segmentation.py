@@ -1,4 +1,4 @@
-"""The segmentation branch: each object's crops of the five maps, joined from coarse to fine ([OG] III-B, Eq. 6)."""
+"""The segmentation branch: it merges each object's crops of the five maps from coarse to fine ([OG] III-B, Eq. 6)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class MaskedInstanceNorm(nn.Module):
     """Instance normalisation over an object's own cells.
 
     Args:
-        channels: of the input.
-        affine: learn scale and shift (paper); the released code has none.
+        channels: channels of the input.
+        affine: learn scale and shift (paper); the released code does not.
     """
 
     def __init__(self, channels: int, affine: bool) -> None:
@@ -25,7 +25,7 @@ class MaskedInstanceNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels, 1, 1)) if affine else None
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(k, C, M, N) and mask (k, 1, M, N) to the same shape; outside the mask the result has no meaning."""
+        """Normalise (k, C, M, N) where the mask (k, 1, M, N) is set. Values outside the mask are meaningless."""
         x = x.float()
         count = mask.sum((2, 3), keepdim=True)
         x = x - (x * mask).sum((2, 3), keepdim=True) / count
@@ -35,11 +35,11 @@ class MaskedInstanceNorm(nn.Module):
 
 
 class MaskedCombination(nn.Module):
-    """:class:`~.backbone.Combination` with instance normalisation, for objects of their own sizes.
+    """:class:`~.backbone.Combination` with instance normalisation, for objects of different sizes.
 
     Args:
-        coarse, fine: channels of the two inputs; the output has ``fine``.
-        affine: of the normalisation.
+        coarse, fine: channels of the two inputs; the output has ``fine`` channels.
+        affine: see :class:`MaskedInstanceNorm`.
     """
 
     def __init__(self, coarse: int, fine: int, affine: bool) -> None:
@@ -50,24 +50,24 @@ class MaskedCombination(nn.Module):
         self.merge_norm = MaskedInstanceNorm(fine, affine)
 
     def forward(self, low: Tensor, low_sizes: Tensor, skip: Tensor, sizes: Tensor, mask: Tensor) -> Tensor:
-        """(k, coarse, m, n) and (k, fine, M, N), with their (k, 2) sizes and the finer one's mask, to the latter's."""
+        """Merge (k, coarse, m, n) into (k, fine, M, N), given the (k, 2) sizes of both and the mask of the finer."""
         low = resize(low, low_sizes, sizes, (skip.shape[2], skip.shape[3]))
-        # Zeros around each object, as a convolution of it alone would pad.
+        # Zeros around each object, as the padding of a convolution of a single object.
         low = F.relu(self.reduce_norm(self.reduce(low * mask), mask))
         return F.relu(self.merge_norm(self.merge(torch.cat([skip, low], dim=1)), mask)) * mask
 
 
 class SegmentationBranch(nn.Module):
-    """Crops of c1 .. c5 to the logits of an object's mask, at the resolution of the object.
+    """Turns crops of c1 .. c5 into the logits of each object's mask, at the resolution of the object.
 
-    An object too small for a level starts with its raw crop of the next finer one.
+    An object too small for a level starts with its raw crop of the next finer level.
     """
 
     def __init__(self, channels: Sequence[int], affine: bool = False) -> None:
         """
         Args:
-            channels: of c1 .. c5.
-            affine: of the instance normalisation.
+            channels: channels of c1 .. c5.
+            affine: see :class:`MaskedInstanceNorm`.
         """
         super().__init__()
         self.combine = nn.ModuleList(MaskedCombination(channels[i + 1], channels[i], affine) for i in range(LEVELS - 1))
@@ -77,12 +77,12 @@ class SegmentationBranch(nn.Module):
     def forward(self, levels: Sequence[Sequence[Tensor]], rois: Rois) -> tuple[Tensor, Tensor, Tensor | None]:
         """
         Args:
-            levels: for c1 .. c5 the maps (C, H, W) of each image.
-            rois: of the objects.
+            levels: for each of c1 .. c5 the maps (C, H, W) of the images.
+            rois: the regions of the objects.
 
         Returns:
-            Logits (k, M, N), and e1 (k, C1, M, N) and e2 (k, C2, M', N') for the refinement (e2 None where no object
-            reaches stride 2). Only an object's own cells have a meaning; in e1 and e2 the others are 0.
+            Logits (k, M, N), and e1 (k, C1, M, N) and e2 (k, C2, M', N') for the refinement (e2 is None if no object
+            reaches stride 2). Only an object's own cells are meaningful; in e1 and e2 the others are 0.
         """
         x: Tensor | None = None
         e2: Tensor | None = None

@@ -10,9 +10,9 @@ import pytest
 
 from pffnet_d2.data.catalog import load
 from pffnet_d2.data.prepare import Selection, prepare
+from pffnet_d2.data.prepared import PreparedSplit
 from pffnet_d2.data.readers import kumar
 from pffnet_d2.errors import InputError
-from pffnet_d2.evaluation.folders import prepared
 from pffnet_d2.masks.coco import annotations_to_label_map, annotations_to_masks
 
 
@@ -149,7 +149,7 @@ def test_what_is_prepared_has_the_label_map_of_the_reader(
     record = one(layouts.aperio_xml(outlines))
     expected = one(layouts.aperio_xml(outlines), overlap=overlap).read_label_map()
     prepare("kumar", tmp_path, tmp_path / "out", Selection(splits=["val"], options={"overlap": overlap}))
-    ((_, image),) = prepared(tmp_path / "out/kumar/val")
+    (image,) = PreparedSplit(tmp_path / "out/kumar/val").labelled_images()
     np.testing.assert_array_equal(image.truth(), expected)
     (entry,) = load("kumar_val")
     np.testing.assert_array_equal(annotations_to_label_map(entry["annotations"], 10, 12), expected)

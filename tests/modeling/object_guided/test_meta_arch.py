@@ -289,7 +289,7 @@ def test_more_objects_than_places(caplog: pytest.LogCaptureFixture) -> None:
         logger.propagate = before
     assert len(output["instances"]) == 2
     (message,) = {record.getMessage() for record in caplog.records}
-    assert message.startswith("image 7: all 2 detections are taken")
+    assert message.startswith("image 7: reached the limit of 2 detections")
 
 
 def window(mask: Tensor) -> Any:
