@@ -20,6 +20,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from pffnet_d2 import launch
 from pffnet_d2.cli.main import main
 from pffnet_d2.config import config_path
+from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.engine.trainer import run
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.scores import read_scores
@@ -94,9 +95,11 @@ def test_all_ranks_end_where_one_diverges(found: list[dict[str, Any]]) -> None:
 
 
 def test_training_and_evaluation_on_two_ranks(
-    two_ranks: ModuleType, datasets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    two_ranks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run of one iteration; its scores are those of one process, three images and two ranks notwithstanding."""
+    """A run of one iteration; its scores are those of one process, although three images do not divide among ranks."""
+    prepare("phantoms", None, tmp_path / "datasets", Selection(count=3))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     flags = ["--config-file", str(config_path("demo/PFFNet_R18_FPN.yaml"))]
     options = [
         *(*two_ranks.SMALL, "INPUT.CROP.SIZE", "[64, 64]", "MODEL.RPN.POST_NMS_TOPK_TEST", "50"),

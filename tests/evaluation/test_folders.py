@@ -126,7 +126,7 @@ def refused(truth: Path, prediction: Path, capsys: pytest.CaptureFixture[str]) -
         (GT[:2].astype(np.uint8), r"truth (3, 4) and prediction (2, 4) differ in shape"),
         (GT.astype(np.float32), "prediction is of float32"),
         (-GT.astype(np.int16), "prediction holds the negative id -9"),
-        (np.stack([np.pad(GT, 1)] * 5).astype(np.uint16), "holds a stack of 5 planes; save one plane"),
+        (np.stack([np.pad(GT, 1)] * 5).astype(np.uint16), "contains a stack of 5 planes; save one plane"),
         (np.stack([GT, GT + 1, GT], axis=-1).astype(np.uint8), "not the labels; use the label image"),
     ],
 )
@@ -147,7 +147,7 @@ def test_pages_are_planes(folders: tuple[Path, Path], capsys: pytest.CaptureFixt
     with tifffile.TiffWriter(folders[1] / "a.tif") as tiff:
         tiff.write(GT.astype(np.uint8))
         tiff.write(GT[:2].astype(np.uint16))
-    assert "a.tif: holds 2 images (3x4, 2x4); save the one you want by itself" in refused(*folders, capsys)
+    assert "a.tif: contains 2 images (3x4, 2x4); save the one you want by itself" in refused(*folders, capsys)
 
 
 def test_labels_saved_as_colours(
