@@ -81,7 +81,8 @@ def _register(dataset: str, split: str, thing: str, arguments: str, under: Path 
     if name in DatasetCatalog.list():
         if under is None or not isinstance(MetadataCatalog.get(name), PreparedMetadata):
             return
-        DatasetCatalog.remove(name)
+    else:
+        DatasetCatalog.register(name, partial(load, name))
     MetadataCatalog[name] = PreparedMetadata(
         name=name,
         root=under,
@@ -95,7 +96,6 @@ def _register(dataset: str, split: str, thing: str, arguments: str, under: Path 
         stuff_dataset_id_to_contiguous_id={0: 0, 1: 1},
         ignore_label=255,
     )
-    DatasetCatalog.register(name, partial(load, name))
 
 
 def load(name: str) -> list[dict[str, Any]]:

@@ -20,8 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft
-from scipy.ndimage import gaussian_filter
+import scipy
 
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.errors import InputError
@@ -214,10 +213,10 @@ def _field(
         fy, fx = fy * np.cos(angle) - fx * np.sin(angle), fy * np.sin(angle) + fx * np.cos(angle)
         fx = fx * stretch
     square = fy**2 + fx**2
-    noise = fft.rfft2(rng.standard_normal(shape, np.float32))
+    noise = scipy.fft.rfft2(rng.standard_normal(shape, np.float32))
     noise *= np.exp(-square * np.float32(finest**2)) / (square + np.float32(coarsest**-2))
     noise[0, 0] = 0
-    field = fft.irfft2(noise, s=shape)
+    field = scipy.fft.irfft2(noise, s=shape)
     return np.asarray(field / max(float(field.std()), 1e-12), np.float32)
 
 
@@ -261,10 +260,11 @@ def _fluorescence(rng: np.random.Generator, labels: npt.NDArray[np.int32], drawn
     signal = _layers(labels, drawn, brightness.astype(np.float32), profile.astype(np.float32), under=0.35)
     signal *= np.clip(1 + rng.uniform(0.04, 0.22) * _field(rng, shape, 1.5, 12), 0.2, None)
     signal *= 1 - rng.uniform(0.0, 0.5) * _spots(rng, shape, drawn, 2.0, rng.uniform(1.0, 2.0))
-    signal = gaussian_filter(signal, rng.uniform(0.5, 1.5))
+    signal = scipy.ndimage.gaussian_filter(signal, rng.uniform(0.5, 1.5))
     # light from above and below the plane: a faint glow around nuclei, drawn by a coarse blur of every 4th pixel
-    glow = gaussian_filter(signal[::4, ::4], rng.uniform(2, 4)).repeat(4, 0).repeat(4, 1)[: shape[0], : shape[1]]
-    signal += rng.uniform(0.02, 0.18) * gaussian_filter(glow, 2)
+    coarse = scipy.ndimage.gaussian_filter(signal[::4, ::4], rng.uniform(2, 4))
+    glow = coarse.repeat(4, 0).repeat(4, 1)[: shape[0], : shape[1]]
+    signal += rng.uniform(0.02, 0.18) * scipy.ndimage.gaussian_filter(glow, 2)
     debris = rng.poisson(1.5)
     for y, x in rng.integers(shape, size=(debris, 2)):
         signal[y : y + 2, x : x + 2] += rng.uniform(0.1, 0.4)
@@ -301,8 +301,8 @@ def _histology(rng: np.random.Generator, labels: npt.NDArray[np.int32], drawn: l
     nuclei *= np.clip(1 + rng.uniform(0.1, 0.28) * _field(rng, shape, 1.2, 6), 0.3, None)
     nuclei *= 1 + rng.uniform(0.1, 0.6) * _spots(rng, shape, drawn, 1.2, rng.uniform(0.9, 1.6))
     sigma = rng.uniform(0.5, 1.0)
-    nuclei = gaussian_filter(nuclei, sigma)
-    covered = gaussian_filter((labels > 0).astype(np.float32), sigma)
+    nuclei = scipy.ndimage.gaussian_filter(nuclei, sigma)
+    covered = scipy.ndimage.gaussian_filter((labels > 0).astype(np.float32), sigma)
 
     stains = np.stack([HAEMATOXYLIN, EOSIN]) * (1 + rng.normal(0, 0.05, (2, 3)))
     amounts = np.stack([nuclei + haze, eosin * (1 - 0.6 * covered)], -1)

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from skimage.measure import label
+import skimage
 
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, find_part
@@ -107,4 +107,4 @@ def _read_label_map(file: SourceFile) -> npt.NDArray[np.int32]:
         raise InputError(
             f"{file}: not a BBBC039 mask (8-bit RGBA, green and blue 0); use the publisher's masks.zip unchanged"
         )
-    return np.asarray(label(mask[:, :, 0], connectivity=2), np.int32)
+    return np.asarray(skimage.measure.label(mask[:, :, 0], connectivity=2), np.int32)

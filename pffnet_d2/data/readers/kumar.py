@@ -42,7 +42,7 @@ from xml.parsers import expat
 
 import numpy as np
 import numpy.typing as npt
-from skimage.draw import polygon
+import skimage
 
 from pffnet_d2.data.readers.labels import image_size
 from pffnet_d2.data.readers.record import Record
@@ -173,7 +173,7 @@ def fill(vertices: Vertices, height: int, width: int) -> InstanceMask | None:
         vertices: (n, 2) x and y in 0-based pixel centres.
         height: of the image, as ``width`` in pixels.
     """
-    rows, columns = polygon(vertices[:, 1], vertices[:, 0], (height, width))
+    rows, columns = skimage.draw.polygon(vertices[:, 1], vertices[:, 0], (height, width))
     if rows.size == 0:
         return None
     y0, x0 = int(rows.min()), int(columns.min())

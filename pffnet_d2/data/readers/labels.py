@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.io import loadmat
-from skimage.measure import label
+import scipy
+import skimage
 
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.read import MAX_PIXELS, open_image
@@ -40,12 +40,12 @@ def parts_of_one_id(labels: npt.NDArray[Any]) -> int:
     top = labels.max(initial=0)
     if not top or ((labels != 0) & (labels != top)).any():
         return 0
-    return int(label(labels != 0, connectivity=2, return_num=True)[1])
+    return int(skimage.measure.label(labels != 0, connectivity=2, return_num=True)[1])
 
 
 def components(foreground: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
     """The label map of a mask of all objects: each 8-connected part is an object."""
-    return np.asarray(label(foreground, connectivity=2), np.int32)
+    return np.asarray(skimage.measure.label(foreground, connectivity=2), np.int32)
 
 
 def decode_mat(data: bytes, name: str, key: str) -> npt.NDArray[np.int32]:
@@ -55,7 +55,7 @@ def decode_mat(data: bytes, name: str, key: str) -> npt.NDArray[np.int32]:
         InputError: naming ``name``: the file is damaged or lacks the variable, or its values are no ids.
     """
     try:
-        variables = loadmat(io.BytesIO(data), variable_names=[key])
+        variables = scipy.io.loadmat(io.BytesIO(data), variable_names=[key])
     except Exception as error:  # scipy raises almost any exception on a damaged file
         raise InputError(f"{name}: cannot be read as a MATLAB file of version 7 or older; fetch it again") from error
     if key not in variables:

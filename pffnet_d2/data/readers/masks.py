@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_fill_holes
+import scipy
 
 from pffnet_d2.data.readers.source import SourceFile
 from pffnet_d2.errors import InputError
@@ -46,4 +46,4 @@ def instance_mask(mask: npt.NDArray[np.bool_], name: str, fill_holes: bool) -> I
     found = InstanceMask.of(mask)
     if not found.mask.size:
         raise InputError(f"{name}: holds no object; remove it or fetch it again")
-    return found._replace(mask=binary_fill_holes(found.mask)) if fill_holes else found
+    return found._replace(mask=scipy.ndimage.binary_fill_holes(found.mask)) if fill_holes else found

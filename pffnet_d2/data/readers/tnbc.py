@@ -30,8 +30,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_fill_holes, find_objects
-from skimage.measure import label
+import scipy
+import skimage
 
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, list_files, shipped
@@ -124,9 +124,9 @@ def _read_label_map(file: SourceFile, min_size: int) -> npt.NDArray[np.int32]:
 
 def objects(foreground: npt.NDArray[np.bool_], min_size: int) -> npt.NDArray[np.int32]:
     """The label map, (H, W) int32, of the 8-connected components of at least ``min_size`` pixels, with holes filled."""
-    labels = np.asarray(label(foreground, connectivity=2), np.int32)
-    for i, window in enumerate(find_objects(labels), 1):
+    labels = np.asarray(skimage.measure.label(foreground, connectivity=2), np.int32)
+    for i, window in enumerate(scipy.ndimage.find_objects(labels), 1):
         inside = labels[window]  # a view; another object inside a hole stays
-        inside[binary_fill_holes(inside == i) & (inside == 0)] = i
+        inside[scipy.ndimage.binary_fill_holes(inside == i) & (inside == 0)] = i
     small = np.bincount(labels.ravel()) < min_size
     return contiguous(np.where(small[labels], 0, labels))
