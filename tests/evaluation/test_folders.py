@@ -127,7 +127,7 @@ def refused(truth: Path, prediction: Path, capsys: pytest.CaptureFixture[str]) -
         (GT.astype(np.float32), "prediction is of float32"),
         (-GT.astype(np.int16), "prediction holds the negative id -9"),
         (np.stack([np.pad(GT, 1)] * 5).astype(np.uint16), "contains a stack of 5 planes; save one plane"),
-        (np.stack([GT, GT + 1, GT], axis=-1).astype(np.uint8), "not the labels; use the label image"),
+        (np.stack([GT, GT + 1, GT], axis=-1).astype(np.uint8), "is not a label image; use the label image"),
     ],
 )
 def test_what_is_no_label_map_is_named_in_one_line(
@@ -160,7 +160,7 @@ def test_labels_saved_as_colours(
         write_labels(folders[1] / name, np.dstack([labels, labels, labels]))
     assert list(score_folders(*folders)) == before
     write_labels(folders[1] / "b.png", np.dstack([labels, labels, labels + 1]))
-    assert "b.png: a picture of the labels in colours" in refused(*folders, capsys)
+    assert "b.png: shows labels in colours" in refused(*folders, capsys)
 
 
 def test_damage(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

@@ -258,10 +258,10 @@ def test_labels_of_equal_channels(kind: str) -> None:
         found = decode_label_image(encode(np.dstack(channels), kind), "x")
         assert found.dtype == np.uint8
         assert found.tolist() == LABELS.tolist()
-    with pytest.raises(InputError, match=r"x: a picture of the labels in colours .*never converted to RGB"):
+    with pytest.raises(InputError, match=r"x: shows labels in colours .*never converted to RGB"):
         decode_label_image(encode(np.dstack([grey, grey, grey + 1]), kind), "x")
     if kind == "PNG":
-        with pytest.raises(InputError, match="or with transparency, not the labels"):
+        with pytest.raises(InputError, match="or with transparency and is not a label image"):
             decode_label_image(encode(np.dstack([grey, clear]), kind), "x")
 
 

@@ -232,7 +232,7 @@ EVALUATE_FOLDERS = [
     Case(
         "score colours",
         SCORE,
-        ("prediction/a.png", "in colours", "not the labels"),
+        ("prediction/a.png", "in colours", "is not a label image"),
         label_images(prediction=np.dstack([np.eye(8), np.zeros((8, 8, 2))]).astype(np.uint8)),
     ),
     Case(

@@ -133,8 +133,10 @@ IMAGES = [
         {f"results/{n}.png": png((LABELS > 0).astype(np.uint8)) for n in "ab"},
     ),
     row("truth in colours", EVALUATE, "truth/b.png | in colours | never converted to RGB", {"truth/b.png": COLOURED}),
-    of_b("in colours", "in colours | not the labels", COLOURED),
-    of_b("grey with alpha", "with transparency | not the labels", png(np.dstack([LABELS, LABELS]).astype(np.uint8))),
+    of_b("in colours", "in colours | is not a label image", COLOURED),
+    of_b(
+        "grey with alpha", "with transparency | is not a label image", png(np.dstack([LABELS, LABELS]).astype(np.uint8))
+    ),
     of_b("another size", "(8, 10) and prediction (4, 10) differ", png(LABELS[:4].astype(np.uint8))),
     of_b("empty file", "cannot be read", b""),
     of_b("text called png", "cannot be read", b"a note"),

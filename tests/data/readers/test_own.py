@@ -341,7 +341,7 @@ def _coco(change: Any) -> Any:
         (
             _replace(labels__b_png=_png(np.stack([ONE * 200, ONE * 90, ONE * 0], axis=2))),
             {},
-            r"labels/b\.png: a picture of the labels in colours",
+            r"labels/b\.png: shows labels in colours",
         ),
         (_replace(images__b_png=_huge()), {}, rf"images/b\.png: more than {MAX_PIXELS:,} pixels"),
         (_replace(images__b_png=None, images__b_tif=tiff(np.zeros((2, 5, 6), np.uint16))), {}, "stack of 2 planes"),
