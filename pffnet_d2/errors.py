@@ -56,7 +56,9 @@ def one_line(error: BaseException) -> str | None:
         remedy = _REMEDIES.get(error.errno or 0, "check the path" if named else "try again")
         return f"{place}{error.strerror or said or type(error).__name__}; {remedy}"
     if isinstance(error, UnicodeEncodeError):
-        return f"{ascii(error.object)[:200]}: holds a name that is no UTF-8, which results cannot hold; rename the file"
+        return (
+            f"{ascii(error.object)[:200]}: holds a name that is not UTF-8, which results cannot hold; rename the file"
+        )
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(said)):
         reason = re.split(r"(?<=[a-z])\. ", re.sub(r"^\[enforce fail.*?\] .*?\. ", "", said))[0]
         return (

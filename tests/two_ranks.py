@@ -84,7 +84,7 @@ class OneLoss(nn.Module):
 
 
 def diverge(rank: int) -> str:
-    """The second rank has a loss that is no number: what this one is told."""
+    """The second rank has a loss that is not a number: what this one is told."""
     model = create_ddp_model(OneLoss(), device_ids=None)
     data = [{"value": float("nan") if rank == 1 else 1.0, "image_id": 10 + rank, "file_name": f"{rank}.png"}]
     trainer = TrainStep(model, [data], torch.optim.SGD(model.parameters(), lr=1.0), seed=0)

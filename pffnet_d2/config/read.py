@@ -150,7 +150,7 @@ def _check_chain(file: str, above: tuple[str, ...] = ()) -> None:
     chain = (*above, file)
     for base in bases if isinstance(bases, list) else [bases]:
         if not isinstance(base, str):
-            raise InputError(f"{file}: its _BASE_ {base} is no file name; name a yaml file")
+            raise InputError(f"{file}: its _BASE_ {base} is not a file name; name a yaml file")
         if base.startswith(("http://", "https://")):
             raise InputError(f"{file}: its _BASE_ {base} is not fetched; download it and name the file")
         base = os.path.join(os.path.dirname(file), os.path.expanduser(base))  # as fvcore resolves it
@@ -177,7 +177,7 @@ def _read_yaml(file: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         place = f"{mark.name}, line {mark.line + 1}" if mark else file
         fault = getattr(error, "problem", None) or getattr(error, "reason", None) or _said_by(error)
-        raise InputError(f"{place}: no yaml of plain values: {fault}") from error
+        raise InputError(f"{place}: not YAML of plain values: {fault}") from error
     if not isinstance(content, dict):
         what = "is empty" if content is None else f"holds a {type(content).__name__}, not keys and values"
         raise InputError(f"{file}: {what}; give a config, such as configs/PFFNet_R101_FPN.yaml")

@@ -377,7 +377,7 @@ def _check_ids(records: list[Record], title: str) -> None:
     seen: set[str] = set()
     for record in records:
         if not record.image_id or record.image_id.startswith(".") or set(record.image_id) & set("/\\\0"):
-            raise InputError(f"{title}: an image is called {record.image_id!r}, which is no file name; rename it")
+            raise InputError(f"{title}: an image is called {record.image_id!r}, which is not a file name; rename it")
         if len(os.fsencode(f"{record.image_id}.png")) > LONGEST_NAME:
             raise InputError(
                 f"{title}: {record.image_id[:40]}... has {len(record.image_id)} characters with its folders, too many "

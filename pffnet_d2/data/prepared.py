@@ -211,7 +211,7 @@ def report_group(image: dict[str, Any]) -> str:
 def not_prepared(json_file: Path) -> InputError:
     """The error for a json that is damaged or something else."""
     return InputError(
-        f"{json_file}: is not the json of a prepared data set, or is damaged; move its folder away and prepare it again"
+        f"{json_file}: is not the JSON of a prepared data set, or is damaged; move its folder away and prepare it again"
     )
 
 

@@ -18,7 +18,7 @@ MAX_DENSE_CELLS = 2**24
 class ContingencyTable:
     """Areas of the objects of a truth and of a prediction, and the areas they share.
 
-    Objects are numbered 0..G-1 and 0..P-1 in the order of their ids; background (id 0) is no object.
+    Objects are numbered 0..G-1 and 0..P-1 in the order of their ids; background (id 0) is not an object.
 
     Attributes:
         gt_ids: (G,) the ids in the truth, ascending, gaps allowed.

@@ -45,7 +45,7 @@ def score_folders(truth: Path, prediction: Path, objects: str = "auto") -> Itera
 
     Raises:
         InputError: naming the file: no label images, an image without its partner or with several, one that cannot be
-            read, is no label map (floats, negative ids, several planes), has another size than its partner, or is a
+            read, is not a label map (floats, negative ids, several planes), has another size than its partner, or is a
             mask of all objects.
     """
     if objects not in OBJECTS:

@@ -67,7 +67,7 @@ def score(image: str, gt: ArrayLike, pred: ArrayLike, group: str = "") -> Row:
     """One row: ``COLUMNS``, then every name of ``METRICS`` as a float (object_Hausdorff may be NaN).
 
     Raises:
-        InputError: the two are no label maps of one image.
+        InputError: the two are not label maps of one image.
     """
     table = ContingencyTable.from_labels(gt, pred)
     row: Row = {"image": image, "group": group, "truths": table.n_gt, "predictions": table.n_pred}

@@ -77,7 +77,7 @@ def test_not_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir(parents=True)
     for damaged in ("{", "[]", '{"images": [{}]}'):
         (folder / "instances.json").write_text(damaged)
-        with pytest.raises(InputError, match=r"instances\.json: is not the json of a prepared data set"):
+        with pytest.raises(InputError, match=r"instances\.json: is not the JSON of a prepared data set"):
             DatasetCatalog.get("phantoms_val")
 
 

@@ -99,14 +99,14 @@ def test_complete(split: PreparedSplit) -> None:
         (lambda data: data["images"][1].update(id=0), "image 0 is there twice"),
         (lambda data: data["images"][1].update(file_name="a.png"), "image a.png is there twice"),
         (lambda data: data["images"][1].update(file_name="a.jpg"), "two images are called a"),
-        (lambda data: data["images"][1].update(file_name=3), "is not the json of a prepared data set"),
-        (lambda data: data["images"][1].update(width=0), "is not the json of a prepared data set"),
+        (lambda data: data["images"][1].update(file_name=3), "is not the JSON of a prepared data set"),
+        (lambda data: data["images"][1].update(width=0), "is not the JSON of a prepared data set"),
         (lambda data: data["annotations"][1].update(id=1), "annotation 1 is there twice"),
         (lambda data: data["annotations"][1].update(image_id=9), "annotation 2 is of image 9, which is not there"),
-        (lambda data: data.update(info=[]), "is not the json of a prepared data set"),
+        (lambda data: data.update(info=[]), "is not the JSON of a prepared data set"),
         (
             lambda data: data.pop("annotations"),
-            "is not the json of a prepared data set, or is damaged; move its folder",
+            "is not the JSON of a prepared data set, or is damaged; move its folder",
         ),
     ],
 )

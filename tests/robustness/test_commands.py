@@ -409,7 +409,7 @@ PACKS = [
     Case(
         "pack about a date",
         f"{PACK} --about a.yaml",
-        ("a.yaml: is no yaml of plain values",),
+        ("a.yaml: is not YAML of plain values",),
         text("a.yaml", "day: 2024-01-01\n"),
     ),
     Case("pack about half a yaml", f"{PACK} --about a.yaml", ("a.yaml: is no yaml",), text("a.yaml", "a: [1\n")),

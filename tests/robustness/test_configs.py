@@ -86,19 +86,19 @@ FILES = [
     Case(
         "yaml that runs python",
         TRAIN,
-        ("bad.yaml, line 1: no yaml of plain values",),
+        ("bad.yaml, line 1: not YAML of plain values",),
         file("bad.yaml", "MODEL: !!python/object/apply:os.getcwd []\n"),
     ),
     Case(
         "config in Latin 1",
         TRAIN,
-        ("bad.yaml: no yaml of plain values",),
+        ("bad.yaml: not YAML of plain values",),
         file("bad.yaml", b"OUTPUT_DIR: r\xe9sultat\n"),
     ),
     Case(
         "a picture as config",
         TRAIN,
-        ("bad.yaml", "no yaml of plain values"),
+        ("bad.yaml", "not YAML of plain values"),
         file("bad.yaml", b"\x89PNG\r\n\x1a\n\0\0"),
     ),
     Case(
@@ -107,11 +107,13 @@ FILES = [
         ("bad.yaml: its _BASE_ none.yaml does not exist",),
         file("bad.yaml", "_BASE_: none.yaml\n"),
     ),
-    Case("base that is a number", TRAIN, ("bad.yaml: its _BASE_ 3 is no file name",), file("bad.yaml", "_BASE_: 3\n")),
+    Case(
+        "base that is a number", TRAIN, ("bad.yaml: its _BASE_ 3 is not a file name",), file("bad.yaml", "_BASE_: 3\n")
+    ),
     Case(
         "list of bases with a gap",
         TRAIN,
-        ("bad.yaml: its _BASE_ None is no file name",),
+        ("bad.yaml: its _BASE_ None is not a file name",),
         files(bad="_BASE_: [a.yaml, ~]\n", a="VERSION: 2\n"),
     ),
     Case(

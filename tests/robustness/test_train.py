@@ -111,7 +111,7 @@ CONFIGS = [
     Case(
         "config with code",
         "train --config-file c.yaml",
-        ("c.yaml, line 1: no yaml of plain values",),
+        ("c.yaml, line 1: not YAML of plain values",),
         config("SEED: !!python/object/apply:os.system ['true']\n"),
     ),
     Case("unknown key", "train --config-file c.yaml", ("c.yaml: ", "MODEL.NONE"), config("MODEL:\n  NONE: 1\n")),
@@ -169,7 +169,7 @@ VALUES = [
     Case("negative iterations", f"{TRAIN} SOLVER.MAX_ITER -5", ("SOLVER.MAX_ITER -5",)),
     Case("checkpoints never", f"{TRAIN} SOLVER.CHECKPOINT_PERIOD 0", ("SOLVER.CHECKPOINT_PERIOD 0",)),
     Case("no images a batch", f"{TRAIN} SOLVER.IMS_PER_BATCH 0", ("SOLVER.IMS_PER_BATCH 0",)),
-    Case("learning rate that is no number", f"{TRAIN} SOLVER.BASE_LR nan", ("SOLVER.BASE_LR",)),
+    Case("learning rate that is not a number", f"{TRAIN} SOLVER.BASE_LR nan", ("SOLVER.BASE_LR",)),
     Case("seed too large", f"{TRAIN} SEED 99999999999999", ("SEED 99999999999999",)),
     Case("steps out of order", f"{TRAIN} SOLVER.STEPS (5,3)", ("SOLVER.STEPS (5, 3)", "later")),
     Case("half precision on the CPU", f"{TRAIN} MODEL.DEVICE cpu SOLVER.AMP.ENABLED True", ("SOLVER.AMP", "bfloat16")),

@@ -86,7 +86,7 @@ def read_coco(file: SourceFile) -> list[CocoImage]:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{name}: is no COCO json with images (id, file_name, height, width) and annotations "
+            f"{name}: is not COCO JSON with images (id, file_name, height, width) and annotations "
             f"(image_id, category_id, segmentation); give one, or name it with --option coco=PATH"
         ) from error
     if crowds:
@@ -141,10 +141,10 @@ def _check_runs(runs: dict[str, Any], height: int, width: int, where: str) -> No
 def _check_polygon(polygon: Any, height: int, width: int, where: str) -> None:
     numbers = isinstance(polygon, list) and all(isinstance(value, int | float) for value in polygon)
     if not numbers or len(polygon) < 6 or len(polygon) % 2:
-        raise InputError(f"{where}: a polygon is no list of x, y, x, y, ... of three points or more; {CORRECT}")
+        raise InputError(f"{where}: a polygon is not a list of x, y, x, y, ... of three points or more; {CORRECT}")
     points = np.array([float(value) if abs(value) < 1e9 else np.nan for value in polygon]).reshape(-1, 2)
     if not np.isfinite(points).all():
-        raise InputError(f"{where}: a polygon has a coordinate that is no number, or far too large; {CORRECT}")
+        raise InputError(f"{where}: a polygon has a coordinate that is not a number, or far too large; {CORRECT}")
     if (points < (-width, -height)).any() or (points > (2 * width, 2 * height)).any():
         x, y = points[np.abs(points / (width, height)).max(axis=1).argmax()]
         raise InputError(

@@ -188,7 +188,7 @@ def parse_outlines(data: bytes, name: str) -> list[tuple[bool, Vertices]]:
 
     Raises:
         InputError: naming ``name``: no xml, a document type (it may declare entities that expand without bound), no
-        region of three vertices, a coordinate that is no finite number.
+        region of three vertices, a coordinate that is not a finite number.
     """
     regions: list[tuple[bool, list[float]]] = []
 
@@ -212,7 +212,7 @@ def parse_outlines(data: bytes, name: str) -> list[tuple[bool, Vertices]]:
     except InputError:  # is a ValueError too
         raise
     except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two of encodings that expat does not know
-        raise InputError(f"{name}: no complete xml ({error}); it is truncated or damaged, fetch it again") from error
+        raise InputError(f"{name}: not complete XML ({error}); it is truncated or damaged, fetch it again") from error
     outlines = [(negative, np.array(v).reshape(-1, 2)) for negative, v in regions if len(v) >= 6]
     if not outlines:
         raise InputError(f"{name}: no region with at least three vertices; it is not the annotation of an image")

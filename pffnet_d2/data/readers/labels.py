@@ -24,9 +24,9 @@ def label_map(array: npt.NDArray[Any], name: str) -> npt.NDArray[np.int32]:
         InputError: naming ``name``: the array has another shape, or values that are not whole numbers from 0.
     """
     if array.ndim != 2 or array.size == 0:
-        raise InputError(f"{name}: an array of shape {array.shape} is no label image; give one plane of ids")
+        raise InputError(f"{name}: an array of shape {array.shape} is not a label image; give one plane of ids")
     if array.dtype.kind not in "buif":
-        raise InputError(f"{name}: values of type {array.dtype} are no labels; save whole numbers from 0 on")
+        raise InputError(f"{name}: values of type {array.dtype} are not labels; save whole numbers from 0 on")
     if array.dtype.kind == "f" and not (np.isfinite(array) & (array == np.rint(array))).all():
         raise InputError(f"{name}: labels that are no whole numbers; save the ids themselves, not scaled or resized")
     if array.dtype.kind in "if" and array.min() < 0:

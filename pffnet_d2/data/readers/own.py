@@ -183,7 +183,7 @@ def _parse_fractions(text: str) -> dict[str, float]:
 
 def _check_split_name(name: str, where: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise InputError(f"{where}: {name!r} is no name of a split; use letters, digits, _ and -")
+        raise InputError(f"{where}: {name!r} is not a valid name of a split; use letters, digits, _ and -")
 
 
 def _by_fractions(

@@ -208,9 +208,9 @@ EXTERNAL = b'<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><Annotation
         (b'<Annotations><Region><Vertex X="1"/></Region></Annotations>', "vertex without numbers X and Y"),
         (b'<Annotations><Region><Vertex X="1" Y="y"/></Region></Annotations>', "vertex without numbers X and Y"),
         (b"<Annotations><Region>" + 3 * b'<Vertex X="1" Y="nan"/>' + b"</Region></Annotations>", "finite number"),
-        (b"<Annotations><Region>", "no complete xml"),
-        (b"", "no complete xml"),
-        (b"<Annotations>&undeclared;</Annotations>", "no complete xml"),
+        (b"<Annotations><Region>", "not complete XML"),
+        (b"", "not complete XML"),
+        (b"<Annotations>&undeclared;</Annotations>", "not complete XML"),
     ],
 )
 def test_bad_xml(one: Callable[..., kumar.Record], xml: bytes, words: str) -> None:
@@ -250,7 +250,7 @@ def test_missing_and_damaged_files(tmp_path: Path, layouts: ModuleType) -> None:
     first, second, *_ = kumar.records(root, "val")
     with pytest.raises(InputError, match=rf"{names[0]}\.tif: cannot be read as an image"):
         first.read_image()
-    with pytest.raises(InputError, match=rf"{names[1]}\.xml: no complete xml"):
+    with pytest.raises(InputError, match=rf"{names[1]}\.xml: not complete XML"):
         second.read_masks()
     root = layouts.write(tmp_path / "c", {**files, f"copy/{names[2]}.tif": b""})
     with pytest.raises(InputError, match="has the same name; remove one of them"):
