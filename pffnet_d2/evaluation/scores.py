@@ -169,7 +169,7 @@ def read_groups(path: Path) -> dict[str, str]:
         raise InputError(f"{path}: {error.strerror}; give a csv with the columns image and group") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise InputError(
-            f"{path}: neither a csv with the columns image and group nor the json of a prepared data set"
+            f"{path}: neither a csv with the columns image and group nor the JSON of a prepared data set"
         ) from error
     groups: dict[str, str] = {}
     for image, group in named:

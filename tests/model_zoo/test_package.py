@@ -115,7 +115,7 @@ def test_what_is_no_card_text(tmp_path: Path) -> None:
     file = tmp_path / "about.yaml"
     with pytest.raises(InputError, match="cannot be read"):
         read_about(file)
-    for text, words in (("- 1", "holds no keys"), ("a: [", "is no yaml"), ("a: 2020-01-01", "of plain values")):
+    for text, words in (("- 1", "holds no keys"), ("a: [", "is not YAML"), ("a: 2020-01-01", "of plain values")):
         file.write_text(text)
         with pytest.raises(InputError, match=words):
             read_about(file)

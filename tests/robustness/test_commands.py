@@ -210,7 +210,7 @@ REPORT = [
     Case(
         "Otsu on json nested too deep",
         f"{AB} --otsu split",
-        ("split/instances.json: is not the json of a prepared",),
+        ("split/instances.json: is not the JSON of a prepared",),
         all_of(scores("a", "b"), text("split/instances.json", DEEP)),
     ),
 ]
@@ -283,13 +283,13 @@ EVALUATE_FOLDERS = [
     Case(
         "score damaged truth",
         SCORE,
-        ("truth/instances.json: is not the json of a prepared",),
+        ("truth/instances.json: is not the JSON of a prepared",),
         all_of(label_images(), text("truth/instances.json", "{")),
     ),
     Case(
         "score truth nested too deep",
         SCORE,
-        ("truth/instances.json: is not the json of a prepared",),
+        ("truth/instances.json: is not the JSON of a prepared",),
         all_of(label_images(), text("truth/instances.json", DEEP)),
     ),
 ]
@@ -412,8 +412,8 @@ PACKS = [
         ("a.yaml: is not YAML of plain values",),
         text("a.yaml", "day: 2024-01-01\n"),
     ),
-    Case("pack about half a yaml", f"{PACK} --about a.yaml", ("a.yaml: is no yaml",), text("a.yaml", "a: [1\n")),
-    Case("pack about a yaml nested too deep", f"{PACK} --about a.yaml", ("a.yaml: is no yaml",), text("a.yaml", DEEP)),
+    Case("pack about half a yaml", f"{PACK} --about a.yaml", ("a.yaml: is not YAML",), text("a.yaml", "a: [1\n")),
+    Case("pack about a yaml nested too deep", f"{PACK} --about a.yaml", ("a.yaml: is not YAML",), text("a.yaml", DEEP)),
     Case("pack with unknown key", f"{PACK} --opts MODEL.NONE 1", ("MODEL.NONE",)),
     Case("pack with key alone", f"{PACK} --opts SEED", ("SEED",)),
     Case(

@@ -79,9 +79,9 @@ FILES = [
     Case("config of comments alone", TRAIN, ("bad.yaml: is empty",), file("bad.yaml", "# MODEL:\n")),
     Case("config that is a list", TRAIN, ("bad.yaml: holds a list, not keys",), file("bad.yaml", "- MODEL\n")),
     Case("config that is a word", TRAIN, ("bad.yaml: holds a str, not keys",), file("bad.yaml", "MODEL\n")),
-    Case("yaml with a tab", TRAIN, ("bad.yaml, line 2: no yaml",), file("bad.yaml", "MODEL:\n\tMASK_ON: True\n")),
+    Case("yaml with a tab", TRAIN, ("bad.yaml, line 2: not YAML",), file("bad.yaml", "MODEL:\n\tMASK_ON: True\n")),
     Case(
-        "yaml with an open bracket", TRAIN, ("bad.yaml, line", "no yaml"), file("bad.yaml", "MODEL: {MASK_ON: True\n")
+        "yaml with an open bracket", TRAIN, ("bad.yaml, line", "not YAML"), file("bad.yaml", "MODEL: {MASK_ON: True\n")
     ),
     Case(
         "yaml that runs python",
@@ -205,7 +205,7 @@ PARTS = [
     Case(
         "second method that is damaged",
         f"{TINY} --method good.yaml --method bad.yaml",
-        ("bad.yaml, line 2: no yaml",),
+        ("bad.yaml, line 2: not YAML",),
         files(good="TEST: {EVAL_PERIOD: 1}\n", bad="MODEL: [\n"),
     ),
     Case(

@@ -157,21 +157,21 @@ IMAGES = [
 ]
 
 PREPARED = [
-    prepared("json of another kind", "truth/instances.json | is not the json of a prepared", lambda d: b"[]"),
-    prepared("json cut short", "truth/instances.json | is not the json of a prepared", lambda d: b'{"images": ['),
-    prepared("json of brackets", "truth/instances.json | is not the json of a prepared", lambda d: b"[" * 100_000),
-    prepared("no annotations", "truth/instances.json | is not the json of a prepared", lambda d: d.pop("annotations")),
+    prepared("json of another kind", "truth/instances.json | is not the JSON of a prepared", lambda d: b"[]"),
+    prepared("json cut short", "truth/instances.json | is not the JSON of a prepared", lambda d: b'{"images": ['),
+    prepared("json of brackets", "truth/instances.json | is not the JSON of a prepared", lambda d: b"[" * 100_000),
+    prepared("no annotations", "truth/instances.json | is not the JSON of a prepared", lambda d: d.pop("annotations")),
     prepared(
         "images without size", "truth/instances.json | is not the json of", lambda d: d["images"][0].pop("height")
     ),
     prepared(
         "height in quotes",
-        "truth/instances.json | is not the json of a prepared",
+        "truth/instances.json | is not the JSON of a prepared",
         lambda d: d["images"][0].update(height="8"),
     ),
     prepared(
         "height below 0",
-        "truth/instances.json | is not the json of a prepared",
+        "truth/instances.json | is not the JSON of a prepared",
         lambda d: d["images"][0].update(height=-8),
     ),
     prepared(

@@ -105,9 +105,9 @@ CONFIGS = [
     Case("config that is a list", "train --config-file c.yaml", ("c.yaml: holds a list",), config("- 1\n- 2\n")),
     Case("config of words", "train --config-file c.yaml", ("c.yaml: holds a str",), config("just words\n")),
     Case("config nested too deep", "train --config-file c.yaml", ("c.yaml: nested too deeply",), config(DEEP)),
-    Case("half a config", "train --config-file c.yaml", ("c.yaml, line 2: no yaml",), config("MODEL: [1, 2\n")),
-    Case("config of bytes", "train --config-file c.yaml", ("c.yaml: no yaml",), raw(b"\xff\xfe\x00\x01", "c.yaml")),
-    Case("a picture as config", "train --config-file c.png", ("c.png: no yaml",), raw(b"\x89PNG\r\n\x1a\n", "c.png")),
+    Case("half a config", "train --config-file c.yaml", ("c.yaml, line 2: not YAML",), config("MODEL: [1, 2\n")),
+    Case("config of bytes", "train --config-file c.yaml", ("c.yaml: not YAML",), raw(b"\xff\xfe\x00\x01", "c.yaml")),
+    Case("a picture as config", "train --config-file c.png", ("c.png: not YAML",), raw(b"\x89PNG\r\n\x1a\n", "c.png")),
     Case(
         "config with code",
         "train --config-file c.yaml",
@@ -148,7 +148,7 @@ CONFIGS = [
         ("a.yaml: its _BASE_ no.yaml does not exist",),
         several(a="_BASE_: [b.yaml, no.yaml]\n", b="SEED: 1\n"),
     ),
-    Case("no such date", "train --config-file c.yaml", ("c.yaml: no yaml of plain",), config("SEED: 2024-02-31\n")),
+    Case("no such date", "train --config-file c.yaml", ("c.yaml: not YAML of plain",), config("SEED: 2024-02-31\n")),
     Case("base that is a number", "train --config-file c.yaml", ("c.yaml: its _BASE_ 3",), config("_BASE_: 3\n")),
     Case(
         "base from the network",
@@ -464,25 +464,25 @@ DATA = [
     Case(
         "half a json",
         TRAIN,
-        ("phantoms/train/instances.json: is not the json of a prepared",),
+        ("phantoms/train/instances.json: is not the JSON of a prepared",),
         spoiled("instances.json", b"{"),
     ),
     Case(
         "json that is a list",
         TRAIN,
-        ("phantoms/train/instances.json: is not the json of a prepared",),
+        ("phantoms/train/instances.json: is not the JSON of a prepared",),
         spoiled("instances.json", b"[]"),
     ),
     Case(
         "json nested too deep",
         TRAIN,
-        ("phantoms/train/instances.json: is not the json of a prepared",),
+        ("phantoms/train/instances.json: is not the JSON of a prepared",),
         spoiled("instances.json", DEEP.encode()),
     ),
     Case(
         "json of bytes",
         TRAIN,
-        ("phantoms/train/instances.json: is not the json of a prepared",),
+        ("phantoms/train/instances.json: is not the JSON of a prepared",),
         spoiled("instances.json", b"\xff\xfe\x00"),
     ),
     Case(
