@@ -66,7 +66,7 @@ OPTIONAL = (
 
 
 @dataclass(frozen=True)
-class Part:
+class Package:
     """One package: its version, or the problem with it; ``note`` tells more (where it lies, which extra brings it)."""
 
     name: str
@@ -79,12 +79,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Report:
+class Installation:
     """The state of an installation. ``commands`` mend what is missing, in this order."""
 
     python: str
-    required: list[Part]
-    optional: list[Part]
+    required: list[Package]
+    optional: list[Package]
     devices: list[str]
     commands: list[str] = field(default_factory=list)
 
@@ -103,11 +103,11 @@ class Report:
         return "\n".join(lines)
 
 
-def collect() -> Report:
+def collect() -> Installation:
     """Imports every package in turn and tells how that went. Never raises for a package that is absent or broken."""
     required = [_part(module, name) for module, name in REQUIRED]
     optional = [_part(module, name, f"extra [{extra}]") for module, name, extra in OPTIONAL]
-    return Report(
+    return Installation(
         python=f"{platform.python_version()} ({sys.executable}) on {platform.platform()}",
         required=required,
         optional=optional,
@@ -169,14 +169,14 @@ def _import_problem(module: str) -> str:
     return ""
 
 
-def _part(module: str, name: str, note: str = "") -> Part:
+def _part(module: str, name: str, note: str = "") -> Package:
     for each in DETECTRON2_MODULES if module == "detectron2" else (module,):
         problem = _import_problem(each)
         if problem:
-            return Part(name, problem=problem, note=note)
+            return Package(name, problem=problem, note=note)
     if module == "detectron2":
         note = _detectron2_note()
-    return Part(name, version=_version(module, name), note=note)
+    return Package(name, version=_version(module, name), note=note)
 
 
 def _version(module: str, name: str) -> str:

@@ -50,7 +50,7 @@ def demonstrate(out: Path, opts: Sequence[str] = ()) -> int:
     from pffnet_d2.engine.console import Progress, draw_overlays, quiet, score_table
     from pffnet_d2.engine.run_config import setup
     from pffnet_d2.engine.trainer import Trainer
-    from pffnet_d2.visualization.overlay import learning_curve
+    from pffnet_d2.visualization.plots import learning_curve
 
     start = time.perf_counter()
     datasets, training = out / "datasets", out / "training"

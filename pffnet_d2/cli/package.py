@@ -28,13 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """
     Raises:
-        InputError: see :func:`~pffnet_d2.model_zoo.package.pack`.
+        InputError: see :func:`~pffnet_d2.model_zoo.package.package_model`.
     """
     env.require(args.command)
-    from pffnet_d2.model_zoo.package import pack, read_about
+    from pffnet_d2.model_zoo.package import package_model, read_about
 
     about = read_about(args.about) if args.about else {}
-    card = pack(args.config, args.weights, args.out, about=about, opts=args.opts)
+    card = package_model(args.config, args.weights, args.out, about=about, opts=args.opts)
     print(
         f"{args.out}: {card['parameters']:,} parameters, {card['bytes'] / 1e6:.1f} MB; use it with --model {args.out}"
     )

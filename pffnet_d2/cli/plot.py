@@ -35,12 +35,12 @@ def run(args: argparse.Namespace) -> int:
     if args.kind == "quality":
         _plot_quality(args)
     else:
-        from pffnet_d2.visualization import overlay as pictures
+        from pffnet_d2.visualization import plots
 
         if args.kind == "curves":
-            pictures.learning_curve(args.metrics, args.out)
+            plots.learning_curve(args.metrics, args.out)
         else:
-            pictures.image_scatter(args.table, args.out)
+            plots.image_scatter(args.table, args.out)
     print(args.out)
     return 0
 
@@ -50,9 +50,9 @@ def _plot_quality(args: argparse.Namespace) -> None:
     from pffnet_d2.data.catalog import register_all
     from pffnet_d2.evaluation.calibration import measure
     from pffnet_d2.inference.predictor import Predictor
-    from pffnet_d2.visualization import overlay as pictures
+    from pffnet_d2.visualization import plots
 
     register_all()
     table = measure(Predictor(args.config, args.weights, device=args.device), args.dataset, limit=args.limit)
-    for line in pictures.calibration(table, args.out):
+    for line in plots.calibration(table, args.out):
         print(line)

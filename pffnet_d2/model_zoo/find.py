@@ -22,7 +22,7 @@ LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelFiles:
     """Where the files of a model are, and what its card says; {} without one."""
 
     config: Path
@@ -35,7 +35,7 @@ def names() -> list[str]:
     return sorted(path.parent.name for path in ROOT.glob(f"*/{CARD}"))
 
 
-def find_model(model: str | os.PathLike[str] = DEFAULT) -> Model:
+def find_model(model: str | os.PathLike[str] = DEFAULT) -> ModelFiles:
     """A shipped model by its name, or any by its folder (``./nuclei`` for one that is called like a shipped one).
 
     Raises:
@@ -53,7 +53,7 @@ def find_model(model: str | os.PathLike[str] = DEFAULT) -> Model:
         raise InputError(
             f"{name}: no such model; give {', '.join([*shipped, f'a folder with {CONFIG} and {WEIGHTS}'])}"
         )
-    found = Model(folder / CONFIG, folder / WEIGHTS, _card(folder / CARD))
+    found = ModelFiles(folder / CONFIG, folder / WEIGHTS, _card(folder / CARD))
     for path in (found.config, found.weights):
         if not path.is_file():
             hint = "train it to the end" if not found.card else "fetch it again, or reinstall the package"

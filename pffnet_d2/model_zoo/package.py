@@ -33,7 +33,7 @@ STRIPPED = {
 }
 
 
-def pack(
+def package_model(
     config: str, weights: str, out: Path, *, about: Mapping[str, Any] | None = None, opts: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Write ``out`` / config.yaml, model_final.pth and card.json.
