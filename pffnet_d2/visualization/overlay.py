@@ -15,21 +15,21 @@ from pffnet_d2.atomic_write import whole_file
 
 GOLDEN_RATIO = 0.618033988749895
 LAST_HUE = 0.55  # azure; 0 is red, 1/3 green, 2/3 blue
-GAP = 4  # white pixels between the panels
-PANEL = 512  # pixels; smaller images are enlarged up to this side, so that one sees where outlines run
+GAP = 4  # white pixels between panels
+PANEL = 512  # pixels; smaller images are enlarged up to this side, so that outlines can be seen
 
 
 def colours(count: int) -> npt.NDArray[np.uint8]:
-    """(count, 3) uint8 RGB from red to azure, without the blues and violets that stained or dark nuclei hide.
+    """(count, 3) uint8 RGB from red to azure, without blue and violet, which cannot be seen on stained or dark nuclei.
 
-    Consecutive hues lie a golden section of that range apart.
+    Consecutive hues are a golden section of that range apart.
     """
     table = [colorsys.hsv_to_rgb(i * GOLDEN_RATIO % 1 * LAST_HUE, 1.0 - 0.35 * (i % 2), 1.0) for i in range(count)]
     return np.rint(255 * np.array(table).reshape(count, 3)).astype(np.uint8)
 
 
 def overlay(image: npt.NDArray[np.uint8], label_map: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """The image with the outline of every object, drawn one pixel wide inside it in a colour of its own.
+    """The image with the outline of every object in its own colour, one pixel wide, inside the object.
 
     Args:
         image: (H, W) or (H, W, 3) uint8.
@@ -53,10 +53,10 @@ def overlay(image: npt.NDArray[np.uint8], label_map: npt.NDArray[Any]) -> npt.ND
 def side_by_side(
     image: npt.NDArray[np.uint8], truth: npt.NDArray[Any], prediction: npt.NDArray[Any]
 ) -> npt.NDArray[np.uint8]:
-    """The image, with the outlines of the truth, with those of the prediction; a whole number of times (H, W) each.
+    """Three panels: the image, with the outlines of the truth, and with those of the prediction.
 
     Returns:
-        (f H, 3 f W + gaps, 3) uint8, f the largest enlargement to ``PANEL``, at least 1.
+        (f H, 3 f W + gaps, 3) uint8, where f is the largest whole factor at which a panel fits ``PANEL``, at least 1.
     """
     factor = max(PANEL // max(truth.shape), 1)
     image, truth, prediction = (x.repeat(factor, 0).repeat(factor, 1) for x in (image, truth, prediction))
@@ -66,7 +66,7 @@ def side_by_side(
 
 
 def write_png(path: Path, picture: npt.NDArray[np.uint8]) -> None:
-    """Write (H, W, 3) uint8 as PNG, whole or not at all; folders are made."""
+    """Write (H, W, 3) uint8 as PNG, whole or not at all, and make its folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, "wb") as file:
         Image.fromarray(picture).save(file, format="PNG")

@@ -1,4 +1,4 @@
-"""Diagrams by which a person judges a run: learning curves, calibration of scores, counts per image."""
+"""Diagrams of a run: learning curves, calibration of scores, counts and scores per image."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from pffnet_d2.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# Names of the scores worth a curve; "<task>/<name>" in metrics.json.
+# The scores that get a curve; "<task>/<name>" in metrics.json.
 SCORES = ("AJI", "Dice", "F1", "PQ")
 
 
 def read_metrics(metrics_json: Path) -> list[dict[str, float]]:
-    """Detectron2's metrics.json, a dict a line, by iteration; where a resumed run repeats iterations the last counts.
+    """The scalars in Detectron2's metrics.json by iteration. Where a resumed run repeats an iteration, the last counts.
 
     Raises:
-        InputError: no such file, or nothing in it can be read.
+        InputError: there is no such file, or none of its lines can be read.
     """
     try:
         lines = metrics_json.read_text(encoding="utf-8").splitlines()
@@ -43,7 +43,7 @@ def read_metrics(metrics_json: Path) -> list[dict[str, float]]:
             scalars = {key: float(value) for key, value in json.loads(line).items()}
             iteration = int(scalars["iteration"])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            # A run killed while writing leaves half a line, which the resumed run continues.
+            # A run that is killed while writing leaves half a line, to which the resumed run appends.
             left_out.append(number)
             continue
         by_iteration[iteration].update(scalars)
@@ -56,10 +56,10 @@ def read_metrics(metrics_json: Path) -> list[dict[str, float]]:
 
 
 def learning_curve(metrics_json: Path, out_png: Path) -> None:
-    """Draw the total loss and its parts, and below them the scores of every evaluation, over the iterations.
+    """Draw the total loss, its parts and, below them, the scores of every evaluation over the iterations.
 
     Args:
-        metrics_json: what Detectron2's JSONWriter wrote; losses there are medians of 20 iterations.
+        metrics_json: file of Detectron2's JSONWriter, in which losses are medians of 20 iterations.
         out_png: written whole or not at all.
 
     Raises:
@@ -90,16 +90,16 @@ def learning_curve(metrics_json: Path, out_png: Path) -> None:
 
 
 def calibration(table: dict[str, npt.NDArray[np.float64]], out_png: Path) -> list[str]:
-    """Draw each score against the true IoU, object by object, and the mean IoU in tenths of the score.
+    """Draw each score against the true IoU of the objects, and the mean IoU per tenth of the score.
 
     Args:
-        table: ``evaluation.calibration.measure``'s columns: scores and ``iou``, each (n,), n >= 1.
+        table: the columns of ``evaluation.calibration.measure``: scores and ``iou``, each (n,), n >= 1.
         out_png: written whole or not at all.
 
     Returns:
-        A line a score: Pearson's correlation with the IoU; the calibration error (the difference of mean score and
-        mean IoU in each tenth, weighted by how many objects it holds); the mean difference, positive where the score
-        promises too much.
+        One line per score: Pearson's correlation with the IoU; the calibration error (the difference of mean score and
+        mean IoU in each tenth, weighted by its number of objects); the mean difference, which is positive where the
+        score is too high.
     """
     iou = table["iou"]
     scores = [key for key in ("mask_quality", "class_score", "score") if key in table]
@@ -129,11 +129,11 @@ def calibration(table: dict[str, npt.NDArray[np.float64]], out_png: Path) -> lis
 
 
 def image_scatter(label_map_csv: Path, out_png: Path) -> None:
-    """Draw a point an image of an evaluation's ``label_map.csv``: objects found against true ones, and AJI and PQ
-    against the number of true objects.
+    """Draw one point per image of ``label_map.csv``: objects found against true objects, and AJI and PQ against the
+    number of true objects.
 
     Raises:
-        InputError: no such file, or it lacks these columns or rows.
+        InputError: there is no such file, or it lacks these columns or has no rows.
     """
     try:
         with open(label_map_csv, newline="", encoding="utf-8") as file:
@@ -162,7 +162,7 @@ def image_scatter(label_map_csv: Path, out_png: Path) -> None:
 
 
 def _save(figure: Figure, out_png: Path) -> None:
-    """PNG, whole or not at all; folders are made. Raises InputError where it cannot be written."""
+    """Write a PNG, whole or not at all, and make its folders. Raises InputError where it cannot be written."""
     try:
         out_png.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
