@@ -1,4 +1,4 @@
-"""The device that a network runs on: which, and how a CPU computes while it does."""
+"""The device that a network runs on, and how a CPU computes meanwhile."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import nn
 def device_here(wanted: str = "cuda") -> str:
     """``wanted``, or "cpu" where that is a CUDA device and this machine has none.
 
-    Detectron2's default of MODEL.DEVICE is "cuda" everywhere; the command line, train_net.py and Predictor choose with
-    this.
+    The default of MODEL.DEVICE is "cuda" on every machine. The command line, train_net.py and Predictor choose by this
+    function.
     """
     return "cpu" if wanted.startswith("cuda") and not torch.cuda.is_available() else wanted
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the parameters of a network lie; a network without any runs on the CPU."""
+    """The device of the parameters of a network; the CPU where it has none."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager
 def denormals_flushed(device: torch.device | str) -> Iterator[None]:
-    """Within, where ``device`` is the CPU, this thread takes denormal numbers (below 1.2e-38 in float32) for 0.
+    """If ``device`` is the CPU, make this thread treat denormal numbers (below 1.2e-38 in float32) as 0 meanwhile.
 
     Activations near zero otherwise become such numbers, on which CPUs are many times slower. Each of torch's own
     threads keeps the mode of the thread that started it; so networks are built within, too.

@@ -1,7 +1,7 @@
-"""What is installed, what is missing and what to type: ``pffnet env`` or ``python -m pffnet_d2.env``.
+"""What is installed, what is missing, and how to install it: ``pffnet env`` or ``python -m pffnet_d2.env``.
 
-Standard library only, and no requirement is imported before it is asked for: this must work where everything else
-does not.
+This must work where nothing else does, so it uses the standard library alone, and imports a requirement only to check
+it.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pffnet_d2.errors import InputError
 
 VERSION = "0.1.0"
 
-# What of Detectron2 must import for it to work: a build that does not fit the installed numpy, Pillow or torch still
-# imports at the top.
+# The modules of Detectron2 that must import. A build that does not fit the installed numpy, Pillow or torch may still
+# import at the top.
 DETECTRON2_MODULES = (
     "detectron2",
     "detectron2.modeling",
@@ -32,7 +32,7 @@ DETECTRON2_MODULES = (
     "detectron2.evaluation",
 )
 
-# (module, name under which it is installed)
+# (module, name of its package)
 REQUIRED = (
     ("torch", "torch"),
     ("torchvision", "torchvision"),
@@ -51,7 +51,7 @@ REQUIRED = (
     ("portalocker", "portalocker"),
 )
 
-# (module, name under which it is installed, the extra of pffnet_d2 that brings it)
+# (module, name of its package, the extra of pffnet_d2 that installs it)
 OPTIONAL = (
     ("roifile", "roifile", "export"),
     ("faster_coco_eval", "faster-coco-eval", "fast"),
@@ -66,8 +66,8 @@ OPTIONAL = (
 
 
 @dataclass(frozen=True)
-class Part:
-    """One package: its version, or the problem with it; ``note`` tells more (where it lies, which extra brings it)."""
+class Package:
+    """A package: its version, or the problem with it. ``note``: where it is, or which extra installs it."""
 
     name: str
     version: str = ""
@@ -79,12 +79,12 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Report:
-    """The state of an installation. ``commands`` mend what is missing, in this order."""
+class Installation:
+    """The state of an installation. ``commands``, in this order, install what is missing."""
 
     python: str
-    required: list[Part]
-    optional: list[Part]
+    required: list[Package]
+    optional: list[Package]
     devices: list[str]
     commands: list[str] = field(default_factory=list)
 
@@ -103,11 +103,11 @@ class Report:
         return "\n".join(lines)
 
 
-def collect() -> Report:
-    """Imports every package in turn and tells how that went. Never raises for a package that is absent or broken."""
+def collect() -> Installation:
+    """Import every package in turn, and report the result. A package that is missing or broken does not raise."""
     required = [_part(module, name) for module, name in REQUIRED]
     optional = [_part(module, name, f"extra [{extra}]") for module, name, extra in OPTIONAL]
-    return Report(
+    return Installation(
         python=f"{platform.python_version()} ({sys.executable}) on {platform.platform()}",
         required=required,
         optional=optional,
@@ -117,7 +117,7 @@ def collect() -> Report:
 
 
 def problem() -> str:
-    """Empty where everything required is there and Detectron2 works; else one line: what is wrong and what to type."""
+    """What is missing or broken, and how to install it, in one line; "" where everything required works."""
     faults = {name: "missing" for module, name in REQUIRED if _is_missing(module)}
     for module in () if faults else DETECTRON2_MODULES:
         fault = _import_problem(module)
@@ -133,7 +133,7 @@ def problem() -> str:
 def require(command: str) -> None:
     """
     Raises:
-        InputError: something that ``command`` needs is missing; the message says what to type.
+        InputError: something that ``command`` needs is missing; the message says how to install it.
     """
     fault = problem()
     if fault:
@@ -141,14 +141,14 @@ def require(command: str) -> None:
 
 
 def main() -> int:
-    """Prints the report. Exit code 0: all that is required is there; 1: something is missing."""
+    """Print the report. Returns 0 where everything required works, else 1."""
     report = collect()
     print(report)
     return 1 if report.missing else 0
 
 
 def _is_missing(module: str) -> bool:
-    """Whether it is not installed, found without importing it."""
+    """Whether a module is not installed. It is not imported."""
     try:
         return importlib.util.find_spec(module) is None
     except ImportError:
@@ -156,31 +156,31 @@ def _is_missing(module: str) -> bool:
 
 
 def _import_problem(module: str) -> str:
-    """Empty where the module imports, else what happened, in one line."""
+    """Why a module cannot be imported, in one line; "" where it can."""
     try:
         with warnings.catch_warnings():
-            # Detectron2 makes torch announce deprecations at every import; nobody who installs it can act on them.
+            # Importing Detectron2 makes torch announce deprecations, which users cannot act on.
             warnings.simplefilter("ignore", FutureWarning)
             importlib.import_module(module)
     except ModuleNotFoundError as error:
         return "missing" if error.name == module else f"does not import: {error.name} is missing"
-    except Exception as error:  # a package that does not fit its neighbours raises AttributeError, OSError and others
+    except Exception as error:  # a package that does not fit the others raises AttributeError, OSError, ...
         return f"does not import: {type(error).__name__}: {error}".splitlines()[0]
     return ""
 
 
-def _part(module: str, name: str, note: str = "") -> Part:
+def _part(module: str, name: str, note: str = "") -> Package:
     for each in DETECTRON2_MODULES if module == "detectron2" else (module,):
         problem = _import_problem(each)
         if problem:
-            return Part(name, problem=problem, note=note)
+            return Package(name, problem=problem, note=note)
     if module == "detectron2":
         note = _detectron2_note()
-    return Part(name, version=_version(module, name), note=note)
+    return Package(name, version=_version(module, name), note=note)
 
 
 def _version(module: str, name: str) -> str:
-    """The version installed under ``name``; where the module came otherwise (OpenCV has several), what it says."""
+    """The version of the package ``name``, or that of the module where another package installed it (as of OpenCV)."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -207,9 +207,9 @@ def _devices() -> list[str]:
 
 
 def _commands(faults: dict[str, str]) -> list[str]:
-    """What to type for the packages named, torch before Detectron2, which is built from the source tree.
+    """The commands that install these packages, torch before Detectron2, which is built from the source tree.
 
-    A package that fails only for want of another one in the list is left as it is.
+    Packages that fail only because another one in the list is missing are left out.
     """
     echoes = {f"does not import: {module} is missing" for module, name in REQUIRED if name in faults}
     names = [name for name, fault in faults.items() if fault not in echoes]

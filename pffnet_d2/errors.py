@@ -1,7 +1,7 @@
 """The errors that end a command with one line instead of a traceback, and that line.
 
-They are a user's mistake (:class:`InputError`), a run that diverged, and what the machine refuses: a full disk, a file
-that is protected, memory that is not there. All others are bugs and keep their traceback.
+They are users' mistakes (:class:`InputError`), runs that diverged, and errors of the machine: a full disk, no
+permission, not enough memory. All other errors are bugs and keep their traceback.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import re
 
 
 class InputError(ValueError):
-    """A user's mistake, told in one line: what names the file (or key), what is wrong with it and what to do.
+    """A user's mistake, in one line: the file (or key), what is wrong with it, and what to do.
 
     Commands print the message without a traceback and exit with code 2.
     """
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A loss became infinite or NaN. One line: which, of which images, what helps. Commands exit with code 1."""
+    """A loss became infinite or NaN. One line: which loss, of which images, what to try. Commands exit with code 1."""
 
 
 _EXIT_CODES: dict[type[Exception], int] = {InputError: 2, NonFiniteLoss: 1, OSError: 2, MemoryError: 2}
@@ -36,16 +36,16 @@ _REMEDIES = {
     errno.EMFILE: "raise the limit on open files (ulimit -n), or use fewer workers",
     errno.EIO: "check the disk or the network it is on",
 }
-# What torch says, in a RuntimeError, of memory that it did not get.
+# The messages of torch's RuntimeErrors where memory could not be allocated.
 _NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|worker .*killed by signal", re.IGNORECASE
 )
-_TORCH_FILE = "inline_container"  # of torch.save, whose own error hides that of the file
-_KILLED = "ProcessExitedException"  # of torch, of a rank that a signal ended
+_TORCH_FILE = "inline_container"  # in errors of torch.save, which hide that of the file
+_KILLED = "ProcessExitedException"  # of torch, where a signal ended a process
 
 
 def one_line(error: BaseException) -> str | None:
-    """What a user is told of an error; None where it is a bug."""
+    """The line that reports an error to the user; None where it is a bug."""
     error = original(error)
     said = " ".join(str(error).split("\n")).strip()
     if isinstance(error, InputError | NonFiniteLoss):
@@ -71,10 +71,10 @@ def one_line(error: BaseException) -> str | None:
 
 
 def original(error: BaseException) -> BaseException:
-    """The error itself, or the one that it stands for.
+    """The error itself, or the error that it wraps.
 
-    An error of another process (a data loader's worker, another rank) arrives with its traceback as text; the kinds
-    that are told in one line are made from that text.
+    An error of another process (a worker of a data loader, another rank) arrives with its traceback as text. Errors
+    that are reported in one line are created again from that text.
     """
     text = str(error)
     if _TORCH_FILE in text and isinstance(error.__context__, OSError):
@@ -96,12 +96,12 @@ def original(error: BaseException) -> BaseException:
 
 
 def exit_code(error: BaseException) -> int:
-    """Of an error that :func:`one_line` has a line for."""
+    """The exit code for an error that :func:`one_line` has a line for."""
     error = original(error)
     return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), 2)
 
 
 def hide_traceback(record: logging.LogRecord) -> bool:
-    """Filter for loggers that log a traceback of whatever ends them: not of what is told in one line."""
+    """Filter for loggers: leaves out the traceback of an error that is reported in one line."""
     error = record.exc_info[1] if record.exc_info else None
     return error is None or one_line(error) is None

@@ -1,6 +1,6 @@
-"""Every way to start processes that work together, and how an error of one of them reaches the user.
+"""Every way to start other processes, and how an error of one of them reaches the user.
 
-Training, evaluation and prediction share it, which is why it lies below all of them.
+Training, evaluation and prediction share it, which is why it is below all of them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.multiprocessing.spawn import ProcessRaisedException
 from pffnet_d2.errors import InputError, original
 
 TIMEOUT = timedelta(minutes=30)  # that of Detectron2's launch
-PER_CORE = 4  # processes; more of them than cores serve only to try things out
+PER_CORE = 4  # processes; more than one serve only to try things out
 
 
 def launch_on_gpus(

@@ -105,12 +105,14 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def packed(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `pffnet pack` makes of it, below a folder that may stand for the one of the shipped models."""
-    from pffnet_d2.model_zoo.package import pack
+def packaged(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `pffnet package` makes of ``tiny_run``, in a folder that may stand for that of the shipped models."""
+    from pffnet_d2.model_zoo.package import package_model
 
     folder = tmp_path_factory.mktemp("pretrained") / "nuclei"
-    pack(str(tiny_run / "config.yaml"), str(tiny_run / "model_final.pth"), folder, about={"licence": "CC0 1.0"})
+    package_model(
+        str(tiny_run / "config.yaml"), str(tiny_run / "model_final.pth"), folder, about={"licence": "CC0 1.0"}
+    )
     return folder
 
 

@@ -22,7 +22,7 @@ from pffnet_d2.data import prepare as prepare_module
 from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.engine import read_config
 from pffnet_d2.masks.compose import instances_to_label_map
-from pffnet_d2.visualization.overlay import read_metrics
+from pffnet_d2.visualization.plots import read_metrics
 
 pytestmark = pytest.mark.usefixtures("leave_no_trace")
 

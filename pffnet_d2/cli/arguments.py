@@ -9,10 +9,10 @@ from typing import Any, NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports a mistake in one line, without the page of usage before it.
+    """Reports a mistake in one line, without printing the usage before it.
 
     Attributes:
-        intermixed: options may stand between positional arguments.
+        intermixed: whether options may stand between positional arguments.
     """
 
     intermixed = False
@@ -33,14 +33,14 @@ class Parser(argparse.ArgumentParser):
 
 
 def data_root() -> Path:
-    """Where prepared data sets lie unless a command is told otherwise."""
+    """The root of the prepared data sets, unless a command is given another."""
     from pffnet_d2.data.prepared import root
 
     return root()
 
 
 def add_config(parser: argparse.ArgumentParser, help: str | None = None, *, required: bool = False) -> None:
-    """``--config FILE``, which training calls ``--config-file``."""
+    """``--config FILE``; training calls it ``--config-file``."""
     parser.add_argument("--config", "--config-file", required=required, metavar="FILE", help=help)
 
 
@@ -53,23 +53,23 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def add_opts(parser: argparse.ArgumentParser, help: str) -> None:
-    """``--opts KEY VALUE ...``, keys of the config."""
+    """``--opts KEY VALUE ...``, which override the config."""
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help=help)
 
 
 def add_options(parser: argparse.ArgumentParser, help: str) -> None:
-    """``--option KEY=VALUE`` of a data set's reader."""
+    """``--option KEY=VALUE``, for the reader of a data set."""
     parser.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help=help)
 
 
 def add_groups(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--groups", type=Path, metavar="FILE", help="the group of each image: a csv with the columns image and group"
+        "--groups", type=Path, metavar="FILE", help="csv with the columns image and group: the group of each image"
     )
 
 
 def set_groups(rows: Sequence[dict[str, Any]], file: Path | None) -> None:
-    """Set the group of each row of scores from the file of ``--groups``, if there is one.
+    """Set the group of each row of scores as the file of ``--groups`` says, if it is given.
 
     Raises:
         InputError: the file cannot be read, or has no group for an image.

@@ -9,15 +9,19 @@ from pffnet_d2.cli.arguments import data_root
 
 HELP = "verify prepared data sets and draw contact sheets"
 DESCRIPTION = (
-    "Reads every image, json and semantic map under ROOT, names what is wrong (exit code 2), and "
-    "writes DIR/NAME_SPLIT.png: images with their truth in colours."
+    "Reads every image, json and semantic map under ROOT, reports each error in one line (exit code 2), and "
+    "writes DIR/NAME_SPLIT.png: images with the outlines of their truth."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=Path, nargs="?", metavar="ROOT", default=data_root(), help="default: %(default)s")
     parser.add_argument(
-        "--sheets", type=Path, metavar="DIR", default=Path("output/check"), help="contact sheets (default: %(default)s)"
+        "--sheets",
+        type=Path,
+        metavar="DIR",
+        default=Path("output/check"),
+        help="folder of the contact sheets (default: %(default)s)",
     )
     parser.add_argument(
         "--detections",
@@ -29,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """2 where something is wrong."""
+    """Returns 2 where something is wrong."""
     from pffnet_d2.data.check import check_datasets
 
     return 2 if check_datasets(args.root, detections=args.detections, sheets=args.sheets) else 0

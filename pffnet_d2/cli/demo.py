@@ -1,4 +1,4 @@
-"""``pffnet demo``: generate images, train a small PFFNet in minutes, score it on others, draw."""
+"""``pffnet demo``: generate images, train a small PFFNet in minutes, score it on other images, draw overlays."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from pathlib import Path
 
 from pffnet_d2 import env
 
-HELP = "train, evaluate and draw on generated images: a few minutes on a CPU"
+HELP = "train, evaluate and draw on generated images, in a few minutes on a CPU"
 CONFIG = "demo/PFFNet_R18_FPN.yaml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("output/demo"), help="default: %(default)s")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", default=Path("output/demo"), help="folder (default: %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,10 +31,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def demonstrate(out: Path, opts: Sequence[str] = ()) -> int:
-    """Run the demonstration; running it again keeps the generated images and trains anew.
+    """Run the demonstration. A second run keeps the generated images and trains again.
 
     Args:
-        out: folder that gets datasets/, training/ (log.txt, checkpoints, ...), overlays/ and learning_curve.png.
+        out: folder for datasets/, training/ (log.txt, checkpoints, ...), overlays/ and learning_curve.png.
         opts: KEY VALUE pairs that override the config.
 
     Returns:
@@ -50,7 +52,7 @@ def demonstrate(out: Path, opts: Sequence[str] = ()) -> int:
     from pffnet_d2.engine.console import Progress, draw_overlays, quiet, score_table
     from pffnet_d2.engine.run_config import setup
     from pffnet_d2.engine.trainer import Trainer
-    from pffnet_d2.visualization.overlay import learning_curve
+    from pffnet_d2.visualization.plots import learning_curve
 
     start = time.perf_counter()
     datasets, training = out / "datasets", out / "training"
@@ -59,7 +61,7 @@ def demonstrate(out: Path, opts: Sequence[str] = ()) -> int:
     prepare("phantoms", None, datasets)
     register_prepared(datasets)
 
-    # Detectron2 appends to it, and the curve is to show this run only.
+    # Detectron2 appends to this file, and the curve is to show this run only.
     (training / "metrics.json").unlink(missing_ok=True)
     arguments = ["--config-file", str(config_path(CONFIG)), "OUTPUT_DIR", str(training), "TEST.EVAL_PERIOD", "200"]
     with quiet():

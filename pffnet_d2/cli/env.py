@@ -1,4 +1,4 @@
-"""``pffnet env``: what is installed, what is missing, what to type."""
+"""``pffnet env``: what is installed, what is missing, and how to install it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import argparse
 
 from pffnet_d2 import env
 
-HELP = "what is installed, what is missing, what to type"
+HELP = "show what is installed, what is missing, and how to install it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """None."""
+    """There are none."""
 
 
 def run(args: argparse.Namespace) -> int:
-    """1 where something that is required is missing."""
+    """Returns 1 where a required package is missing."""
     return env.main()

@@ -1,4 +1,4 @@
-"""``pffnet evaluate``: the scores of a trained model on prepared data sets."""
+"""``pffnet evaluate``: score a trained model on prepared data sets."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import argparse
 from pffnet_d2 import env
 from pffnet_d2.engine.arguments import add_training_arguments, example
 
-HELP = "score a trained model: the flags of train_net.py"
-DESCRIPTION = "Scores a trained model on DATASETS.TEST. Label images of any tool: pffnet score."
+HELP = "score a trained model on prepared data sets: flags of train_net.py"
+DESCRIPTION = "Scores a trained model on DATASETS.TEST. For label images of any tool: pffnet score."
 EPILOG = example("evaluate")
 
 

@@ -1,4 +1,4 @@
-"""Whatever ends a command, told in one line on stderr, and the streams of the process while it runs."""
+"""Reporting in one line whatever ends a command, and the standard streams while it runs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ INTERRUPTED, BROKEN_PIPE = 130, 141  # as a shell reports SIGINT and SIGPIPE
 
 
 def tell(error: Exception) -> int:
-    """Print the line of an error on stderr; its exit code. A reader that closed our pipe hears nothing more.
+    """Print the line of an error on stderr, unless the reader of our output has closed its pipe.
+
+    Returns:
+        The exit code.
 
     Raises:
         the error itself, where it is a bug.
     """
-    # Otherwise what is still buffered fails once more while the interpreter ends, with a traceback.
+    # Otherwise writing what is still buffered fails again, with a traceback, while the interpreter exits.
     out, err = (_silence_if_broken(stream) for stream in (sys.stdout, sys.stderr))
     if isinstance(error, BrokenPipeError) and any(
         isinstance(found, BrokenPipeError) or _reader_is_gone(stream)
@@ -42,9 +45,12 @@ def tell(error: Exception) -> int:
 
 @contextmanager
 def command_line() -> Iterator[None]:
-    """Within, output is that of a command: characters that stdout's encoding lacks are written as \\u2013, a log that
-    cannot be written is an error instead of a traceback a message, and libraries' warnings to programmers are left out
-    unless they were asked for (``python -W``, PYTHONWARNINGS)."""
+    """Set up the output of a command, and restore it afterwards.
+
+    Characters that the encoding of stdout lacks are written as \\u2013. A log that cannot be written raises an error,
+    instead of printing a traceback for each message. Warnings that libraries address to programmers are left out,
+    unless they are asked for (``python -W``, PYTHONWARNINGS).
+    """
     stdout = sys.stdout
     before = stdout.errors if isinstance(stdout, TextIOWrapper) else None
     handle = logging.Handler.handleError
@@ -67,13 +73,13 @@ def command_line() -> Iterator[None]:
 
 
 def flush(stream: TextIO | None) -> None:
-    """Write out what is buffered; nothing for a stream that the process was started without."""
+    """Write out what is buffered. A process may have been started without the stream."""
     if stream is not None:
         stream.flush()
 
 
 def _silence_if_broken(stream: TextIO | None) -> OSError | None:
-    """Why a stream cannot be written to; nothing more is written to it then. None where it can."""
+    """Why a stream cannot be written to, after which nothing more is written to it; None where it can."""
     try:
         flush(stream)
     except OSError as error:
@@ -85,11 +91,11 @@ def _silence_if_broken(stream: TextIO | None) -> OSError | None:
 
 
 def _reader_is_gone(stream: TextIO | None) -> bool:
-    """Of a pipe that is not buffered (python -u), whose flush says nothing."""
+    """Whether the other end of a pipe is closed. Flushing does not tell where the pipe is not buffered (python -u)."""
     if stream is None or not hasattr(select, "poll"):
         return False
     waiting = select.poll()
-    with suppress(OSError):  # no file stands behind it
+    with suppress(OSError):  # a stream without a file
         waiting.register(stream.fileno(), 0)
     return any(events & select.POLLERR for _, events in waiting.poll(0))
 

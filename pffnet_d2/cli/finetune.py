@@ -1,4 +1,4 @@
-"""``pffnet finetune``: a model for a user's own images."""
+"""``pffnet finetune``: train a model on a user's own images."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pffnet_d2.cli.arguments import Parser, add_options
 
 HELP = "fine-tune a model on your images"
 DESCRIPTION = (
-    "Fine-tunes a model on your images with truth (label images, a mask an object, or COCO: "
-    "docs/data.md). Writes DIR/config.yaml and DIR/model_final.pth for `pffnet predict --model DIR`, DIR/data, "
+    "Fine-tunes a model on your annotated images (label images, one mask per object, or COCO: docs/data.md). "
+    "Writes DIR/config.yaml and DIR/model_final.pth, which `pffnet predict --model DIR` reads, DIR/data and "
     "DIR/log.txt. See docs/finetune.md."
 )
 
@@ -23,15 +23,20 @@ def add_arguments(parser: Parser) -> None:
         dest="start",
         default="pretrained",
         metavar="MODEL",
-        help="pretrained (the model that comes with the package; default), its name, a folder with config.yaml and "
-        "model_final.pth, a checkpoint with its --config-file (or config.yaml beside it), or scratch",
+        help="where training starts: pretrained (the model that comes with the package; default), a model's name, a "
+        "folder with config.yaml and model_final.pth, a checkpoint (with --config-file, or config.yaml beside it), or "
+        "scratch",
     )
-    parser.add_argument("source", type=Path, metavar="FOLDER", help="images/ and labels/, or another layout")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: output/<name of FOLDER>")
-    parser.add_argument("--config-file", metavar="FILE", help="yaml of the checkpoint, or of what starts from scratch")
-    add_options(parser, "how FOLDER is read; as of `prepare own`")
-    parser.add_argument("--resume", action="store_true", help="go on from DIR's last checkpoint")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="such as SOLVER.MAX_ITER 800")
+    parser.add_argument(
+        "source", type=Path, metavar="FOLDER", help="folder of your images: images/ and labels/, or another layout"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: output/<name of FOLDER>)")
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="yaml of the checkpoint, or of a model to train from scratch"
+    )
+    add_options(parser, "how FOLDER is read; the options of `prepare own`")
+    parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in DIR")
+    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="keys of the config, such as SOLVER.MAX_ITER 800")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -11,8 +11,8 @@ from pffnet_d2.cli import failure
 from pffnet_d2.cli.arguments import Parser
 from pffnet_d2.env import VERSION
 
-# A command is a module of this package: HELP (one line), optionally DESCRIPTION and EPILOG, ``add_arguments(parser)``
-# and ``run(args)``, which returns the exit code. What is slow to import is imported in ``run``.
+# Each command is a module of this package with HELP (one line), ``add_arguments(parser)`` and ``run(args)``, which
+# returns the exit code; DESCRIPTION and EPILOG are optional. Modules that are slow to import are imported in ``run``.
 COMMANDS = (
     "env",
     "prepare",
@@ -29,17 +29,18 @@ COMMANDS = (
     "package",
     "demo",
 )
-# Older spellings, which work as before: other names of a command, and flags that turn one command into another.
+# Older spellings, which still work: other names of a command, and flags of one command that stand for another command.
 ALIASES = {"package": ["pack"]}
 FLAGS_OF = {"train": ("finetune", ["--from"]), "evaluate": ("score", ["--truth", "--prediction"])}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command. Whatever ends it but a bug is told in one line on stderr.
+    """Run one command. Whatever ends it, except a bug, is reported in one line on stderr.
 
     Returns:
-        The exit code. 0: done; 1: `env` found something missing, or training diverged; 2: a mistake in what was asked
-        for, or a machine that is full or protected; 130: interrupted; 141: the reader of its output went away.
+        The exit code. 0: done; 1: `env` found something missing, or training diverged; 2: a mistake in the arguments or
+        in a file, or the machine refused (a full disk, no permission); 130: interrupted; 141: the reader of the output
+        closed its pipe.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     with failure.command_line():
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             except SystemExit:  # argparse: help, or wrong usage
                 failure.flush(sys.stdout)
                 raise
-            failure.flush(sys.stdout)  # what cannot be written fails here, not while the interpreter ends
+            failure.flush(sys.stdout)  # an error of writing is raised here, not while the interpreter exits
             return code
         except KeyboardInterrupt:
             return failure.INTERRUPTED
@@ -59,10 +60,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The arguments of a command, with ``run``, the function that they are for.
+    """The parsed arguments; ``run`` of them is the function of the command.
 
     Raises:
-        SystemExit: help was asked for (0), or the arguments are wrong (2).
+        SystemExit: after help (0), or where the arguments are wrong (2).
     """
     arguments = _current_spelling(arguments)
     args, unknown = _argument_parser(arguments[0] if arguments else "").parse_known_args(arguments)
@@ -72,7 +73,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _argument_parser(chosen: str) -> argparse.ArgumentParser:
-    """The parser of all commands, with the arguments of the one that is chosen."""
+    """The parser of all commands; only the chosen one has its arguments."""
     parser = Parser(
         prog="pffnet", description="Instance segmentation of nuclei, cells and leaves with PFFNet on Detectron2."
     )
@@ -95,7 +96,7 @@ def _argument_parser(chosen: str) -> argparse.ArgumentParser:
 
 
 def _current_spelling(arguments: Sequence[str]) -> list[str]:
-    """The same with the command that a flag of FLAGS_OF stands for."""
+    """The arguments, with the command that a flag of FLAGS_OF stands for in place of the older one."""
     if not arguments or arguments[0] not in FLAGS_OF:
         return list(arguments)
     command, flags = FLAGS_OF[arguments[0]]

@@ -8,7 +8,7 @@ from pathlib import Path
 from pffnet_d2.cli.arguments import add_groups, set_groups
 from pffnet_d2.errors import InputError
 
-HELP = "tables, tests and box plots of several methods"
+HELP = "compare several methods: tables, tests and box plots"
 DESCRIPTION = (
     "Writes report.md, report.csv and boxes.png: mean (population standard deviation) per metric and "
     "group, and one-tailed paired tests with Holm's correction."
@@ -20,13 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs",
         nargs="+",
         metavar="NAME=DIR",
-        help="the scores of a method: a folder with label_map.csv. The same NAME again adds a fold (other images) or a "
-        "run (the same images)",
+        help="the scores of a method: a folder with label_map.csv. Repeat a NAME to add a fold (other images) or a run "
+        "(the same images)",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", default=Path("output/report"), help="default: %(default)s")
-    parser.add_argument("--proposed", metavar="NAME", help="the method tested against the others (default: the first)")
     parser.add_argument(
-        "--metrics", nargs="+", metavar="METRIC", help="shown in table and plot (default: AJI Dice F1 PQ)"
+        "--proposed", metavar="NAME", help="the method that is tested against the others (default: the first)"
+    )
+    parser.add_argument(
+        "--metrics", nargs="+", metavar="METRIC", help="metrics in the table and the plot (default: AJI Dice F1 PQ)"
     )
     parser.add_argument(
         "--otsu",

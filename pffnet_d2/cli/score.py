@@ -1,4 +1,4 @@
-"""``pffnet score``: the scores of label images, whatever made them. Needs neither torch nor Detectron2."""
+"""``pffnet score``: score label images of any tool. Needs neither torch nor Detectron2."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from pffnet_d2.cli.arguments import add_groups, set_groups
 
 HELP = "score label images of any tool: --truth DIR --prediction DIR"
 DESCRIPTION = (
-    "Scores label images: those that `pffnet predict` wrote, or of any tool. Files of one image have "
-    "its name in both folders, with or without _labels or _mask after it; each holds integers, 0 background (png, "
-    "tif; 8, 16 or 32 bit)."
+    "Scores label images, written by `pffnet predict` or by any other tool. Files of one image have the same "
+    "name in both folders, with or without _labels or _mask at the end. They hold integers, 0 for background (png or "
+    "tif; 8, 16 or 32 bits)."
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--truth", type=Path, required=True, metavar="DIR", help="or a prepared split, ROOT/NAME/SPLIT")
-    parser.add_argument("--prediction", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="gets label_map.csv (per image) and label_map.json")
+    parser.add_argument(
+        "--truth", type=Path, required=True, metavar="DIR", help="label images, or a prepared split (ROOT/NAME/SPLIT)"
+    )
+    parser.add_argument("--prediction", type=Path, required=True, metavar="DIR", help="label images")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for label_map.csv (per image) and label_map.json"
+    )
     parser.add_argument(
         "--objects",
         default="auto",
         metavar="RULE",
-        help="what a label image of a single id is, in separate parts: ids: one object; components: the mask of all "
-        "objects; auto: refused (default)",
+        help="what a label image with a single id in separate parts shows: ids: one object; components: all objects as "
+        "one mask; auto (default): an error",
     )
     add_groups(parser)
 

@@ -1,4 +1,4 @@
-"""``pffnet thresholds``: the score and mask thresholds that serve best on validation images."""
+"""``pffnet thresholds``: choose the score and mask thresholds that give the best scores on validation images."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pffnet_d2 import env
 from pffnet_d2.engine.arguments import add_training_arguments, example
 from pffnet_d2.errors import InputError
 
-HELP = "choose beta and the mask threshold on validation images: the flags of train_net.py, --metric NAME"
+HELP = "choose the score and mask thresholds on validation images: flags of train_net.py, --metric NAME"
 DESCRIPTION = (
-    "Predicts the one data set of DATASETS.TEST, tries thresholds on what is found, and writes the best "
-    "to OUTPUT_DIR/thresholds.yaml."
+    "Predicts the data set of DATASETS.TEST, tries thresholds on the predictions, and writes the best pair to "
+    "OUTPUT_DIR/thresholds.yaml."
 )
 EPILOG = example("thresholds")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_training_arguments(parser)
-    parser.add_argument("--metric", default="AJI", help="what is to be best, on average over images (default: AJI)")
-    parser.add_argument("--stored", action="store_true", help="take the predictions that the last call stored")
+    parser.add_argument("--metric", default="AJI", help="the metric to maximise, as a mean over images (default: AJI)")
+    parser.add_argument("--stored", action="store_true", help="use the predictions that the last call stored")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""``pffnet train``, which is ``train_net.py``."""
+"""``pffnet train``, the same as ``train_net.py``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import argparse
 from pffnet_d2 import env
 from pffnet_d2.engine.arguments import add_training_arguments, example
 
-HELP = "train a model: the flags of Detectron2's train_net.py"
+HELP = "train a model from a config: flags of Detectron2's train_net.py"
 DESCRIPTION = "Trains a model from a config file. On your own images: pffnet finetune FOLDER."
 EPILOG = example("train")
 

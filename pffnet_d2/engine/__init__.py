@@ -1,12 +1,12 @@
-"""Training and evaluation: ``run(argv)`` is the command line; ``read_config``, ``check_config`` and ``Trainer`` are for
-scripts."""
+"""Training and evaluation. Scripts use ``read_config``, ``check_config`` and ``Trainer``, or ``run(argv)`` for what the
+command line does."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
 
-# Names that scripts import from here, and where each is. Imported when asked for: prediction does without training.
+# Names that scripts import from here, and their modules, which are imported on first use.
 PUBLIC = {
     "Trainer": "trainer",
     "argument_parser": "arguments",

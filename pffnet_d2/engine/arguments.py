@@ -1,10 +1,10 @@
-"""The flags of ``train_net.py``: those of Detectron2's script of that name, and ours."""
+"""The flags of ``train_net.py``: those of Detectron2's script of that name, and our own."""
 
 from __future__ import annotations
 
 import argparse
 
-# What each command's help gives beside a config file.
+# The arguments beside a config file in the example of each command's help.
 EXAMPLES = {
     "train": "SOLVER.BASE_LR 0.01 OUTPUT_DIR output/mine",
     "kfold": "--dataset bbbc039 --folds 5 OUTPUT_DIR output/folds",
@@ -14,7 +14,7 @@ EXAMPLES = {
 
 
 def example(command: str) -> str:
-    """How a command of ``pffnet`` may be called."""
+    """An example of a command of ``pffnet``, for its help."""
     return f"example: pffnet {command} --config-file configs/bbbc039/PFFNet_R18_FPN.yaml {EXAMPLES[command]}"
 
 
@@ -22,7 +22,7 @@ def argument_parser(command: str = "train") -> argparse.ArgumentParser:
     """A parser of these flags alone, for scripts.
 
     Args:
-        command: of ``pffnet``, which usage and help name.
+        command: the command of ``pffnet`` that usage and help name.
     """
     parser = argparse.ArgumentParser(prog=f"pffnet {command}", epilog=example(command))
     add_training_arguments(parser)
@@ -32,7 +32,7 @@ def argument_parser(command: str = "train") -> argparse.ArgumentParser:
 def add_training_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of Detectron2's ``default_argument_parser``, --cpu-ranks and --method to ``parser``.
 
-    Written out here, so that help needs no Detectron2.
+    They are written out here so that help does not need Detectron2.
     """
     parser.add_argument("--config-file", default="", metavar="FILE", help="yaml of the model and its training")
     parser.add_argument("--resume", action="store_true", help="continue from the last checkpoint in OUTPUT_DIR")
@@ -60,8 +60,8 @@ def add_training_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FILE",
-        help="a part of a config, such as configs/ablations/Without_quality.yaml, that is laid over the config file; "
-        "may be repeated",
+        help="a part of a config, such as configs/ablations/Without_quality.yaml, that overrides the config file; may "
+        "be repeated",
     )
     parser.add_argument(
         "opts",

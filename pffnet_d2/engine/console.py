@@ -1,4 +1,4 @@
-"""A training run as a person watches it: short lines instead of pages of log, a table of scores, pictures."""
+"""Output of a training run for people: short lines instead of pages of log, a table of scores, pictures."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ from pffnet_d2.modeling.tta import for_inference
 from pffnet_d2.visualization.overlay import side_by_side, write_png
 
 SECONDS_BETWEEN_LINES = 15
-# Loggers: what is fetched, and how a run is resumed.
+# Loggers whose warnings are shown: what is downloaded, and how a run is resumed.
 HEARD = ("pffnet_d2.model_zoo.checkpoint", "pffnet_d2.engine.resume")
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Within, stdout and Python's warnings are dropped: pages of environment, config, model and COCO tables.
+    """Drop stdout and Python's warnings: pages about the environment, the config and the model, and COCO tables.
 
-    Loggers that Detectron2 sets up meanwhile write to their file only, but errors still show, and what HEARD warn of.
+    Loggers that Detectron2 sets up meanwhile write to their files only. Errors, and the warnings of HEARD, are still
+    shown.
     """
     errors = logging.StreamHandler(sys.stdout)
     errors.addFilter(lambda record: record.levelno >= logging.ERROR or record.name in HEARD)
@@ -50,14 +51,14 @@ def quiet() -> Iterator[None]:
         finally:
             for logger in loggers:
                 logger.removeHandler(errors)
-                # Their handlers for the console took `nowhere` for it, which closes now.
+                # Their handlers for the console write to `nowhere`, which is about to be closed.
                 for handler in list(logger.handlers):
                     if isinstance(handler, logging.StreamHandler) and handler.stream is nowhere:
                         logger.removeHandler(handler)
 
 
 class Progress(HookBase):
-    """A short line every few seconds: iterations done, loss, speed, time left."""
+    """Prints a short line every few seconds: iterations done, loss, speed, time left."""
 
     def __init__(self, say: Callable[[str], object]) -> None:
         self.say = say
@@ -80,7 +81,7 @@ class Progress(HookBase):
 
 
 def score_table(scores: dict[str, Any]) -> str:
-    """The scores that say most, each between 0 and 1, as a table of one row."""
+    """The most informative scores, each between 0 and 1, as a table of one row."""
     row = {name: scores["label_map"][name] for name in ("AJI", "Dice", "F1", "PQ")}
     row["mask AP"] = scores["segm"]["AP"] / 100
     return str(tabulate([list(row.values())], headers=list(row), floatfmt=".3f", tablefmt="simple"))
@@ -88,7 +89,7 @@ def score_table(scores: dict[str, Any]) -> str:
 
 @torch.no_grad()
 def draw_overlays(cfg: CfgNode, model: nn.Module, dataset: str, folder: Path) -> int:
-    """Write a picture (image | truth | prediction) of every image of ``dataset``; returns how many."""
+    """Write a picture (image | truth | prediction) of every image of ``dataset``, and return their number."""
     truths = {record["image_id"]: record for record in DatasetCatalog.get(dataset)}
     rule = LabelMapRule.from_config(cfg)
     network = for_inference(model, cfg).eval()

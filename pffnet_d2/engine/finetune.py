@@ -1,4 +1,4 @@
-"""``pffnet finetune FOLDER``: a model for a user's own images, from label images to a model folder."""
+"""Fine-tuning: from a folder of a user's annotated images to a model folder."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from pffnet_d2.masks.coco import paint
 from pffnet_d2.model_zoo.find import CONFIG, DEFAULT, find_model
 
 RECIPE, SCRATCH = "finetune.yaml", "scratch.yaml"
-MIN_DIVIDED = 10  # images from which on a fifth is kept for validation
+MIN_DIVIDED = 10  # from this number of images on, a fifth is kept for validation
 NAME = "own"  # of the prepared data set
 
 
@@ -46,17 +46,18 @@ def finetune(
     resume: bool = False,
     opts: Sequence[str] = (),
 ) -> int:
-    """Prepare the images in ``out`` / data, train, and say what came of it.
+    """Prepare the images in ``out`` / data, train, and print the results.
 
     Args:
         start: "pretrained", "scratch", a model's name or folder, or a checkpoint file.
-        source: the user's folder, as the reader ``own`` takes it. Its folders train/ and val/ are kept; otherwise of
-            MIN_DIVIDED images or more a fifth, drawn at random, is for validation, and of fewer none.
-        out: the run's folder.
-        config: of a checkpoint file or of a start from scratch.
-        options: the reader's, as text.
-        resume: go on from the last checkpoint in ``out``.
-        opts: KEY VALUE pairs over the recipe.
+        source: the user's folder, in a layout that the reader ``own`` knows. Folders train/ and val/ are used as they
+            are. Otherwise a fifth of the images, drawn at random, is kept for validation where there are MIN_DIVIDED
+            or more, and none where there are fewer.
+        out: the folder of the run.
+        config: of a checkpoint file, or of a model to train from scratch.
+        options: of the reader, as text.
+        resume: continue from the last checkpoint in ``out``.
+        opts: KEY VALUE pairs that override the recipe.
 
     Returns:
         0.
@@ -74,7 +75,7 @@ def finetune(
     recipe = out / "recipe.yaml"
     write_text(recipe, yaml.safe_dump(differences(cfg)))
     if not resume:
-        # Detectron2 appends to it.
+        # Detectron2 appends to this file.
         (out / "metrics.json").unlink(missing_ok=True)
     arguments = ["--config-file", str(recipe), *(["--resume"] if resume else []), "OUTPUT_DIR", str(out), *opts]
     with quiet():
@@ -108,7 +109,7 @@ def _train(cfg: CfgNode, resume: bool, say: Callable[[str], object]) -> tuple[nn
 
 
 def starting_config(start: str, config: str | None) -> CfgNode:
-    """The config of the model with the recipe over it, MODEL.WEIGHTS set to where training starts.
+    """The config of the model, overridden by the recipe. MODEL.WEIGHTS names the weights that training starts from.
 
     Raises:
         InputError: the model or its files cannot be found or read.
@@ -135,10 +136,10 @@ def starting_config(start: str, config: str | None) -> CfgNode:
 def prepare_own(source: Path, root: Path, options: Mapping[str, str]) -> list[str]:
     """Prepare a user's images under ``root``, and register them as own_<split>.
 
-    They are read anew each time: corrected labels have the names of the old ones.
+    They are read again each time: corrected labels have the same names as the old ones.
 
     Returns:
-        The splits to use: train, and val where there is one.
+        The splits to use: train, and val if there is one.
     """
     options = {"category": "nucleus", **options}
     count = own.count_undivided(source, **options)
@@ -152,11 +153,11 @@ def prepare_own(source: Path, root: Path, options: Mapping[str, str]) -> list[st
 
 
 def adapt(cfg: CfgNode, splits: Sequence[str], *, measure_padding: bool) -> None:
-    """Set in ``cfg`` what the images decide: data sets, the objects' diameter, and whether all look like fluorescence.
+    """Set the keys that depend on the images: data sets, diameter of the objects, whether all look like fluorescence.
 
     Args:
         measure_padding: also set MODEL.PIXEL_MEAN to the median of each channel, so that padding looks like most of
-            the images do; a model that was trained keeps its own.
+            the pixels. A trained model keeps its own.
 
     Raises:
         InputError: no image for training has an object.

@@ -1,4 +1,4 @@
-"""``pffnet kfold``: K-fold cross-validation in one command that may be interrupted and called again."""
+"""K-fold cross-validation. The same call continues an interrupted one."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def cross_validate(args: argparse.Namespace) -> int:
         args: the flags of ``pffnet kfold``.
 
     Returns:
-        The exit code: that of the first fold that did not end well, else 0.
+        The exit code: that of the first fold that failed, else 0.
 
     Raises:
-        InputError: folds that are not there and cannot be made, or a fold begun with another config.
+        InputError: the folds are not prepared and cannot be, or a fold was begun with another config.
     """
     if args.num_machines > 1 or args.eval_only:
         raise InputError("kfold: trains and evaluates on one machine; leave out --num-machines and --eval-only")
@@ -78,7 +78,7 @@ def _train(fold: Fold, args: argparse.Namespace) -> int:
     flags += ["--num-gpus", str(args.num_gpus), "--cpu-ranks", str(args.cpu_ranks)]
     code = run_command(["train", *flags, *fold.opts])
     if not code:
-        # Evaluations during training have left a file of this name in inference/ before; here it says that all is done.
+        # Evaluations during training write a file of this name in inference/; here it means that the fold is done.
         scores = fold.folder / "inference" / fold.val / CSV
         write_text(fold.folder / CSV, scores.read_text(encoding="utf-8"))
     return code
@@ -96,10 +96,10 @@ def _write_report(folds: Sequence[Fold], out: Path, name: str) -> None:
 
 
 def prepared_folds(dataset: str, folds: int, source: Path | None, seed: int | None) -> list[tuple[str, str]]:
-    """Names of the data sets to train and to evaluate on, fold by fold; prepared now if they are not.
+    """Names of the data sets to train and to evaluate on, fold by fold. They are prepared unless they are already.
 
     Raises:
-        InputError: they are not prepared and cannot be, or are of different divisions.
+        InputError: they are not prepared and cannot be, or they belong to different divisions.
     """
     names = [tuple(f"{dataset}_fold{i}of{folds}_{split}" for split in ("train", "val")) for i in range(folds)]
     every = [name for pair in names for name in pair]
@@ -138,7 +138,7 @@ def check_unchanged(folder: Path, config_file: str, opts: Sequence[str], methods
 
 
 def fold_table(parts: Mapping[str, Sequence[Row]], metrics: Sequence[str] = SHOWN) -> str:
-    """Markdown: a row a fold, then means and population standard deviations over folds and over all images."""
+    """Markdown: one row per fold, then means and population standard deviations over folds and over all images."""
     means = {name: [summarise([row[m] for row in rows]).mean for m in metrics] for name, rows in parts.items()}
     images = [row for rows in parts.values() for row in rows]
     over_folds = [summarise(list(of_folds)) for of_folds in zip(*means.values(), strict=True)]

@@ -1,8 +1,8 @@
-"""Batches of training images in an order, and changed in ways, that follow from a seed and their place alone.
+"""Batches of training images. Their order and their augmentations follow from a seed and their position alone.
 
-Detectron2's loader starts its order anew when training resumes, mixes it by the number of workers, and draws
-augmentations from whatever state a worker is in. Here every image has a position in one endless order of all ranks;
-its augmentations are seeded by (seed, position), so that training can go on from any iteration.
+Detectron2's loader restarts its order when training resumes, makes it depend on the number of workers, and draws
+augmentations from the state that a worker happens to be in. Here every image has a position in one endless order of all
+ranks, and its augmentations are seeded by (seed, position), so that training can resume at any iteration.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pffnet_d2.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-# What a seed is used for: the second number of a key.
+# The use of a seed, which is the second number of a key.
 IMAGE, STEP = 0, 1
 
 Place = tuple[int, int]  # position in the order, index into the data set
@@ -37,11 +37,11 @@ def seed_by(*key: int) -> None:
 
 
 class TrainLoader:
-    """Iterable over this rank's batches, lists of what ``mapper`` makes of data set dicts; it never ends.
+    """Endless iterable over the batches of this rank: lists of what ``mapper`` returns for the dicts of a data set.
 
     Attributes:
-        start: batches that iterators leave out: the iterations done already. Nothing is read before the first batch is
-            asked for.
+        start: how many batches an iterator skips: the iterations done already. Nothing is read before the first batch
+            is requested.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class TrainLoader:
     ) -> None:
         """
         Args:
-            dicts: Detectron2's, of all images; with ``by_aspect`` with ``width`` and ``height``.
-            mapper: e.g. ``PFFNetDatasetMapper``; all its chance must come from the global generators.
-            sampler: this rank's share of an endless order that the ranks deal out by turns, as Detectron2's samplers.
-            batch_size: images of this rank an iteration.
+            dicts: Detectron2's dicts of all images; ``by_aspect`` needs their ``width`` and ``height``.
+            mapper: such as ``PFFNetDatasetMapper``; it must draw random numbers from the global generators only.
+            sampler: this rank's share of an endless order, of which the ranks take turns, as in Detectron2's samplers.
+            batch_size: images of this rank per iteration.
             seed: of the augmentations.
-            by_aspect: put wide images and others in batches of their own (less padding).
-            workers: processes that read; 0 reads in this one. Batches do not depend on it.
-            partners: draws the image whose dict ``mapper`` is given as its second argument; None: it gets only one.
+            by_aspect: batch wide images apart from the others, which needs less padding.
+            workers: processes that read; 0 reads in this process. Batches do not depend on it.
+            partners: draws the image whose dict is the second argument of ``mapper``; None: it gets one argument.
         """
         self.start = 0
         self.samples = _Samples(dicts, mapper, seed, partners)
@@ -90,7 +90,7 @@ class TrainLoader:
 
 
 class _Samples(Dataset[dict[str, Any]]):
-    """Maps a place to an image; what is drawn for it depends on nothing that happened before."""
+    """Maps a place to an image. Its random numbers do not depend on what was drawn before."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class _Samples(Dataset[dict[str, Any]]):
 
 
 def chosen_seed(cfg: Any) -> int:
-    """SEED, or without one (negative) a random number that all ranks share."""
+    """SEED or, where that is negative, a random number that all ranks share."""
     return int(cfg.SEED) if cfg.SEED >= 0 else int(comm.shared_random_seed())
 
 

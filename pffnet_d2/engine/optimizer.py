@@ -1,4 +1,4 @@
-"""The optimizer that SOLVER and SOLVER.PFFNET describe, and the moving average of the weights it moves."""
+"""The optimizer that SOLVER and SOLVER.PFFNET describe, and the moving average of the weights."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ from pffnet_d2.errors import InputError
 
 
 def register_optimizers() -> None:
-    """Let Detectron2's own DefaultTrainer build what a config of ours asks for: it has no registry of optimizers, and
-    would train with SGD without a word. It calls this function in place of its own, to which other configs are handed
-    on."""
+    """Make Detectron2's DefaultTrainer build the optimizer that our configs name.
+
+    Detectron2 has no registry of optimizers and would train with SGD without saying so. Its DefaultTrainer calls our
+    function instead of its own; configs without our keys are passed on to its own.
+    """
     engine_defaults.build_optimizer = build_optimizer
 
 
 def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
     """Detectron2's SGD, Adam or AdamW, with the learning rates, weight decay and gradient clipping of SOLVER.
 
-    Under Adam the parameters of ``model.without_weight_decay()``, where it has that, do not decay.
+    With Adam, the parameters that ``model.without_weight_decay()`` returns do not decay, if the model has that method.
 
     Raises:
         InputError: see :func:`check_optimizer`.
@@ -52,7 +54,7 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
 def check_optimizer(cfg: Any) -> None:
     """
     Raises:
-        InputError: an optimizer that does not exist, or gradients that are to be clipped in two ways.
+        InputError: the optimizer is unknown, or gradients are to be clipped in two ways.
     """
     own = cfg.SOLVER.PFFNET
     check_value("SOLVER.PFFNET.OPTIMIZER", own.OPTIMIZER, "SOLVER.PFFNET.OPTIMIZER")
@@ -88,19 +90,19 @@ def _build_adam(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
 class WeightAverage(HookBase):
     """The exponential moving average of a model's weights, updated after each iteration.
 
-    Of iteration n (from 1) the decay is min(decay, (1 + n) / (10 + n)), so that a short run is not one of its random
-    first weights (as TensorFlow's ExponentialMovingAverage does with num_updates).
+    The decay at iteration n (from 1) is min(decay, (1 + n) / (10 + n)), so that the average of a short run is not
+    dominated by its random first weights (as TensorFlow's ExponentialMovingAverage does with num_updates).
 
     Attributes:
-        model: a copy of the model with the averaged weights, in evaluation mode; buffers are those of the last
+        model: a copy of the model with the averaged weights, in evaluation mode. Its buffers are those of the last
             iteration.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         """
         Args:
-            model: that trains; the average starts from its weights.
-            decay: 0 to 1, of the average per iteration.
+            model: the model in training; the average starts from its weights.
+            decay: of the average per iteration, 0 to 1.
         """
 
         @torch.no_grad()
@@ -116,16 +118,16 @@ class WeightAverage(HookBase):
         self.averaged.update_parameters(self.source)
 
     def restart(self) -> None:
-        """Begin again at the weights that the model has now."""
+        """Start again from the weights that the model has now."""
         self.model.load_state_dict(self.source.state_dict())
         self.averaged.n_averaged.zero_()
 
     def training_state(self) -> dict[str, Any]:
-        """What resuming needs beside the averaged weights: those that train, and how many iterations are averaged."""
+        """What resuming needs besides the averaged weights: the weights in training, and how many are averaged."""
         return {"weights": self.source.state_dict(), "iterations": int(self.averaged.n_averaged)}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint whose averaged weights the model has now, and whose state is ``state``."""
+        """Continue from a checkpoint with this ``state``, whose averaged weights the model has now."""
         self.model.load_state_dict(self.source.state_dict())
         self.source.load_state_dict(state["weights"])
         self.averaged.n_averaged.fill_(state["iterations"])

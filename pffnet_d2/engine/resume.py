@@ -1,4 +1,4 @@
-"""What differs between a run and its continuation."""
+"""Differences between the config of a run and that of its continuation."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import yaml
 
 logger = logging.getLogger(__name__)
 
-# Keys in which a run may differ from its continuation.
+# Keys that may differ.
 NOT_THE_RUN = ("OUTPUT_DIR", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS")
-# What decides how training goes on. The rest of config.yaml may be that of an evaluation since.
+# Keys that training depends on. An evaluation may have changed the rest of config.yaml since.
 TRAINING = ("SOLVER.", "INPUT.", "DATASETS.TRAIN", "SEED")
-# A checkpoint holds these as numbers of its optimizer, and they stay in force.
+# The optimizer in a checkpoint holds these numbers, which stay in force.
 OF_THE_CHECKPOINT = ("SOLVER.BASE_LR", "SOLVER.BIAS_LR_FACTOR", "SOLVER.MOMENTUM", "SOLVER.NESTEROV", "SOLVER.WEIGHT_")
-SHOWN = 4  # the rest is counted
+SHOWN = 4  # changes; the others are counted
 
 
 class Change(NamedTuple):
-    """A key, its value when the run was begun, and now."""
+    """A key, its value when the run was begun, and its value now."""
 
     key: str
     before: Any
@@ -29,9 +29,9 @@ class Change(NamedTuple):
 
 
 def changes(begun: Mapping[str, Any], cfg: Any) -> list[Change]:
-    """Keys of ``cfg`` whose values were others, or missing, in the content of a config.yaml."""
+    """Keys of ``cfg`` that have other values, or are missing, in the content of a config.yaml."""
     before = dict(_flat(begun))
-    # By way of yaml, where tuples and lists are the same.
+    # Through yaml, where tuples and lists are the same.
     now = dict(_flat(yaml.safe_load(cfg.dump())))
     return [
         Change(key, before.get(key), value)
@@ -41,9 +41,9 @@ def changes(begun: Mapping[str, Any], cfg: Any) -> list[Change]:
 
 
 def tell_changes(folder: Path, cfg: Any) -> None:
-    """One line, where a run in ``folder`` that has a checkpoint goes on with another training than it was begun with.
+    """Warn in one line where a run in ``folder`` is resumed with other settings of training than it was begun with.
 
-    Its config.yaml must still be the one it left; one that is missing or damaged tells nothing.
+    Call it before the config.yaml of the run is replaced. If that is missing or damaged, there is no warning.
     """
     if not (folder / "last_checkpoint").is_file():
         return

@@ -1,4 +1,4 @@
-"""From the command line to a checked config: what is wrong with a run is found before its model is built."""
+"""From the command line to a checked config: mistakes are reported before a model is built."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def check_config(cfg: CfgNode, *, train: bool, processes: int = 1) -> None:
-    """Find the mistakes that would otherwise show after the model is built, or after hours of training.
+    """Find mistakes that would otherwise show only after the model is built, or after hours of training.
 
     Args:
         cfg: a merged config.
@@ -52,7 +52,7 @@ def _check_data_sets(cfg: CfgNode, *, train: bool) -> None:
     known = DatasetCatalog.list()
     for name in [*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST]:
         if name not in known:
-            # Detectron2 registers dozens of its own; where none is close, ours are worth naming.
+            # Detectron2 registers dozens of its own; where no name is close, list ours.
             ours = [n for n in known if MetadataCatalog.get(n).get("evaluator_type") == "pffnet"]
             near = difflib.get_close_matches(name, known, n=5) or ours
             raise InputError(f"{name}: no such data set; did you mean {', '.join(near)}?")
@@ -60,7 +60,7 @@ def _check_data_sets(cfg: CfgNode, *, train: bool) -> None:
 
 
 def _check_outputs(cfg: CfgNode) -> None:
-    """Raises InputError where evaluation would wait for outputs that do not come. PFFNet looks at its own."""
+    """Raises InputError for outputs that the model does not have. PFFNet checks its own."""
     model = cfg.MODEL.META_ARCHITECTURE
     outputs = set(cfg.MODEL.PFFNET.OUTPUTS) - {"instances"}
     given = {"GeneralizedRCNN": set(), "PanopticFPN": {"semantic", "panoptic"}}.get(model, outputs)
@@ -99,7 +99,7 @@ def _check_training(cfg: CfgNode, processes: int) -> None:
 
 
 def setup(args: argparse.Namespace) -> CfgNode:
-    """Config of the command line, checked and frozen; loggers, seed and OUTPUT_DIR set up by Detectron2.
+    """The config of the command line, checked and frozen. Detectron2 sets up loggers, seed and OUTPUT_DIR.
 
     Raises:
         InputError: see :func:`read_config` and :func:`check_config`.
@@ -126,10 +126,10 @@ def setup(args: argparse.Namespace) -> CfgNode:
 
 
 def gpus_of(args: argparse.Namespace) -> int:
-    """GPUs used on this machine; the default --num-gpus 1 means the CPU where there is none.
+    """How many GPUs to use on this machine. The default --num-gpus 1 means the CPU where there is none.
 
     Raises:
-        InputError: more are asked for than there are, or flags that do not go together.
+        InputError: there are fewer GPUs, or the flags exclude each other.
     """
     here = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if args.num_gpus < 0 or args.num_machines < 1 or args.cpu_ranks < 0:

@@ -1,4 +1,4 @@
-"""One iteration of training: precision, chance, and the end of a run whose losses are not finite."""
+"""One iteration of training: precision, random numbers, and stopping when a loss is not finite."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 class TrainStep(SimpleTrainer):
-    """Detectron2's step, seeded by (seed, iteration, rank), in mixed precision or not, that stops before a backward
-    pass of losses that are not finite.
+    """Detectron2's step, seeded by (seed, iteration, rank), with or without mixed precision. It stops before the
+    backward pass when a loss is not finite.
 
-    Its state is that of Detectron2's SimpleTrainer, or in float16 of its AMPTrainer.
+    Its state is that of Detectron2's SimpleTrainer or, in float16, of its AMPTrainer.
     """
 
     def __init__(
@@ -41,22 +41,22 @@ class TrainStep(SimpleTrainer):
         """
         Args:
             model: returns a dict of losses, scalars.
-            data_loader: batches; no iterator is made before the first step.
-            optimizer: whose ``step`` may clip gradients; they are unscaled then.
-            seed: what the model draws (which proposals become ROIs) depends on it, the iteration and the rank.
-            precision: that autocast takes for convolutions and matrix products; None: float32.
+            data_loader: yields batches; its iterator is made at the first step.
+            optimizer: its ``step`` may clip gradients, which are unscaled by then.
+            seed: random choices of the model (which proposals become ROIs) depend on it, the iteration and the rank.
+            precision: of convolutions and matrix products under autocast; None: float32.
         """
         super().__init__(model, data_loader, optimizer)
         self.seed = seed
         self.precision = precision
         self.device = next(model.parameters()).device
-        # Gradients of float16 leave its range; bfloat16 has that of float32.
+        # Gradients leave the range of float16; bfloat16 has the range of float32.
         self.grad_scaler = torch.amp.GradScaler(self.device.type, enabled=precision == torch.float16)
 
     def run_step(self) -> None:
         """
         Raises:
-            NonFiniteLoss: on all ranks, whichever has the loss.
+            NonFiniteLoss: on all ranks, whichever of them has the loss.
         """
         with denormals_flushed(self.device):
             self._run_step()
@@ -73,25 +73,24 @@ class TrainStep(SimpleTrainer):
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
             try:
                 losses = {name: loss.float() for name, loss in self.model(data).items()}
-            except FloatingPointError as error:  # the RPN's, of boxes or scores that are not numbers
+            except FloatingPointError as error:  # of the RPN, where boxes or scores are not finite
                 trouble = str(error)
         values = self._finite(losses, trouble, data)
 
         self.optimizer.zero_grad()
         self.grad_scaler.scale(torch.stack(list(losses.values())).sum()).backward()
         self._write_metrics(values, data_time)
-        # Before the optimizer clips; one that is fused would unscale only after.
+        # Before the optimizer clips: a fused optimizer would unscale only afterwards.
         self.grad_scaler.unscale_(self.optimizer)
         self.grad_scaler.step(self.optimizer)
         self.grad_scaler.update()
 
     def _finite(self, losses: dict[str, Tensor], trouble: str, data: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """The losses on the CPU. This is the one wait for the device: Detectron2's, after the backward pass, then finds
-        them there."""
+        """The losses on the CPU. Nothing else waits for the device: Detectron2 then finds them there."""
         values = torch.stack([loss.detach() for loss in losses.values()]) if losses else torch.zeros(0).to(self.device)
         bad = (~values.isfinite()).sum() + bool(trouble)
         if comm.get_world_size() > 1:
-            # Else the other ranks would wait for this one in the backward pass.
+            # Otherwise the other ranks would wait for this one in the backward pass.
             distributed.all_reduce(bad)
         *numbers, bad_of_all = torch.cat([values, bad[None].to(values.dtype)]).cpu()
         named = dict(zip(losses, numbers, strict=True))
@@ -118,16 +117,16 @@ class TrainStep(SimpleTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
-        # A run may go on in another precision.
+        # A run may be resumed in another precision.
         if self.grad_scaler.is_enabled() and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
 
 
 def pool_in_float32(model: nn.Module) -> None:
-    """Let every ROI pooler of ``model`` take its maps in float32, for good; autocast computes it so anyway.
+    """Make every ROI pooler of ``model`` convert its maps to float32, in which autocast pools anyway.
 
-    Detectron2 gives boxes the dtype of the maps they are pooled from, and the 8 bits of bfloat16 do not tell x = 300
-    from x = 301.
+    Detectron2 converts boxes to the dtype of the maps that they are pooled from, and the 8 bits of bfloat16 cannot
+    distinguish x = 300 from x = 301.
     """
     for module in model.modules():
         if isinstance(module, ROIPooler):

@@ -42,8 +42,8 @@ logger = logging.getLogger(__name__)
 class Trainer(DefaultTrainer):
     """DefaultTrainer on prepared data sets, scored by label maps and by COCO AP without its cap on detections.
 
-    Checkpoints hold the optimizer in upstream main's format, and images and chance follow from SEED and the iteration,
-    so that ``--resume`` continues as if never stopped.
+    Checkpoints hold the optimizer in the format of upstream's main. Images and random numbers follow from SEED and the
+    iteration, so that ``--resume`` continues as if the run had never stopped.
     """
 
     def __init__(self, cfg: CfgNode) -> None:
@@ -91,7 +91,7 @@ class Trainer(DefaultTrainer):
             return self._last_eval_results
 
         evaluation = EvalHook(self.cfg.TEST.EVAL_PERIOD, test)
-        # The average first: the others save it and evaluate it.
+        # The average comes first: the other hooks save it and evaluate it.
         return [self.average, *(evaluation if isinstance(hook, EvalHook) else hook for hook in hooks)]
 
     @classmethod
@@ -150,10 +150,10 @@ class Trainer(DefaultTrainer):
 
 
 def trained_model(cfg: CfgNode, *, resume: bool) -> nn.Module:
-    """The model with the weights of MODEL.WEIGHTS, or with ``resume`` of the last checkpoint in OUTPUT_DIR.
+    """The model with the weights of MODEL.WEIGHTS or, with ``resume``, those of the last checkpoint in OUTPUT_DIR.
 
     Raises:
-        InputError: there are none.
+        InputError: there are no weights.
     """
     model: nn.Module = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR)
@@ -167,7 +167,7 @@ def trained_model(cfg: CfgNode, *, resume: bool) -> nn.Module:
 
 
 def train_or_evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
-    """What one process does; returns the scores after --eval-only.
+    """The work of one process. Returns the scores after --eval-only.
 
     Raises:
         InputError: a mistake in the command line, config, data or weights.

@@ -1,7 +1,7 @@
-"""Reading and writing checkpoints: nothing but weights is taken from a file, and a file that does not fit says so.
+"""Reading and writing checkpoints. Only weights are read from a file, and all of them must fit the model.
 
-Upstream reads ``.pkl`` files with pickle, which runs whatever code such a file carries, and starts from whatever part
-of a checkpoint happens to fit. Here a file is refused in one line instead (:class:`~pffnet_d2.errors.InputError`).
+Upstream reads ``.pkl`` files with pickle, which runs any code that such a file holds, and loads those weights of a
+checkpoint that happen to fit. Here such files raise :class:`~pffnet_d2.errors.InputError` in one line.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pffnet_d2.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-AVERAGE = "weight_average"  # the key of a checkpoint of averaged weights under which those that train are
-# What to do where training finds no weights to start from, and where a trained model is needed.
+AVERAGE = "weight_average"  # in a checkpoint of averaged weights, the key of the weights in training
+# What to do where there are no weights to start training from, and where a trained model is needed.
 WITHOUT_WEIGHTS = "set MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 or a local file"
 OTHER_WEIGHTS = "give the file that training wrote (MODEL.WEIGHTS FILE, --weights FILE)"
 CLASSIFIER = re.compile(r"(catalog|detectron2)://ImageNetPretrained/")
 
-# What a pickled numpy array or scalar is rebuilt by, whatever numpy release wrote it (numpy.core or numpy._core).
+# The functions that rebuild pickled numpy arrays and scalars of any numpy release (numpy.core or numpy._core).
 _NUMPY_REBUILDERS: dict[str, Any] = {
     "_reconstruct": np.zeros(1).__reduce__()[0],
     "scalar": np.float64(0).__reduce__()[0],
@@ -40,17 +40,17 @@ _ADMITTED = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
     ("collections", "OrderedDict"),
-    # How protocols 0 to 2 hold bytes, and no bytes.
+    # Protocols 0 to 2 hold bytes, and empty bytes, in this way.
     ("_codecs", "encode"),
     ("__builtin__", "bytes"),
 }
 
 
 class NumpyUnpickler(pickle.Unpickler):
-    """Unpickler of builtin containers, strings, numbers and numpy arrays; any other object is refused unread."""
+    """Unpickler of builtin containers, strings, numbers and numpy arrays. Any other object is an error."""
 
     def __init__(self, file: BinaryIO) -> None:
-        # latin1: Caffe2's files were pickled by Python 2.
+        # latin1: files of Caffe2 were pickled by Python 2.
         super().__init__(file, encoding="latin1")
 
     def find_class(self, module: str, name: str) -> Any:
@@ -65,16 +65,17 @@ def read_weights(path: str) -> dict[str, Any]:
     """Read a checkpoint file without running anything in it.
 
     Args:
-        path: a local file. ``.pkl``: of Detectron2's model zoo (``{"model", "__author__"}``) or of Caffe2 / Detectron
-            (names to arrays, perhaps under ``"blobs"``); any other ending: of PyTorch, read with ``weights_only``.
+        path: a local file. ``.pkl``: from Detectron2's model zoo (``{"model", "__author__"}``) or from Caffe2 /
+            Detectron (names to arrays, perhaps under ``"blobs"``). Any other ending: from PyTorch, read with
+            ``weights_only``.
 
     Returns:
-        ``{"model": {name: Tensor or ndarray}, ...}`` with what else the file holds (``trainer``, ``iteration``,
-        ``matching_heuristics``: names are matched by their endings, as upstream does for these files).
+        ``{"model": {name: Tensor or ndarray}, ...}`` and the rest of the file (``trainer``, ``iteration``,
+        ``matching_heuristics``: whether names are matched by their endings, as upstream does for these files).
 
     Raises:
         InputError: the file is missing or cannot be read.
-        DamagedWeights: it is damaged, or holds anything but weights and plain values.
+        DamagedWeights: it is damaged, or holds more than weights and plain values.
     """
     try:
         if path.endswith(".pkl"):
@@ -89,7 +90,7 @@ def read_weights(path: str) -> dict[str, Any]:
         raise DamagedWeights(f"{path}: not read: {_reason(error)}; give a file of weights only") from error
     except MemoryError:
         raise
-    except Exception as error:  # a damaged file ends in whatever its bytes happen to ask for
+    except Exception as error:  # damaged files raise almost any exception
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(
                 f"{path}: cannot be read ({error.strerror}); check its permissions and the disk"
@@ -114,11 +115,11 @@ def read_weights(path: str) -> dict[str, Any]:
 
 
 class DamagedWeights(InputError):
-    """A file that should hold weights and does not, or not all of them as they were written."""
+    """A file that should hold weights is damaged or holds something else."""
 
 
 def _check_sums(path: str) -> None:
-    """torch.load itself takes changed bytes for weights. Files of old releases hold no sums."""
+    """Verify the checksums, which torch.load does not. Files of old releases hold none."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as file:
@@ -128,7 +129,7 @@ def _check_sums(path: str) -> None:
 
 
 def _reason(error: pickle.UnpicklingError) -> str:
-    """The one thing worth saying of PyTorch's page-long refusal, or of ours."""
+    """The essence of PyTorch's page-long message, or of our own."""
     text = str(error)
     if found := re.search(r"GLOBAL (\S+)", text):
         return f"it holds {found.group(1)}, not only weights"
@@ -150,11 +151,11 @@ class Average(Protocol):
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer with safe reading, whole files and an error where weights do not fit.
+    """Detectron2's checkpointer, but it reads safely, writes whole files, and raises where weights do not fit.
 
-    ``load(path)`` wants every weight of the model in the file (evaluation, prediction, resuming);
-    ``load(path, checkpointables=[])``, which is how training starts, wants the backbone's and lets heads be new, also
-    where those of the file are for other classes.
+    ``load(path)`` requires every weight of the model in the file (evaluation, prediction, resuming).
+    ``load(path, checkpointables=[])``, with which training starts, requires the backbone's weights. Heads may be new,
+    even where the file has heads for other classes.
     """
 
     def __init__(
@@ -162,18 +163,18 @@ class Checkpointer(DetectionCheckpointer):
     ) -> None:
         """
         Args:
-            average: of the weights of ``model``. Files then hold the averaged ones as the model, for whoever reads
-                them, and beside them those that train.
-            checkpointables: what else to save, as upstream.
+            average: of the weights of ``model``. Files then hold the averaged weights as the model and, besides, the
+                weights in training.
+            checkpointables: what else to save, as in upstream.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.average = average
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Load ``path`` (a file, ``catalog://`` or a URL; "" loads nothing) and return what is left of it.
+        """Load ``path`` (a file, ``catalog://`` or a URL; "" loads nothing) and return the rest of its content.
 
         Raises:
-            InputError: the file cannot be had or read, or does not fit the model.
+            InputError: the file cannot be found, downloaded or read, or does not fit the model.
         """
         self._whole = checkpointables is None
         if path:
@@ -187,14 +188,14 @@ class Checkpointer(DetectionCheckpointer):
         return left
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """With ``resume``, and where there is a checkpoint, :meth:`load_last`; else start from ``path``."""
+        """:meth:`load_last` with ``resume`` and where there is a checkpoint; otherwise start from ``path``."""
         if resume and self.has_checkpoint():
             return self.load_last()
         return self.load(path, checkpointables=[])
 
     def load_last(self) -> dict[str, Any]:
-        """Load the checkpoint that ``last_checkpoint`` names or, where it is missing or damaged, the newest whole one
-        before it, and say so.
+        """Load the checkpoint that ``last_checkpoint`` names. Where it is missing or damaged, load the newest whole one
+        before it, and log a warning.
 
         Raises:
             InputError: none of them is whole, or the last one cannot be read or does not fit.
@@ -217,17 +218,17 @@ class Checkpointer(DetectionCheckpointer):
         )
 
     def _before(self, name: str) -> list[Path]:
-        """Checkpoints that were written before one, newest first."""
+        """Checkpoints that were written before the one of this name, newest first."""
         numbered = {path.name: path for path in Path(self.save_dir).glob("model_*.pth") if _iteration(path.name) >= 0}
         last = _iteration(name)
         names = sorted((n for n in numbered if last < 0 or n < name), key=_iteration, reverse=True)
-        # Of a shorter run that was made longer.
+        # A final checkpoint, of a run that was then made longer.
         return [*(numbered[n] for n in names), *([] if last < 0 else [Path(self.save_dir) / "model_final.pth"])]
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``<save_dir>/<name>.pth``; a run killed meanwhile leaves the checkpoint before it in force.
+        """Write ``<save_dir>/<name>.pth``. If the run is killed meanwhile, the checkpoint before it stays in force.
 
-        Scalars of numpy become Python's: files that hold them cannot be read back as weights only.
+        Scalars of numpy are converted to Python's, with which a file can be read as weights only.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -241,7 +242,7 @@ class Checkpointer(DetectionCheckpointer):
         with whole_file(file, "wb") as stream:
             try:
                 torch.save(data, stream)
-            except RuntimeError as error:  # torch reports what happened in the file, a full disk, say, as its own
+            except RuntimeError as error:  # torch hides an error of the file, such as a full disk, behind its own
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise
@@ -260,7 +261,7 @@ class Checkpointer(DetectionCheckpointer):
             local = str(self.path_manager.get_local_path(path))
         except InputError:
             raise
-        except Exception as error:  # no network, no such catalog entry, a page that is gone: one remedy
+        except Exception as error:  # no network, no such catalog entry, a missing page: the remedy is the same
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
             raise InputError(f"{path}: these weights cannot be had ({reason}); {remedy}") from error
         if os.path.isdir(local):
@@ -275,7 +276,7 @@ class Checkpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         try:
             incompatible = super()._load_model(checkpoint)
-        except ValueError as error:  # upstream's name matching found two places for one weight
+        except ValueError as error:  # upstream's matching of names found two places for one weight
             raise InputError(f"{self._source}: {error} These weights do not fit the config") from error
 
         misfits = [
@@ -286,7 +287,7 @@ class Checkpointer(DetectionCheckpointer):
         if not misfits:
             missing = sorted(set(incompatible.missing_keys))
             if not self._whole:
-                # Upstream's name matching also counts a weight of another shape as missing.
+                # Upstream's matching of names also counts a weight of another shape as missing.
                 missing = sorted(self._backbone_parameters().intersection(missing))
             misfits = [f"{key} missing" for key in missing]
         if misfits:
@@ -298,13 +299,13 @@ class Checkpointer(DetectionCheckpointer):
         return incompatible
 
     def _backbone_parameters(self) -> set[str]:
-        """Names of the parameters that files for starting from (ImageNet classifiers) must hold."""
+        """Names of the parameters that a file to start training from (an ImageNet classifier) must hold."""
         names = [name for name, _ in self.model.named_parameters()]
         bottom_up = {name for name in names if name.startswith("backbone.bottom_up.")}
         return bottom_up or {name for name in names if name.startswith("backbone.")}
 
 
 def _iteration(name: str) -> int:
-    """That of a checkpoint's name; -1 for model_final.pth and other files."""
+    """The iteration in the name of a checkpoint; -1 for model_final.pth and other files."""
     found = re.fullmatch(r"model_(\d+)\.pth", name)
     return int(found[1]) if found else -1

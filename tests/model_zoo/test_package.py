@@ -1,4 +1,4 @@
-"""What is packed: the weights that prediction uses, at half precision, and a config that builds just them."""
+"""What is packaged: the weights that prediction uses, at half precision, and a config that builds just them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from pffnet_d2 import Predictor
 from pffnet_d2.cli.main import main
 from pffnet_d2.config import add_pffnet_config, config_path, differences, read_config
 from pffnet_d2.errors import InputError
-from pffnet_d2.model_zoo.package import pack, read_about
+from pffnet_d2.model_zoo.package import package_model, read_about
 
 pytestmark = pytest.mark.usefixtures("leave_no_trace")
 
 
-def test_only_what_prediction_uses_at_half_precision(tiny_run: Path, packed: Path) -> None:
+def test_only_what_prediction_uses_at_half_precision(tiny_run: Path, packaged: Path) -> None:
     whole = torch.load(tiny_run / "model_final.pth", weights_only=True)["model"]
-    content = torch.load(packed / "model_final.pth", weights_only=True)
+    content = torch.load(packaged / "model_final.pth", weights_only=True)
     assert content.keys() == {"model"}
     state = content["model"]
     left = {name.partition(".")[0] for name in whole.keys() - state.keys()}
@@ -32,9 +32,9 @@ def test_only_what_prediction_uses_at_half_precision(tiny_run: Path, packed: Pat
         torch.testing.assert_close(value, whole[name].half(), rtol=0, atol=0)
 
 
-def test_the_packed_model_predicts_with_these_weights(tiny_run: Path, packed: Path) -> None:
+def test_the_packaged_model_predicts_with_these_weights(tiny_run: Path, packaged: Path) -> None:
     whole = torch.load(tiny_run / "model_final.pth", weights_only=True)["model"]
-    predictor = Predictor(model=packed, device="cpu")
+    predictor = Predictor(model=packaged, device="cpu")
     assert predictor.model.model.sem_seg_head is None
     assert predictor.model.model.fusion_head is None
     state = predictor.model.model.state_dict()
@@ -43,11 +43,11 @@ def test_the_packed_model_predicts_with_these_weights(tiny_run: Path, packed: Pa
         torch.testing.assert_close(value, whole[name].half().float(), rtol=0, atol=0)
 
 
-def test_the_config_stands_alone(tiny_run: Path, packed: Path) -> None:
-    keys = yaml.safe_load((packed / "config.yaml").read_text())
+def test_the_config_stands_alone(tiny_run: Path, packaged: Path) -> None:
+    keys = yaml.safe_load((packaged / "config.yaml").read_text())
     assert keys.keys() <= {"MODEL", "INPUT", "TEST", "VERSION"}
     assert not {"DEVICE", "WEIGHTS"} & keys["MODEL"].keys()
-    before, after = (read_config(str(folder / "config.yaml")) for folder in (tiny_run, packed))
+    before, after = (read_config(str(folder / "config.yaml")) for folder in (tiny_run, packaged))
     before.MODEL.DEVICE = after.MODEL.DEVICE  # of the machine
     after.MODEL.SEM_SEG_HEAD.NAME, after.MODEL.PFFNET.FUSION.NAME = "GCNHead", "RAFFHead"
     after.MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT = before.MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT
@@ -56,10 +56,10 @@ def test_the_config_stands_alone(tiny_run: Path, packed: Path) -> None:
     assert after.TEST == before.TEST
 
 
-def test_the_card(packed: Path) -> None:
-    card = json.loads((packed / "card.json").read_text())
+def test_the_card(packaged: Path) -> None:
+    card = json.loads((packaged / "card.json").read_text())
     assert card["licence"] == "CC0 1.0"
-    assert card["bytes"] == (packed / "model_final.pth").stat().st_size
+    assert card["bytes"] == (packaged / "model_final.pth").stat().st_size
     assert 2 * card["parameters"] < card["bytes"] < 2.1 * card["parameters"]
     assert (card["diameter"], card["images"]) == (20.0, "fluorescence")
     assert card["thresholds"]["SCORE_THRESH"] == 0.01
@@ -84,7 +84,7 @@ def test_the_command(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     about.write_text("sources: [BBBC039]\n")
     arguments = ["--config", str(tiny_run / "config.yaml"), "--weights", str(tiny_run / "model_final.pth")]
     extra = ["--about", str(about), "--opts", "MODEL.PFFNET.DIAMETER", "31.0"]
-    assert main(["pack", *arguments, "--out", str(tmp_path / "a" / "b"), *extra]) == 0
+    assert main(["package", *arguments, "--out", str(tmp_path / "a" / "b"), *extra]) == 0
     assert "MB; use it with --model" in capsys.readouterr().out
     card = json.loads((tmp_path / "a" / "b" / "card.json").read_text())
     assert (card["sources"], card["diameter"]) == (["BBBC039"], 31.0)
@@ -92,23 +92,23 @@ def test_the_command(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == ["card.json", "config.yaml", "model_final.pth"]
 
 
-def test_what_cannot_be_packed(tiny_run: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_packaged(tiny_run: Path, tmp_path: Path) -> None:
     config, weights = str(tiny_run / "config.yaml"), str(tiny_run / "model_final.pth")
     with pytest.raises(InputError, match=r"no\.pth: no such weights file"):
-        pack(config, str(tmp_path / "no.pth"), tmp_path / "out")
+        package_model(config, str(tmp_path / "no.pth"), tmp_path / "out")
     with pytest.raises(InputError, match="does not fit the model"):
-        pack(config, weights, tmp_path / "out", opts=["MODEL.FPN.OUT_CHANNELS", "64"])
+        package_model(config, weights, tmp_path / "out", opts=["MODEL.FPN.OUT_CHANNELS", "64"])
     with pytest.raises(InputError, match=r"MODEL\.PFFNET\.IMAGES 'xray'"):
-        pack(config, weights, tmp_path / "out", opts=["MODEL.PFFNET.IMAGES", "xray"])
+        package_model(config, weights, tmp_path / "out", opts=["MODEL.PFFNET.IMAGES", "xray"])
     content = torch.load(weights, weights_only=True)
     content["model"]["backbone.fpn_output2.weight"][0] = 1e6
     torch.save(content, tmp_path / "large.pth")
     with pytest.raises(InputError, match=r"backbone\.fpn_output2\.weight: has values beyond half precision"):
-        pack(config, str(tmp_path / "large.pth"), tmp_path / "out")
+        package_model(config, str(tmp_path / "large.pth"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be made"):
-        pack(config, weights, tmp_path / "file" / "out")
+        package_model(config, weights, tmp_path / "file" / "out")
 
 
 def test_what_is_no_card_text(tmp_path: Path) -> None:
@@ -121,10 +121,10 @@ def test_what_is_no_card_text(tmp_path: Path) -> None:
             read_about(file)
 
 
-def test_packing_what_is_packed_changes_nothing(packed: Path, tmp_path: Path) -> None:
-    again = shutil.copytree(packed, tmp_path / "again")
-    pack(str(again / "config.yaml"), str(again / "model_final.pth"), again)
-    assert (again / "config.yaml").read_text() == (packed / "config.yaml").read_text()
-    first, second = (torch.load(f / "model_final.pth", weights_only=True)["model"] for f in (packed, again))
+def test_packaging_what_is_packaged_changes_nothing(packaged: Path, tmp_path: Path) -> None:
+    again = shutil.copytree(packaged, tmp_path / "again")
+    package_model(str(again / "config.yaml"), str(again / "model_final.pth"), again)
+    assert (again / "config.yaml").read_text() == (packaged / "config.yaml").read_text()
+    first, second = (torch.load(f / "model_final.pth", weights_only=True)["model"] for f in (packaged, again))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)

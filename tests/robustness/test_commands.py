@@ -1,4 +1,4 @@
-"""report, plot, pack, env, check, demo, evaluate of label images, help, and bad input."""
+"""report, plot, package, env, check, demo, evaluate of label images, help, and bad input."""
 
 from __future__ import annotations
 
@@ -232,7 +232,7 @@ EVALUATE_FOLDERS = [
     Case(
         "score colours",
         SCORE,
-        ("prediction/a.png", "in colours", "is not a label image"),
+        ("prediction/a.png", "in colours", "not the labels"),
         label_images(prediction=np.dstack([np.eye(8), np.zeros((8, 8, 2))]).astype(np.uint8)),
     ),
     Case(
@@ -370,61 +370,68 @@ PLOT = [
     ),
 ]
 
-PACK = "pack --config {run}/config.yaml --weights {run}/model_final.pth --out packed"
-PACKS = [
+PACKAGE = "package --config {run}/config.yaml --weights {run}/model_final.pth --out mine"
+PACKAGES = [
     Case(
-        "pack without weights",
-        "pack --config {run}/config.yaml --weights no.pth --out packed",
+        "package without weights",
+        "package --config {run}/config.yaml --weights no.pth --out mine",
         ("no.pth: no such weights file",),
     ),
     Case(
-        "pack words",
-        "pack --config {run}/config.yaml --weights w.pth --out packed",
+        "package words",
+        "package --config {run}/config.yaml --weights w.pth --out mine",
         ("w.pth: not read: truncated, or no weights file",),
         text("w.pth", "words"),
     ),
     Case(
-        "pack an empty file",
-        "pack --config {run}/config.yaml --weights w.pth --out packed",
+        "package an empty file",
+        "package --config {run}/config.yaml --weights w.pth --out mine",
         ("w.pth: truncated, damaged or no weights file",),
         text("w.pth"),
     ),
     Case(
-        "pack a folder",
-        "pack --config {run}/config.yaml --weights w --out packed",
+        "package a folder",
+        "package --config {run}/config.yaml --weights w --out mine",
         ("w: a folder, not a weights file",),
         empty_folder("w"),
     ),
     Case(
-        "pack other weights",
-        "pack --config {run}/config.yaml --weights w.pth --out packed",
+        "package other weights",
+        "package --config {run}/config.yaml --weights w.pth --out mine",
         ("w.pth: does not fit the model",),
         lambda f: torch.save({"x": torch.zeros(2)}, f / "w.pth"),
     ),
     Case(
-        "pack without config", "pack --config no.yaml --weights w.pth --out packed", ("no.yaml: no such config file",)
+        "package without config",
+        "package --config no.yaml --weights w.pth --out mine",
+        ("no.yaml: no such config file",),
     ),
-    Case("pack about nothing", f"{PACK} --about no.yaml", ("no.yaml: cannot be read",)),
-    Case("pack about a list", f"{PACK} --about a.yaml", ("a.yaml: holds no keys",), text("a.yaml", "- 1\n")),
+    Case("package about nothing", f"{PACKAGE} --about no.yaml", ("no.yaml: cannot be read",)),
+    Case("package about a list", f"{PACKAGE} --about a.yaml", ("a.yaml: holds no keys",), text("a.yaml", "- 1\n")),
     Case(
-        "pack about a date",
-        f"{PACK} --about a.yaml",
+        "package about a date",
+        f"{PACKAGE} --about a.yaml",
         ("a.yaml: is not YAML of plain values",),
         text("a.yaml", "day: 2024-01-01\n"),
     ),
-    Case("pack about half a yaml", f"{PACK} --about a.yaml", ("a.yaml: is not YAML",), text("a.yaml", "a: [1\n")),
-    Case("pack about a yaml nested too deep", f"{PACK} --about a.yaml", ("a.yaml: is not YAML",), text("a.yaml", DEEP)),
-    Case("pack with unknown key", f"{PACK} --opts MODEL.NONE 1", ("MODEL.NONE",)),
-    Case("pack with key alone", f"{PACK} --opts SEED", ("SEED",)),
+    Case("package about half a yaml", f"{PACKAGE} --about a.yaml", ("a.yaml: is not YAML",), text("a.yaml", "a: [1\n")),
     Case(
-        "pack into a file",
-        "pack --config {run}/config.yaml --weights {run}/model_final.pth --out taken",
+        "package about a yaml nested too deep",
+        f"{PACKAGE} --about a.yaml",
+        ("a.yaml: is not YAML",),
+        text("a.yaml", DEEP),
+    ),
+    Case("package with unknown key", f"{PACKAGE} --opts MODEL.NONE 1", ("MODEL.NONE",)),
+    Case("package with key alone", f"{PACKAGE} --opts SEED", ("SEED",)),
+    Case(
+        "package into a file",
+        "package --config {run}/config.yaml --weights {run}/model_final.pth --out taken",
         ("taken", "File exists"),
         text("taken"),
     ),
     Case(
-        "pack below a file",
-        "pack --config {run}/config.yaml --weights {run}/model_final.pth --out taken/x",
+        "package below a file",
+        "package --config {run}/config.yaml --weights {run}/model_final.pth --out taken/x",
         ("taken", "Not a directory"),
         text("taken"),
     ),
@@ -457,7 +464,7 @@ OTHERS = [
 ]
 
 
-@by_name([*REPORT, *EVALUATE_FOLDERS, *PLOT, *PACKS, *CHECK, *OTHERS])
+@by_name([*REPORT, *EVALUATE_FOLDERS, *PLOT, *PACKAGES, *CHECK, *OTHERS])
 def test_one_line(case: Case, check: Callable[[Case], None]) -> None:
     check(case)
 

@@ -162,7 +162,7 @@ PREPARED = [
     prepared("json of brackets", "truth/instances.json | is not the JSON of a prepared", lambda d: b"[" * 100_000),
     prepared("no annotations", "truth/instances.json | is not the JSON of a prepared", lambda d: d.pop("annotations")),
     prepared(
-        "images without size", "truth/instances.json | is not the json of", lambda d: d["images"][0].pop("height")
+        "images without size", "truth/instances.json | is not the JSON of", lambda d: d["images"][0].pop("height")
     ),
     prepared(
         "height in quotes",
