@@ -63,7 +63,7 @@ def test_the_cap_counts_and_is_reported(tmp_path: Path, caplog: pytest.LogCaptur
         assert not caplog.records
         assert ap(12) < 70  # 24 of 36 objects at most
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["images/11.png", "images/13.png"]
-    assert "24 detections reach the cap of 12" in caplog.text
+    assert "24 detections reach the limit of 12" in caplog.text
 
 
 def test_no_detections_are_nan(tmp_path: Path) -> None:

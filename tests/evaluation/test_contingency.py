@@ -95,7 +95,7 @@ def test_dense_and_sorted_counts_agree_with_masks(pair: tuple[np.ndarray, np.nda
         (np.zeros((4, 5), int), np.zeros((5, 4), int), r"truth \(4, 5\) and prediction \(5, 4\) differ in shape"),
         (np.zeros((4, 5)), np.zeros((4, 5), int), "truth is of float64"),
         (np.zeros((4, 5), int), np.zeros((4, 5), complex), "prediction is of complex128"),
-        (np.zeros((4, 5), int), np.full((4, 5), -1), "prediction holds the negative id -1"),
+        (np.zeros((4, 5), int), np.full((4, 5), -1), "prediction has the negative id -1"),
         (np.zeros((4, 5, 3), int), np.zeros((4, 5, 3), int), r"truth has shape \(4, 5, 3\)"),
         (np.zeros(4, int), np.zeros(4, int), r"truth has shape \(4,\)"),
     ],

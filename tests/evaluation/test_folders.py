@@ -124,7 +124,7 @@ def refused(truth: Path, prediction: Path, capsys: pytest.CaptureFixture[str]) -
     [
         (GT[:2].astype(np.uint8), r"truth (3, 4) and prediction (2, 4) differ in shape"),
         (GT.astype(np.float32), "prediction is of float32"),
-        (-GT.astype(np.int16), "prediction holds the negative id -9"),
+        (-GT.astype(np.int16), "prediction has the negative id -9"),
         (np.stack([np.pad(GT, 1)] * 5).astype(np.uint16), "holds a stack of 5 planes; save one plane"),
         (np.stack([GT, GT + 1, GT], axis=-1).astype(np.uint8), "not the labels; use the label image"),
     ],
@@ -184,7 +184,7 @@ def test_folders_without_images(
 ) -> None:
     assert "no-such: no such folder" in refused(tmp_path / "no-such", folders[1], capsys)
     (tmp_path / "empty").mkdir()
-    assert "empty: holds no label images" in refused(folders[0], tmp_path / "empty", capsys)
+    assert "empty: contains no label images" in refused(folders[0], tmp_path / "empty", capsys)
     write_labels(folders[0] / "a.tif", GT.astype(np.uint8))
     assert "a.tif: a.png has the same name" in refused(*folders, capsys)
 

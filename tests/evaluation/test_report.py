@@ -81,7 +81,7 @@ def test_markdown(methods: dict[str, list[Row]]) -> None:
     assert lines[0] == "Mean (population standard deviation) over images: seen 2, unseen 3, all 5."
     assert "| method | AJI seen | AJI unseen | AJI all | PQ seen | PQ unseen | PQ all |" in lines
     assert "| Ours | 0.7000 (0.1000) | 0.6000 (0.2160) | 0.6400 (0.1855) |" in text
-    assert "Left out, being no number: Second: AJI of 1 images." in lines
+    assert "Left out because the score is not a number: Second: AJI of 1 images." in lines
     assert "| Ours against | AJI | PQ |" in lines
     assert "| Third | 1.000 (1.000) | 1.000 (1.000) |" in lines
     alone = Report({"Ours": methods["Ours"]}, "Ours").markdown(("AJI",))
@@ -123,7 +123,7 @@ def test_scores_are_read_as_they_were_written(tmp_path: Path, rows: Rows) -> Non
     ("text", "message"),
     [
         (None, "cannot be read"),
-        ("image,group,AJI\n", "holds no scores"),
+        ("image,group,AJI\n", "contains no scores"),
         ("image,group,AJI\na,,x\n", "line 2: not a row of scores"),
         ("image,group,AJI\na,,0.1\nb,,\n", "line 3: not a row of scores"),
         ("image,AJI\na,0.1\n", "line 2: not a row of scores"),
@@ -168,7 +168,7 @@ def test_the_command(tmp_path: Path, methods: dict[str, list[Row]], capsys: pyte
 
     for arguments, message in (
         ([f"{tmp_path}/Ours"], "NAME=DIR"),
-        ([*runs, "--proposed", "Theirs"], "--proposed Theirs: no such method among Second, Ours"),
+        ([*runs, "--proposed", "Theirs"], "--proposed Theirs: no such method; choose from Second, Ours"),
         ([*runs, "--metrics", "AJI", "IoU"], "--metrics IoU: not every method has it"),
     ):
         assert cli.main(["report", *arguments, "--out", str(out)]) == 2

@@ -120,8 +120,8 @@ REPORT = [
     Case("report without name", "report =a", ("=a: give each method as NAME=DIR",)),
     Case("report of nothing", "report A=nowhere", ("nowhere", "label_map.csv")),
     Case("report of an empty folder", "report A=a", ("a/label_map.csv: cannot be read",), empty_folder("a")),
-    Case("report of an empty table", "report A=a", ("label_map.csv: holds no scores",), text("a/label_map.csv")),
-    Case("report of a header", "report A=a", ("label_map.csv: holds no scores",), text("a/label_map.csv", HEADER)),
+    Case("report of an empty table", "report A=a", ("label_map.csv: contains no scores",), text("a/label_map.csv")),
+    Case("report of a header", "report A=a", ("label_map.csv: contains no scores",), text("a/label_map.csv", HEADER)),
     Case(
         "report of words",
         "report A=a",
@@ -221,7 +221,7 @@ SCORE = "evaluate --truth truth --prediction prediction"
 EVALUATE_FOLDERS = [
     Case("score without prediction", "evaluate --truth truth", ("--prediction",)),
     Case("score no folder", SCORE, ("truth: no such folder",)),
-    Case("score an empty folder", SCORE, ("truth: holds no label images",), empty_folder("truth")),
+    Case("score an empty folder", SCORE, ("truth: contains no label images",), empty_folder("truth")),
     Case(
         "score other names", SCORE, ("truth/a.png", "prediction has no label image a"), label_images(names=("a", "b"))
     ),
@@ -266,7 +266,7 @@ EVALUATE_FOLDERS = [
     Case(
         "score a folder as image",
         SCORE,
-        ("prediction: holds no label images",),
+        ("prediction: contains no label images",),
         all_of(label_images(), lambda f: ((f / "prediction/a.png").unlink(), (f / "prediction/a.png").mkdir())),
     ),
     Case(

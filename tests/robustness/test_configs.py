@@ -77,8 +77,8 @@ FILES = [
     Case("a folder as config", "train --config-file .", (".: is a folder", "give a yaml file")),
     Case("empty config", TRAIN, ("bad.yaml: is empty", "give a config"), file("bad.yaml", "")),
     Case("config of comments alone", TRAIN, ("bad.yaml: is empty",), file("bad.yaml", "# MODEL:\n")),
-    Case("config that is a list", TRAIN, ("bad.yaml: holds a list, not keys",), file("bad.yaml", "- MODEL\n")),
-    Case("config that is a word", TRAIN, ("bad.yaml: holds a str, not keys",), file("bad.yaml", "MODEL\n")),
+    Case("config that is a list", TRAIN, ("bad.yaml: contains a list, not keys",), file("bad.yaml", "- MODEL\n")),
+    Case("config that is a word", TRAIN, ("bad.yaml: contains a str, not keys",), file("bad.yaml", "MODEL\n")),
     Case("yaml with a tab", TRAIN, ("bad.yaml, line 2: no yaml",), file("bad.yaml", "MODEL:\n\tMASK_ON: True\n")),
     Case(
         "yaml with an open bracket", TRAIN, ("bad.yaml, line", "no yaml"), file("bad.yaml", "MODEL: {MASK_ON: True\n")
@@ -86,19 +86,19 @@ FILES = [
     Case(
         "yaml that runs python",
         TRAIN,
-        ("bad.yaml, line 1: no yaml of plain values",),
+        ("bad.yaml, line 1: not a yaml file of plain values",),
         file("bad.yaml", "MODEL: !!python/object/apply:os.getcwd []\n"),
     ),
     Case(
         "config in Latin 1",
         TRAIN,
-        ("bad.yaml: no yaml of plain values",),
+        ("bad.yaml: not a yaml file of plain values",),
         file("bad.yaml", b"OUTPUT_DIR: r\xe9sultat\n"),
     ),
     Case(
         "a picture as config",
         TRAIN,
-        ("bad.yaml", "no yaml of plain values"),
+        ("bad.yaml", "not a yaml file of plain values"),
         file("bad.yaml", b"\x89PNG\r\n\x1a\n\0\0"),
     ),
     Case(
@@ -107,11 +107,13 @@ FILES = [
         ("bad.yaml: its _BASE_ none.yaml does not exist",),
         file("bad.yaml", "_BASE_: none.yaml\n"),
     ),
-    Case("base that is a number", TRAIN, ("bad.yaml: its _BASE_ 3 is no file name",), file("bad.yaml", "_BASE_: 3\n")),
+    Case(
+        "base that is a number", TRAIN, ("bad.yaml: its _BASE_ 3 is not a file name",), file("bad.yaml", "_BASE_: 3\n")
+    ),
     Case(
         "list of bases with a gap",
         TRAIN,
-        ("bad.yaml: its _BASE_ None is no file name",),
+        ("bad.yaml: its _BASE_ None is not a file name",),
         files(bad="_BASE_: [a.yaml, ~]\n", a="VERSION: 2\n"),
     ),
     Case(
@@ -129,7 +131,7 @@ FILES = [
     Case(
         "base on the web",
         TRAIN,
-        ("https://example.org/a.yaml is not fetched",),
+        ("https://example.org/a.yaml is not a local file",),
         file("bad.yaml", "_BASE_: https://example.org/a.yaml\n"),
     ),
     Case(
@@ -178,7 +180,7 @@ PARTS = [
     Case(
         "method that is not there",
         f"{TINY} --method none.yaml",
-        ("none.yaml: no such file", "--method wants a part of a config"),
+        ("none.yaml: no such file", "give a part of a config"),
     ),
     Case("a folder as method", f"{TINY} --method .", (".: is a folder",)),
     Case("empty method", f"{TINY} --method bad.yaml", ("bad.yaml: is empty",), file("bad.yaml", "")),
@@ -215,7 +217,7 @@ PARTS = [
     Case(
         "a whole config as method",
         f"{TINY} --method bad.yaml",
-        ("bad.yaml: names DATASETS", "--config-file"),
+        ("bad.yaml: is a complete config", "--config-file"),
         file("bad.yaml", "DATASETS: {TRAIN: [a]}\n"),
     ),
     Case(

@@ -78,10 +78,10 @@ FOLDERS = [
     row(
         "only overlays",
         "evaluate --truth truth --prediction o",
-        "o: holds overlays | label-tiff",
+        "o: contains overlays | label-tiff",
         {"o/a_overlay.png": COLOURED},
     ),
-    row("no prediction of an image", EVALUATE, "truth/b.png | no label image b, nor b_labels", drop=("results/b.png",)),
+    row("no prediction of an image", EVALUATE, "truth/b.png | no label image b or b_labels", drop=("results/b.png",)),
     row("no truth of a prediction", EVALUATE, "results/b.png | no label image b", drop=("truth/b.png",)),
     row(
         "prediction twice",
@@ -215,8 +215,8 @@ REPORT = [
     report("report: other images", "A=A B=B", "B: has no scores of image b", {"B/label_map.csv": scores("ac")}),
     report("report: fewer images", "A=A B=B", "B: has no scores of image b", {"B/label_map.csv": scores("a")}),
     report("report: half a fold", "A=A A=B", "A: image b is in two folds", {"B/label_map.csv": scores("bc")}),
-    report("report: an empty table", "A=A", "A/label_map.csv | holds no scores", {"A/label_map.csv": b""}),
-    report("report: only a head", "A=A", "A/label_map.csv | holds no scores", {"A/label_map.csv": scores("")}),
+    report("report: an empty table", "A=A", "A/label_map.csv | contains no scores", {"A/label_map.csv": b""}),
+    report("report: only a head", "A=A", "A/label_map.csv | contains no scores", {"A/label_map.csv": scores("")}),
     report("report: a word", "A=A", "A/label_map.csv, line 2 | not a row", {"A/label_map.csv": scores(AJI="good")}),
     report("report: infinity", "A=A", "A/label_map.csv, line 2 | not a row", {"A/label_map.csv": scores(AJI="inf")}),
     report("report: a short row", "A=A", "A/label_map.csv, line 4 | not a row", {"A/label_map.csv": scores() + b"c\n"}),

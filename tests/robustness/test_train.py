@@ -106,8 +106,8 @@ CONFIGS = [
     Case("a folder as config", "train --config-file c", ("c: is a folder",), empty_folder("c")),
     Case("empty config", "train --config-file c.yaml", ("c.yaml: is empty",), config("")),
     Case("config of a comment", "train --config-file c.yaml", ("c.yaml: is empty",), config("# nothing\n")),
-    Case("config that is a list", "train --config-file c.yaml", ("c.yaml: holds a list",), config("- 1\n- 2\n")),
-    Case("config of words", "train --config-file c.yaml", ("c.yaml: holds a str",), config("just words\n")),
+    Case("config that is a list", "train --config-file c.yaml", ("c.yaml: contains a list",), config("- 1\n- 2\n")),
+    Case("config of words", "train --config-file c.yaml", ("c.yaml: contains a str",), config("just words\n")),
     Case("config nested too deep", "train --config-file c.yaml", ("c.yaml: nested too deeply",), config(DEEP)),
     Case("half a config", "train --config-file c.yaml", ("c.yaml, line 2: no yaml",), config("MODEL: [1, 2\n")),
     Case("config of bytes", "train --config-file c.yaml", ("c.yaml: no yaml",), raw(b"\xff\xfe\x00\x01", "c.yaml")),
@@ -115,7 +115,7 @@ CONFIGS = [
     Case(
         "config with code",
         "train --config-file c.yaml",
-        ("c.yaml, line 1: no yaml of plain values",),
+        ("c.yaml, line 1: not a yaml file of plain values",),
         config("SEED: !!python/object/apply:os.system ['true']\n"),
     ),
     Case("unknown key", "train --config-file c.yaml", ("c.yaml: ", "MODEL.NONE"), config("MODEL:\n  NONE: 1\n")),
@@ -140,7 +140,7 @@ CONFIGS = [
     Case(
         "base that is a list",
         "train --config-file a.yaml",
-        ("b.yaml: holds a list",),
+        ("b.yaml: contains a list",),
         several(a="_BASE_: b.yaml\n", b="- 1\n"),
     ),
     Case(
@@ -152,12 +152,17 @@ CONFIGS = [
         ("a.yaml: its _BASE_ no.yaml does not exist",),
         several(a="_BASE_: [b.yaml, no.yaml]\n", b="SEED: 1\n"),
     ),
-    Case("no such date", "train --config-file c.yaml", ("c.yaml: no yaml of plain",), config("SEED: 2024-02-31\n")),
+    Case(
+        "no such date",
+        "train --config-file c.yaml",
+        ("c.yaml: not a yaml file of plain",),
+        config("SEED: 2024-02-31\n"),
+    ),
     Case("base that is a number", "train --config-file c.yaml", ("c.yaml: its _BASE_ 3",), config("_BASE_: 3\n")),
     Case(
         "base from the network",
         "train --config-file c.yaml",
-        ("c.yaml: its _BASE_ https://x.org/b.yaml is not fetched",),
+        ("c.yaml: its _BASE_ https://x.org/b.yaml is not a local file",),
         config("_BASE_: https://x.org/b.yaml\n"),
     ),
     Case(
