@@ -1,7 +1,7 @@
-"""Reading and writing checkpoints: nothing but weights is taken from a file, and a file that does not fit says so.
+"""Reads and writes checkpoints. Only weights are read from a file, and a file that does not fit is an error.
 
-Upstream reads ``.pkl`` files with pickle, which runs whatever code such a file carries, and starts from whatever part
-of a checkpoint happens to fit. Here a file is refused in one line instead (:class:`~pffnet_d2.errors.InputError`).
+Detectron2 reads ``.pkl`` files with pickle, which runs any code in the file, and loads those parts of a checkpoint that
+fit. Here both end in an error of one line (:class:`~pffnet_d2.errors.InputError`).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from pffnet_d2.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-AVERAGE = "weight_average"  # the key of a checkpoint of averaged weights under which those that train are
-# What to do where training finds no weights to start from, and where a trained model is needed.
+AVERAGE = "weight_average"  # in a checkpoint of averaged weights, the key of the weights that are being trained
+# Advice if training finds no weights to start from, and if a trained model is needed.
 WITHOUT_WEIGHTS = "set MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 or a local file"
 OTHER_WEIGHTS = "give the file that training wrote (MODEL.WEIGHTS FILE, --weights FILE)"
 CLASSIFIER = re.compile(r"(catalog|detectron2)://ImageNetPretrained/")
 
-# What a pickled numpy array or scalar is rebuilt by, whatever numpy release wrote it (numpy.core or numpy._core).
+# The functions that rebuild a pickled NumPy array or scalar, from any NumPy release (numpy.core or numpy._core).
 _NUMPY_REBUILDERS: dict[str, Any] = {
     "_reconstruct": np.zeros(1).__reduce__()[0],
     "scalar": np.float64(0).__reduce__()[0],
@@ -40,14 +40,14 @@ _ADMITTED = {
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
     ("collections", "OrderedDict"),
-    # How protocols 0 to 2 hold bytes, and no bytes.
+    # How protocols 0 to 2 store bytes, and empty bytes.
     ("_codecs", "encode"),
     ("__builtin__", "bytes"),
 }
 
 
 class NumpyUnpickler(pickle.Unpickler):
-    """Unpickler of builtin containers, strings, numbers and numpy arrays; any other object is refused unread."""
+    """Unpickles builtin containers, strings, numbers and NumPy arrays. Any other object is refused and not loaded."""
 
     def __init__(self, file: BinaryIO) -> None:
         # latin1: Caffe2's files were pickled by Python 2.
@@ -62,19 +62,20 @@ class NumpyUnpickler(pickle.Unpickler):
 
 
 def read_weights(path: str) -> dict[str, Any]:
-    """Read a checkpoint file without running anything in it.
+    """Read a checkpoint file without running any code in it.
 
     Args:
-        path: a local file. ``.pkl``: of Detectron2's model zoo (``{"model", "__author__"}``) or of Caffe2 / Detectron
-            (names to arrays, perhaps under ``"blobs"``); any other ending: of PyTorch, read with ``weights_only``.
+        path: a local file. ``.pkl``: a file of Detectron2's model zoo (``{"model", "__author__"}``) or of Caffe2 /
+            Detectron (names to arrays, possibly under ``"blobs"``); any other ending: a file of PyTorch, read with
+            ``weights_only``.
 
     Returns:
-        ``{"model": {name: Tensor or ndarray}, ...}`` with what else the file holds (``trainer``, ``iteration``,
-        ``matching_heuristics``: names are matched by their endings, as upstream does for these files).
+        ``{"model": {name: Tensor or ndarray}, ...}`` and the other entries of the file (``trainer``, ``iteration``,
+        ``matching_heuristics``: names are matched by their endings, as Detectron2 does for these files).
 
     Raises:
-        InputError: the file is missing or cannot be read.
-        DamagedWeights: it is damaged, or holds anything but weights and plain values.
+        InputError: the file does not exist or cannot be read.
+        DamagedWeights: the file is damaged, or contains anything but weights and plain values.
     """
     try:
         if path.endswith(".pkl"):
@@ -89,18 +90,17 @@ def read_weights(path: str) -> dict[str, Any]:
         raise DamagedWeights(f"{path}: not read: {_reason(error)}; give a file of weights only") from error
     except MemoryError:
         raise
-    except Exception as error:  # a damaged file ends in whatever its bytes happen to ask for
+    except Exception as error:  # a damaged file can raise any exception
         if isinstance(error, OSError) and error.errno is not None:
             raise InputError(
                 f"{path}: cannot be read ({error.strerror}); check its permissions and the disk"
             ) from error
         raise DamagedWeights(
-            f"{path}: truncated, damaged or no weights file ({type(error).__name__}); give a whole one: fetch or copy "
-            "it again"
+            f"{path}: truncated, damaged or not a weights file ({type(error).__name__}); fetch or copy it again"
         ) from error
 
     if not isinstance(loaded, dict):
-        raise DamagedWeights(f"{path}: no checkpoint: it holds a {type(loaded).__name__}, not names and weights")
+        raise DamagedWeights(f"{path}: not a checkpoint: it contains a {type(loaded).__name__}, not names and weights")
     if path.endswith(".pkl") and not {"model", "__author__"} <= loaded.keys():
         blobs = loaded.get("blobs", loaded)
         weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum") and k != "weight_order"}
@@ -109,16 +109,16 @@ def read_weights(path: str) -> dict[str, Any]:
         loaded = {"model": loaded}
     model = loaded["model"]
     if not isinstance(model, dict) or not model or not all(isinstance(v, (Tensor, np.ndarray)) for v in model.values()):
-        raise DamagedWeights(f"{path}: no checkpoint: its weights are not a table of names and arrays")
+        raise DamagedWeights(f"{path}: not a checkpoint: its weights are not a table of names and arrays")
     return loaded
 
 
 class DamagedWeights(InputError):
-    """A file that should hold weights and does not, or not all of them as they were written."""
+    """A weights file contains something else, or is not as it was written."""
 
 
 def _check_sums(path: str) -> None:
-    """torch.load itself takes changed bytes for weights. Files of old releases hold no sums."""
+    """Check the checksums, because torch.load loads changed bytes as weights. Files of old releases have none."""
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as file:
@@ -128,12 +128,12 @@ def _check_sums(path: str) -> None:
 
 
 def _reason(error: pickle.UnpicklingError) -> str:
-    """The one thing worth saying of PyTorch's page-long refusal, or of ours."""
+    """Shorten PyTorch's page-long message, or that of :class:`NumpyUnpickler`, to the reason."""
     text = str(error)
     if found := re.search(r"GLOBAL (\S+)", text):
         return f"it holds {found.group(1)}, not only weights"
     if "Weights only load failed" in text or not text.startswith("it holds"):
-        return "truncated, or no weights file"
+        return "truncated, or not a weights file"
     return text
 
 
@@ -150,11 +150,11 @@ class Average(Protocol):
 
 
 class Checkpointer(DetectionCheckpointer):
-    """Detectron2's checkpointer with safe reading, whole files and an error where weights do not fit.
+    """Detectron2's checkpointer that reads safely, writes whole files, and raises an error if weights do not fit.
 
-    ``load(path)`` wants every weight of the model in the file (evaluation, prediction, resuming);
-    ``load(path, checkpointables=[])``, which is how training starts, wants the backbone's and lets heads be new, also
-    where those of the file are for other classes.
+    ``load(path)`` requires every weight of the model in the file (evaluation, prediction, resuming).
+    ``load(path, checkpointables=[])``, with which training starts, requires only the weights of the backbone. Heads may
+    be new, even if the file has heads for other classes.
     """
 
     def __init__(
@@ -162,18 +162,18 @@ class Checkpointer(DetectionCheckpointer):
     ) -> None:
         """
         Args:
-            average: of the weights of ``model``. Files then hold the averaged ones as the model, for whoever reads
-                them, and beside them those that train.
-            checkpointables: what else to save, as upstream.
+            average: the average of the weights of ``model``. Files then contain the averaged weights as the model, and
+                in addition the weights that are being trained.
+            checkpointables: other objects to save, as in Detectron2.
         """
         super().__init__(model, save_dir, **checkpointables)
         self.average = average
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """Load ``path`` (a file, ``catalog://`` or a URL; "" loads nothing) and return what is left of it.
+        """Load ``path`` (a file, ``catalog://`` or a URL; "" loads nothing) and return the entries that were not used.
 
         Raises:
-            InputError: the file cannot be had or read, or does not fit the model.
+            InputError: the file cannot be fetched or read, or does not fit the model.
         """
         self._whole = checkpointables is None
         if path:
@@ -187,17 +187,17 @@ class Checkpointer(DetectionCheckpointer):
         return left
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """With ``resume``, and where there is a checkpoint, :meth:`load_last`; else start from ``path``."""
+        """Call :meth:`load_last` if ``resume`` is set and a checkpoint exists. Otherwise load ``path``."""
         if resume and self.has_checkpoint():
             return self.load_last()
         return self.load(path, checkpointables=[])
 
     def load_last(self) -> dict[str, Any]:
-        """Load the checkpoint that ``last_checkpoint`` names or, where it is missing or damaged, the newest whole one
-        before it, and say so.
+        """Load the checkpoint that ``last_checkpoint`` names. If it is missing or damaged, log a warning and load the
+        newest complete one before it.
 
         Raises:
-            InputError: none of them is whole, or the last one cannot be read or does not fit.
+            InputError: no checkpoint is complete, or the last one cannot be read or does not fit.
         """
         last = Path(self.get_checkpoint_file() or os.path.join(self.save_dir, "?"))
         trouble = f"{last}: no such file"
@@ -210,24 +210,24 @@ class Checkpointer(DetectionCheckpointer):
                 trouble = trouble if file != last else str(error).partition(";")[0]
                 continue
             if file != last:
-                logger.warning(f"{trouble}; going on from {file}, the newest whole checkpoint before it")
+                logger.warning(f"{trouble}; resuming from {file}, the newest complete checkpoint before it")
             return left
         raise InputError(
-            f"{trouble}; {self.save_dir} holds no whole checkpoint before it: leave out --resume to begin anew"
+            f"{trouble}; {self.save_dir} has no complete checkpoint before it: omit --resume to start again"
         )
 
     def _before(self, name: str) -> list[Path]:
-        """Checkpoints that were written before one, newest first."""
+        """Return the checkpoints that were written before this one, newest first."""
         numbered = {path.name: path for path in Path(self.save_dir).glob("model_*.pth") if _iteration(path.name) >= 0}
         last = _iteration(name)
         names = sorted((n for n in numbered if last < 0 or n < name), key=_iteration, reverse=True)
-        # Of a shorter run that was made longer.
+        # model_final.pth of a shorter run that was made longer.
         return [*(numbered[n] for n in names), *([] if last < 0 else [Path(self.save_dir) / "model_final.pth"])]
 
     def save(self, name: str, **kwargs: Any) -> None:
-        """Write ``<save_dir>/<name>.pth``; a run killed meanwhile leaves the checkpoint before it in force.
+        """Write ``<save_dir>/<name>.pth``. If the run is killed meanwhile, the checkpoint before it stays the last one.
 
-        Scalars of numpy become Python's: files that hold them cannot be read back as weights only.
+        NumPy scalars are converted to Python's, because files with NumPy scalars cannot be read as weights only.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -241,7 +241,7 @@ class Checkpointer(DetectionCheckpointer):
         with whole_file(file, "wb") as stream:
             try:
                 torch.save(data, stream)
-            except RuntimeError as error:  # torch reports what happened in the file, a full disk, say, as its own
+            except RuntimeError as error:  # torch raises its own error for, say, a full disk
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise
@@ -253,16 +253,16 @@ class Checkpointer(DetectionCheckpointer):
     def _local(self, path: str) -> str:
         remedy = OTHER_WEIGHTS if self._whole else WITHOUT_WEIGHTS
         if self._whole and CLASSIFIER.match(path):
-            raise InputError(f"{path}: an ImageNet classifier, which training starts from, no trained model; {remedy}")
+            raise InputError(f"{path}: an ImageNet classifier to start training from, not a trained model; {remedy}")
         if "://" in path:
             logger.warning(f"fetching {path}, unless an earlier run did")
         try:
             local = str(self.path_manager.get_local_path(path))
         except InputError:
             raise
-        except Exception as error:  # no network, no such catalog entry, a page that is gone: one remedy
+        except Exception as error:  # no network, no such catalog entry, a missing page: the remedy is the same
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise InputError(f"{path}: these weights cannot be had ({reason}); {remedy}") from error
+            raise InputError(f"{path}: these weights cannot be fetched ({reason}); {remedy}") from error
         if os.path.isdir(local):
             raise InputError(f"{path}: a folder, not a weights file; {remedy}")
         if not os.path.isfile(local):
@@ -275,7 +275,7 @@ class Checkpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         try:
             incompatible = super()._load_model(checkpoint)
-        except ValueError as error:  # upstream's name matching found two places for one weight
+        except ValueError as error:  # Detectron2's name matching found two places for one weight
             raise InputError(f"{self._source}: {error} These weights do not fit the config") from error
 
         misfits = [
@@ -286,7 +286,7 @@ class Checkpointer(DetectionCheckpointer):
         if not misfits:
             missing = sorted(set(incompatible.missing_keys))
             if not self._whole:
-                # Upstream's name matching also counts a weight of another shape as missing.
+                # Detectron2's name matching also counts a weight of another shape as missing.
                 missing = sorted(self._backbone_parameters().intersection(missing))
             misfits = [f"{key} missing" for key in missing]
         if misfits:
@@ -298,13 +298,13 @@ class Checkpointer(DetectionCheckpointer):
         return incompatible
 
     def _backbone_parameters(self) -> set[str]:
-        """Names of the parameters that files for starting from (ImageNet classifiers) must hold."""
+        """Return the names of the parameters that a file to start from (an ImageNet classifier) must contain."""
         names = [name for name, _ in self.model.named_parameters()]
         bottom_up = {name for name in names if name.startswith("backbone.bottom_up.")}
         return bottom_up or {name for name in names if name.startswith("backbone.")}
 
 
 def _iteration(name: str) -> int:
-    """That of a checkpoint's name; -1 for model_final.pth and other files."""
+    """Return the iteration in a checkpoint's name; -1 for model_final.pth and other files."""
     found = re.fullmatch(r"model_(\d+)\.pth", name)
     return int(found[1]) if found else -1

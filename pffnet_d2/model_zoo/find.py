@@ -1,7 +1,7 @@
-"""Models by name or folder, their files found and verified; the one that comes with the package lies here.
+"""Finds models by name or folder and verifies their files. The model that comes with the package is in this folder.
 
-A model is a folder with ``config.yaml`` and ``model_final.pth``, as training leaves it. One that `pffnet package` made
-also holds ``card.json``: what it was made of, what it scores, and the SHA-256 of the other two.
+A model is a folder with ``config.yaml`` and ``model_final.pth``, as training writes it. `pffnet package` adds
+``card.json``: the model's sources, its scores, and the SHA-256 of the other two files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from pffnet_d2.errors import InputError
 
-ROOT = Path(__file__).parent / "pretrained"  # the shipped models, a folder each
+ROOT = Path(__file__).parent / "pretrained"  # the shipped models, one folder each
 DEFAULT = "nuclei"
 CONFIG, WEIGHTS, CARD = "config.yaml", "model_final.pth", "card.json"
 LFS_POINTER = b"version https://git-lfs"
@@ -23,7 +23,7 @@ LFS_POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class Model:
-    """Where the files of a model are, and what its card says; {} without one."""
+    """The paths of the files of a model, and its card ({} without one)."""
 
     config: Path
     weights: Path
@@ -31,15 +31,17 @@ class Model:
 
 
 def names() -> list[str]:
-    """The shipped models."""
+    """Return the names of the shipped models."""
     return sorted(path.parent.name for path in ROOT.glob(f"*/{CARD}"))
 
 
 def find_model(model: str | os.PathLike[str] = DEFAULT) -> Model:
-    """A shipped model by its name, or any by its folder (``./nuclei`` for one that is called like a shipped one).
+    """Find a shipped model by its name, or any model by its folder.
+
+    Give ``./nuclei`` for a folder with the name of a shipped model.
 
     Raises:
-        InputError: there is none, a file is missing, is a Git LFS pointer, or is not the one that the card names.
+        InputError: the model does not exist, or a file is missing, is a Git LFS pointer, or is not the one on the card.
     """
     name = os.fspath(model)
     shipped = names()
@@ -63,7 +65,7 @@ def find_model(model: str | os.PathLike[str] = DEFAULT) -> Model:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file."""
+    """Return the hexadecimal SHA-256 digest of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -78,7 +80,7 @@ def _card(path: Path) -> dict[str, Any]:
         card = json.loads(path.read_text(encoding="utf-8"))
         _ = {name: str(card["sha256"][name]) for name in (CONFIG, WEIGHTS)}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: damaged, or no card of a model; fetch it again") from error
+        raise InputError(f"{path}: damaged, or not the card of a model; fetch it again") from error
     return dict(card)
 
 

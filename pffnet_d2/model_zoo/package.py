@@ -1,6 +1,6 @@
-"""From a training run to a model to hand on: what prediction needs, at half precision, with a card that tells of it.
+"""Packages a training run as a model for others: what prediction needs, in half precision, with a card about it.
 
-The semantic branch and the fusion only train the others; the packed config builds the model without them.
+The semantic branch and the fusion only help to train the other parts. The packaged config builds a model without them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pffnet_d2.model_zoo.checkpoint import Checkpointer
 from pffnet_d2.model_zoo.find import CARD, CONFIG, WEIGHTS, sha256
 from pffnet_d2.modeling.build import build_network
 
-FORMAT = 1  # of the card
-# Of the config, what the model is and how it predicts; where it was trained and on what, the card says in words.
+FORMAT = 1  # version of the card's format
+# The parts of the config that define the model and its prediction. The card says in words what it was trained on.
 SECTIONS = ("MODEL", "INPUT", "TEST", "VERSION")
 STRIPPED = {
     "MODEL.SEM_SEG_HEAD.NAME": "",
@@ -39,18 +39,18 @@ def pack(
     """Write ``out`` / config.yaml, model_final.pth and card.json.
 
     Args:
-        config: yaml the model was trained with, or the one `pffnet thresholds` made of it.
-        weights: checkpoint of the training.
-        out: folder; what is there under these names is replaced.
-        about: what the card is to say besides: licence, sources, scores, ...; plain values.
+        config: the yaml the model was trained with, or the one `pffnet thresholds` made from it.
+        weights: a checkpoint of the training.
+        out: folder; existing files with these names are replaced.
+        about: additional plain values for the card: licence, sources, scores, ...
         opts: KEY VALUE pairs, such as MODEL.PFFNET.DIAMETER 24.0.
 
     Returns:
         The card.
 
     Raises:
-        InputError: config or weights cannot be used, weights beyond the range of half precision, a folder that cannot
-            be written.
+        InputError: the config or the weights cannot be used, the weights exceed the range of half precision, or the
+            folder cannot be written to.
     """
     opts = [*opts, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
     cfg = read_config(config, [*opts, *(word for pair in STRIPPED.items() for word in pair)])
@@ -63,8 +63,8 @@ def pack(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{out}: cannot be made ({error.strerror}); choose another --out") from error
-    # The card last: until it is there, or where it is an older one, the files count for damaged.
+        raise InputError(f"{out}: cannot be created ({error.strerror}); choose another --out") from error
+    # The card is written last: without it, or with an older one, the files count as damaged.
     content = io.BytesIO()
     torch.save({"model": state}, content)
     with whole_file(out / WEIGHTS, "wb") as file:
@@ -86,16 +86,16 @@ def pack(
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """A yaml or json of what a card is to say. Raises InputError naming the file."""
+    """Read a yaml or json of values for the card. Raises InputError if it cannot be used."""
     try:
         about = yaml.safe_load(path.read_text(encoding="utf-8"))
         json.dumps(about)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is no yaml of plain values; give lines such as licence: CC0 1.0") from error
+        raise InputError(f"{path}: is not a yaml file of plain values; give lines such as licence: CC0 1.0") from error
     if not isinstance(about, dict):
-        raise InputError(f"{path}: holds no keys; give lines such as licence: CC0 1.0")
+        raise InputError(f"{path}: contains no keys; give lines such as licence: CC0 1.0")
     return about
 
 
@@ -104,5 +104,5 @@ def _half(name: str, value: torch.Tensor) -> torch.Tensor:
         return value
     half = value.half()
     if not half.isfinite().all():
-        raise InputError(f"{name}: has values beyond half precision (65504) or none at all; train it again")
+        raise InputError(f"{name}: has values that are not finite or exceed half precision (65504); train it again")
     return half

@@ -1,4 +1,4 @@
-"""Pictures a person judges a run by: contours over images, and the learning curve."""
+"""Figures for judging a run by eye: outlines over images, learning curves, and scores of objects and images."""
 
 from __future__ import annotations
 
@@ -26,22 +26,23 @@ logger = logging.getLogger(__name__)
 GOLDEN_RATIO = 0.618033988749895
 LAST_HUE = 0.55  # azure; 0 is red, 1/3 green, 2/3 blue
 GAP = 4  # white pixels between the panels
-PANEL = 512  # pixels; smaller images are enlarged up to this side, so that one sees where outlines run
-# Names of the scores worth a curve; "<task>/<name>" in metrics.json.
+PANEL = 512  # pixels; smaller images are enlarged to at most this side, so that outlines can be seen
+# Names of the scores that get a curve; "<task>/<name>" in metrics.json.
 SCORES = ("AJI", "Dice", "F1", "PQ")
 
 
 def colours(count: int) -> npt.NDArray[np.uint8]:
-    """(count, 3) uint8 RGB from red to azure, without the blues and violets that stained or dark nuclei hide.
+    """Return (count, 3) uint8 RGB colours from red to azure.
 
-    Consecutive hues lie a golden section of that range apart.
+    Blue and violet are not used, because they are hard to see on stained or dark nuclei. Consecutive hues differ by the
+    golden section of the range.
     """
     table = [colorsys.hsv_to_rgb(i * GOLDEN_RATIO % 1 * LAST_HUE, 1.0 - 0.35 * (i % 2), 1.0) for i in range(count)]
     return np.rint(255 * np.array(table).reshape(count, 3)).astype(np.uint8)
 
 
 def overlay(image: npt.NDArray[np.uint8], label_map: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """The image with the outline of every object, drawn one pixel wide inside it in a colour of its own.
+    """Draw the outline of every object on the image, one pixel wide, inside the object, each in its own colour.
 
     Args:
         image: (H, W) or (H, W, 3) uint8.
@@ -51,7 +52,7 @@ def overlay(image: npt.NDArray[np.uint8], label_map: npt.NDArray[Any]) -> npt.ND
         (H, W, 3) uint8, a new array.
 
     Raises:
-        ValueError: the sizes differ.
+        ValueError: the image and the label map differ in size.
     """
     if image.shape[:2] != label_map.shape:
         raise ValueError(f"image {image.shape[:2]} and label map {label_map.shape} differ in size")
@@ -65,7 +66,9 @@ def overlay(image: npt.NDArray[np.uint8], label_map: npt.NDArray[Any]) -> npt.ND
 def side_by_side(
     image: npt.NDArray[np.uint8], truth: npt.NDArray[Any], prediction: npt.NDArray[Any]
 ) -> npt.NDArray[np.uint8]:
-    """The image, with the outlines of the truth, with those of the prediction; a whole number of times (H, W) each.
+    """Draw the image, the image with the outlines of the truth, and the image with those of the prediction.
+
+    Each panel is enlarged by the same whole number.
 
     Returns:
         (f H, 3 f W + gaps, 3) uint8, f the largest enlargement to ``PANEL``, at least 1.
@@ -78,24 +81,26 @@ def side_by_side(
 
 
 def write_png(path: Path, picture: npt.NDArray[np.uint8]) -> None:
-    """Write (H, W, 3) uint8 as PNG, whole or not at all; folders are made."""
+    """Write (H, W, 3) uint8 as PNG, whole or not at all. Missing folders are created."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path, "wb") as file:
         Image.fromarray(picture).save(file, format="PNG")
 
 
 def read_metrics(metrics_json: Path) -> list[dict[str, float]]:
-    """Detectron2's metrics.json, a dict a line, by iteration; where a resumed run repeats iterations the last counts.
+    """Read Detectron2's metrics.json, which has one dict per line, sorted by iteration.
+
+    If a resumed run repeats iterations, the last line of an iteration counts.
 
     Raises:
-        InputError: no such file, or nothing in it can be read.
+        InputError: the file does not exist, or nothing in it can be read.
     """
     try:
         lines = metrics_json.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise InputError(f"{metrics_json}: {error.strerror}; give the metrics.json of a training run") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{metrics_json}: is no text; give the metrics.json of a training run") from error
+        raise InputError(f"{metrics_json}: is not a text file; give the metrics.json of a training run") from error
     by_iteration: dict[int, dict[str, float]] = defaultdict(dict)
     left_out = []
     for number, line in enumerate(lines, start=1):
@@ -103,15 +108,15 @@ def read_metrics(metrics_json: Path) -> list[dict[str, float]]:
             scalars = {key: float(value) for key, value in json.loads(line).items()}
             iteration = int(scalars["iteration"])
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            # A run killed while writing leaves half a line, which the resumed run continues.
+            # A run killed while writing leaves half a line, and the resumed run continues in the same line.
             left_out.append(number)
             continue
         by_iteration[iteration].update(scalars)
     if not by_iteration:
-        raise InputError(f"{metrics_json}: holds no iterations; give the metrics.json of a training run")
+        raise InputError(f"{metrics_json}: contains no iterations; give the metrics.json of a training run")
     if left_out:
         more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
-        logger.warning("%s, line %d%s: not readable, left out", metrics_json, left_out[0], more)
+        logger.warning("%s, line %d%s: not readable, ignored", metrics_json, left_out[0], more)
     return [by_iteration[iteration] for iteration in sorted(by_iteration)]
 
 
@@ -119,7 +124,7 @@ def learning_curve(metrics_json: Path, out_png: Path) -> None:
     """Draw the total loss and its parts, and below them the scores of every evaluation, over the iterations.
 
     Args:
-        metrics_json: what Detectron2's JSONWriter wrote; losses there are medians of 20 iterations.
+        metrics_json: the file of Detectron2's JSONWriter; its losses are medians of 20 iterations.
         out_png: written whole or not at all.
 
     Raises:
@@ -150,16 +155,16 @@ def learning_curve(metrics_json: Path, out_png: Path) -> None:
 
 
 def calibration(table: dict[str, npt.NDArray[np.float64]], out_png: Path) -> list[str]:
-    """Draw each score against the true IoU, object by object, and the mean IoU in tenths of the score.
+    """Draw each score against the true IoU of every object, and the mean IoU in tenths of the score.
 
     Args:
-        table: ``evaluation.calibration.measure``'s columns: scores and ``iou``, each (n,), n >= 1.
+        table: the columns of ``evaluation.calibration.measure``: scores and ``iou``, each (n,), n >= 1.
         out_png: written whole or not at all.
 
     Returns:
-        A line a score: Pearson's correlation with the IoU; the calibration error (the difference of mean score and
-        mean IoU in each tenth, weighted by how many objects it holds); the mean difference, positive where the score
-        promises too much.
+        One line per score: Pearson's correlation with the IoU; the calibration error (the absolute difference of mean
+        score and mean IoU in each tenth, weighted by its number of objects); the mean difference, which is positive if
+        the score is too high.
     """
     iou = table["iou"]
     scores = [key for key in ("mask_quality", "class_score", "score") if key in table]
@@ -189,11 +194,13 @@ def calibration(table: dict[str, npt.NDArray[np.float64]], out_png: Path) -> lis
 
 
 def image_scatter(label_map_csv: Path, out_png: Path) -> None:
-    """Draw a point an image of an evaluation's ``label_map.csv``: objects found against true ones, and AJI and PQ
-    against the number of true objects.
+    """Draw one point per image of an evaluation's ``label_map.csv``.
+
+    One panel shows the number of predicted objects against the number of true ones, the other AJI and PQ against the
+    number of true objects.
 
     Raises:
-        InputError: no such file, or it lacks these columns or rows.
+        InputError: the file does not exist, or lacks these columns or has no rows.
     """
     try:
         with open(label_map_csv, newline="", encoding="utf-8") as file:
@@ -204,7 +211,7 @@ def image_scatter(label_map_csv: Path, out_png: Path) -> None:
     except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise InputError(f"{label_map_csv}: is not the label_map.csv of an evaluation; evaluate again") from error
     if not rows:
-        raise InputError(f"{label_map_csv}: holds no images; evaluate again")
+        raise InputError(f"{label_map_csv}: contains no images; evaluate again")
     figure = Figure(figsize=(9, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     counts, scores = figure.subplots(1, 2)
@@ -222,7 +229,7 @@ def image_scatter(label_map_csv: Path, out_png: Path) -> None:
 
 
 def _save(figure: Figure, out_png: Path) -> None:
-    """PNG, whole or not at all; folders are made. Raises InputError where it cannot be written."""
+    """Write a PNG, whole or not at all. Missing folders are created. Raises InputError if it cannot be written."""
     try:
         out_png.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -170,7 +170,7 @@ def test_truncated_files_are_named(tmp_path: Path, cut: float, ending: str) -> N
         torch.save({"model": Model().state_dict()}, file)
     data = file.read_bytes()
     file.write_bytes(data[: int(cut * len(data))])
-    with pytest.raises(InputError, match=rf"whole\{ending}: .*(truncated|not read|no checkpoint)") as error:
+    with pytest.raises(InputError, match=rf"whole\{ending}: .*(truncated|not read|not a checkpoint)") as error:
         read_weights(str(file))
     assert "\n" not in str(error.value)
 
@@ -178,7 +178,7 @@ def test_truncated_files_are_named(tmp_path: Path, cut: float, ending: str) -> N
 @pytest.mark.parametrize("content", [[1, 2], {}, {"model": {"w": "text"}}, {"model": {}}, {"model": 3}])
 def test_files_of_something_else(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(InputError, match=r"x\.pth: no checkpoint"):
+    with pytest.raises(InputError, match=r"x\.pth: not a checkpoint"):
         read_weights(str(tmp_path / "x.pth"))
 
 
@@ -286,7 +286,7 @@ def test_resuming_falls_back_to_the_newest_whole_checkpoint(
     assert_equal_weights(whole, ours)
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert line.startswith(f"{tmp_path / last}.pth: ")
-    assert f"going on from {tmp_path / 'model_0000005.pth'}" in line
+    assert f"resuming from {tmp_path / 'model_0000005.pth'}" in line
 
 
 def test_a_run_made_longer_falls_back_to_its_first_end(tmp_path: Path) -> None:
@@ -303,7 +303,7 @@ def test_resuming_without_any_whole_checkpoint(tmp_path: Path) -> None:
     for name in ("model_0000001", "model_final"):
         checkpointer.save(name)
         truncate(tmp_path / f"{name}.pth")
-    with pytest.raises(InputError, match=r"model_final\.pth: truncated.*leave out --resume to begin anew") as error:
+    with pytest.raises(InputError, match=r"model_final\.pth: truncated.*omit --resume to start again") as error:
         checkpointer.resume_or_load("", resume=True)
     assert "\n" not in str(error.value)
 
@@ -318,7 +318,7 @@ def test_a_last_checkpoint_of_another_model_is_no_damage(tmp_path: Path) -> None
 def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
     torch.save({"model": {"w": torch.zeros(1000)}}, tmp_path / "w.pth")
     damage(tmp_path / "w.pth")
-    with pytest.raises(InputError, match=r"w\.pth: truncated, damaged or no weights file"):
+    with pytest.raises(InputError, match=r"w\.pth: truncated, damaged or not a weights file"):
         read_weights(str(tmp_path / "w.pth"))
 
 

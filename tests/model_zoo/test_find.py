@@ -72,7 +72,7 @@ def test_a_changed_config_or_card_is_found(copy: Path) -> None:
         find_model(copy)
     for text in ("{", "[]", '{"sha256": {}}'):
         (copy / CARD).write_text(text)
-        with pytest.raises(InputError, match=r"card\.json: damaged, or no card"):
+        with pytest.raises(InputError, match=r"card\.json: damaged, or not the card"):
             find_model(copy)
 
 

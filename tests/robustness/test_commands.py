@@ -207,12 +207,15 @@ REPORT = [
         leaves=("out/report.csv",),
     ),
     Case(
-        "Otsu on nothing", f"{AB} --otsu nowhere", ("nowhere/instances.json: no prepared data set",), scores("a", "b")
+        "Otsu on nothing",
+        f"{AB} --otsu nowhere",
+        ("nowhere/instances.json: not a prepared data set",),
+        scores("a", "b"),
     ),
     Case(
         "Otsu on json nested too deep",
         f"{AB} --otsu split",
-        ("split/instances.json: no prepared data set",),
+        ("split/instances.json: not a prepared data set",),
         all_of(scores("a", "b"), text("split/instances.json", DEEP)),
     ),
 ]
@@ -285,13 +288,13 @@ EVALUATE_FOLDERS = [
     Case(
         "score damaged truth",
         SCORE,
-        ("truth/instances.json: no prepared data set",),
+        ("truth/instances.json: not a prepared data set",),
         all_of(label_images(), text("truth/instances.json", "{")),
     ),
     Case(
         "score truth nested too deep",
         SCORE,
-        ("truth/instances.json: no prepared data set",),
+        ("truth/instances.json: not a prepared data set",),
         all_of(label_images(), text("truth/instances.json", DEEP)),
     ),
 ]
@@ -302,18 +305,20 @@ PLOT = [
     Case("plot of what", "plot", ("KIND",)),
     Case("curve of nothing", "plot curves none.json --out c.png", ("none.json: No such file",)),
     Case("curve of a folder", "plot curves run --out c.png", ("run: Is a directory",), empty_folder("run")),
-    Case("curve of an empty file", "plot curves m.json --out c.png", ("m.json: holds no iterations",), text("m.json")),
+    Case(
+        "curve of an empty file", "plot curves m.json --out c.png", ("m.json: contains no iterations",), text("m.json")
+    ),
     Case(
         "curve of words",
         "plot curves m.json --out c.png",
-        ("m.json: holds no iterations",),
+        ("m.json: contains no iterations",),
         text("m.json", "words\n" * 9),
     ),
     Case("curve of bytes", "plot curves m.json --out c.png", ("m.json: ",), data("m.json", b"\xff\xfe\x00")),
     Case(
         "curve nested too deep",
         "plot curves m.json --out c.png",
-        ("m.json: holds no iterations",),
+        ("m.json: contains no iterations",),
         text("m.json", DEEP),
     ),
     Case(
@@ -347,7 +352,7 @@ PLOT = [
         ("t.csv: is not the label_map.csv",),
         data("t.csv", b"\xff\xfe\0"),
     ),
-    Case("scatter of a header", "plot scatter t.csv --out s.png", ("t.csv: holds no images",), text("t.csv", HEADER)),
+    Case("scatter of a header", "plot scatter t.csv --out s.png", ("t.csv: contains no images",), text("t.csv", HEADER)),
     Case(
         "scatter over a folder",
         "plot scatter t.csv --out .",
@@ -382,13 +387,13 @@ PACKS = [
     Case(
         "pack words",
         "pack --config {run}/config.yaml --weights w.pth --out packed",
-        ("w.pth: not read: truncated, or no weights file",),
+        ("w.pth: not read: truncated, or not a weights file",),
         text("w.pth", "words"),
     ),
     Case(
         "pack an empty file",
         "pack --config {run}/config.yaml --weights w.pth --out packed",
-        ("w.pth: truncated, damaged or no weights file",),
+        ("w.pth: truncated, damaged or not a weights file",),
         text("w.pth"),
     ),
     Case(
@@ -407,15 +412,22 @@ PACKS = [
         "pack without config", "pack --config no.yaml --weights w.pth --out packed", ("no.yaml: no such config file",)
     ),
     Case("pack about nothing", f"{PACK} --about no.yaml", ("no.yaml: cannot be read",)),
-    Case("pack about a list", f"{PACK} --about a.yaml", ("a.yaml: holds no keys",), text("a.yaml", "- 1\n")),
+    Case("pack about a list", f"{PACK} --about a.yaml", ("a.yaml: contains no keys",), text("a.yaml", "- 1\n")),
     Case(
         "pack about a date",
         f"{PACK} --about a.yaml",
-        ("a.yaml: is no yaml of plain values",),
+        ("a.yaml: is not a yaml file of plain values",),
         text("a.yaml", "day: 2024-01-01\n"),
     ),
-    Case("pack about half a yaml", f"{PACK} --about a.yaml", ("a.yaml: is no yaml",), text("a.yaml", "a: [1\n")),
-    Case("pack about a yaml nested too deep", f"{PACK} --about a.yaml", ("a.yaml: is no yaml",), text("a.yaml", DEEP)),
+    Case(
+        "pack about half a yaml", f"{PACK} --about a.yaml", ("a.yaml: is not a yaml file",), text("a.yaml", "a: [1\n")
+    ),
+    Case(
+        "pack about a yaml nested too deep",
+        f"{PACK} --about a.yaml",
+        ("a.yaml: is not a yaml file",),
+        text("a.yaml", DEEP),
+    ),
     Case("pack with unknown key", f"{PACK} --opts MODEL.NONE 1", ("MODEL.NONE",)),
     Case("pack with key alone", f"{PACK} --opts SEED", ("SEED",)),
     Case(

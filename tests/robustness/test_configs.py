@@ -79,9 +79,14 @@ FILES = [
     Case("config of comments alone", TRAIN, ("bad.yaml: is empty",), file("bad.yaml", "# MODEL:\n")),
     Case("config that is a list", TRAIN, ("bad.yaml: contains a list, not keys",), file("bad.yaml", "- MODEL\n")),
     Case("config that is a word", TRAIN, ("bad.yaml: contains a str, not keys",), file("bad.yaml", "MODEL\n")),
-    Case("yaml with a tab", TRAIN, ("bad.yaml, line 2: no yaml",), file("bad.yaml", "MODEL:\n\tMASK_ON: True\n")),
     Case(
-        "yaml with an open bracket", TRAIN, ("bad.yaml, line", "no yaml"), file("bad.yaml", "MODEL: {MASK_ON: True\n")
+        "yaml with a tab", TRAIN, ("bad.yaml, line 2: not a yaml file",), file("bad.yaml", "MODEL:\n\tMASK_ON: True\n")
+    ),
+    Case(
+        "yaml with an open bracket",
+        TRAIN,
+        ("bad.yaml, line", "not a yaml file"),
+        file("bad.yaml", "MODEL: {MASK_ON: True\n"),
     ),
     Case(
         "yaml that runs python",
@@ -205,7 +210,7 @@ PARTS = [
     Case(
         "second method that is damaged",
         f"{TINY} --method good.yaml --method bad.yaml",
-        ("bad.yaml, line 2: no yaml",),
+        ("bad.yaml, line 2: not a yaml file",),
         files(good="TEST: {EVAL_PERIOD: 1}\n", bad="MODEL: [\n"),
     ),
     Case(

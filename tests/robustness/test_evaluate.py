@@ -71,9 +71,12 @@ FOLDERS = [
     row("no truth folder", "evaluate --truth gone --prediction results", "gone: no such folder"),
     row("no prediction folder", "evaluate --truth truth --prediction gone", "gone: no such folder"),
     row("truth is a file", "evaluate --truth truth/a.png --prediction results", "truth/a.png: no such folder"),
-    row("no label images", "evaluate --truth none --prediction results", "none: holds no", {"none/a.txt": b""}),
+    row("no label images", "evaluate --truth none --prediction results", "none: contains no", {"none/a.txt": b""}),
     row(
-        "label images one folder deeper", "evaluate --truth t --prediction results", "t: holds no", {"t/x/a.png": LABEL}
+        "label images one folder deeper",
+        "evaluate --truth t --prediction results",
+        "t: contains no",
+        {"t/x/a.png": LABEL},
     ),
     row(
         "only overlays",
@@ -155,16 +158,18 @@ IMAGES = [
 ]
 
 PREPARED = [
-    prepared("json of another kind", "truth/instances.json | no prepared data set", lambda d: b"[]"),
-    prepared("json cut short", "truth/instances.json | no prepared data set", lambda d: b'{"images": ['),
-    prepared("json of brackets", "truth/instances.json | no prepared data set", lambda d: b"[" * 100_000),
-    prepared("no annotations", "truth/instances.json | no prepared data set", lambda d: d.pop("annotations")),
+    prepared("json of another kind", "truth/instances.json | not a prepared data set", lambda d: b"[]"),
+    prepared("json cut short", "truth/instances.json | not a prepared data set", lambda d: b'{"images": ['),
+    prepared("json of brackets", "truth/instances.json | not a prepared data set", lambda d: b"[" * 100_000),
+    prepared("no annotations", "truth/instances.json | not a prepared data set", lambda d: d.pop("annotations")),
     prepared("images without size", "truth/instances.json | no prepared", lambda d: d["images"][0].pop("height")),
     prepared(
-        "height in quotes", "truth/instances.json | no prepared data set", lambda d: d["images"][0].update(height="8")
+        "height in quotes",
+        "truth/instances.json | not a prepared data set",
+        lambda d: d["images"][0].update(height="8"),
     ),
     prepared(
-        "height below 0", "truth/instances.json | no prepared data set", lambda d: d["images"][0].update(height=-8)
+        "height below 0", "truth/instances.json | not a prepared data set", lambda d: d["images"][0].update(height=-8)
     ),
     prepared(
         "runs of another size",
@@ -180,10 +185,10 @@ PREPARED = [
     prepared("a bad z_order", "truth/instances.json | annotation 7 | z_order", annotation(z_order="top")),
     prepared(
         "two images of one name",
-        "truth/instances.json | no prepared data set",
+        "truth/instances.json | not a prepared data set",
         lambda d: d["images"][1].update(file_name="a.jpg"),
     ),
-    prepared("an annotation of no image", "truth/instances.json | no prepared data set", annotation(image_id=5)),
+    prepared("an annotation of no image", "truth/instances.json | not a prepared data set", annotation(image_id=5)),
 ]
 
 
@@ -233,7 +238,7 @@ REPORT = [
         "A/label_map.csv | cannot be read",
         {"A/label_map.csv": b"image,group\n" + b"a" * 200_000},
     ),
-    report("report: no prepared split", "A=A --otsu B", "B/instances.json | no prepared data set"),
+    report("report: no prepared split", "A=A --otsu B", "B/instances.json | not a prepared data set"),
     report(
         "report: groups without an image", "A=A --groups g.csv", "g.csv | image a", {"g.csv": b"image,group\nb,x\n"}
     ),
