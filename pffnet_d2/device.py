@@ -1,4 +1,4 @@
-"""The device that a network runs on: which, and how a CPU computes while it does."""
+"""Chooses the device that a network runs on, and sets how a CPU treats denormal numbers."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from torch import nn
 
 
 def device_here(wanted: str = "cuda") -> str:
-    """``wanted``, or "cpu" where that is a CUDA device and this machine has none.
+    """Return ``wanted``, or "cpu" if that is a CUDA device and this machine has none.
 
-    Detectron2's default of MODEL.DEVICE is "cuda" everywhere; the command line, train_net.py and Predictor choose with
-    this.
+    Detectron2's default of MODEL.DEVICE is always "cuda". The command line, train_net.py and Predictor choose the
+    device with this function.
     """
     return "cpu" if wanted.startswith("cuda") and not torch.cuda.is_available() else wanted
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the parameters of a network lie; a network without any runs on the CPU."""
+    """Return the device of a network's parameters; the CPU for a network without parameters."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 @contextmanager
 def denormals_flushed(device: torch.device | str) -> Iterator[None]:
-    """Within, where ``device`` is the CPU, this thread takes denormal numbers (below 1.2e-38 in float32) for 0.
+    """In this context, if ``device`` is the CPU, the thread treats denormal numbers (below 1.2e-38 in float32) as 0.
 
-    Activations near zero otherwise become such numbers, on which CPUs are many times slower. Each of torch's own
-    threads keeps the mode of the thread that started it; so networks are built within, too.
+    Activations near zero become such numbers, and CPUs are many times slower with them. Each of torch's own threads
+    keeps the mode of the thread that started it, so networks must be built in this context too.
     """
     if torch.device(device).type != "cpu":
         yield

@@ -1,7 +1,7 @@
-"""What is installed, what is missing and what to type: ``pffnet env`` or ``python -m pffnet_d2.env``.
+"""Reports what is installed, what is missing and what to type: ``pffnet env`` or ``python -m pffnet_d2.env``.
 
-Standard library only, and no requirement is imported before it is asked for: this must work where everything else
-does not.
+This module uses only the standard library and imports a requirement only to check it, because it must work if nothing
+else does.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pffnet_d2.errors import InputError
 
 VERSION = "0.1.0"
 
-# What of Detectron2 must import for it to work: a build that does not fit the installed numpy, Pillow or torch still
-# imports at the top.
+# The modules of Detectron2 that must import for it to work. ``import detectron2`` alone also works with a build that
+# does not fit the installed NumPy, Pillow or torch.
 DETECTRON2_MODULES = (
     "detectron2",
     "detectron2.modeling",
@@ -51,7 +51,7 @@ REQUIRED = (
     ("portalocker", "portalocker"),
 )
 
-# (module, name under which it is installed, the extra of pffnet_d2 that brings it)
+# (module, name under which it is installed, the extra of pffnet_d2 that installs it)
 OPTIONAL = (
     ("roifile", "roifile", "export"),
     ("faster_coco_eval", "faster-coco-eval", "fast"),
@@ -67,7 +67,7 @@ OPTIONAL = (
 
 @dataclass(frozen=True)
 class Part:
-    """One package: its version, or the problem with it; ``note`` tells more (where it lies, which extra brings it)."""
+    """A package: its version, or the problem with it. ``note`` gives its folder, or the extra that installs it."""
 
     name: str
     version: str = ""
@@ -80,7 +80,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Report:
-    """The state of an installation. ``commands`` mend what is missing, in this order."""
+    """The state of an installation. ``commands`` install what is missing, in this order."""
 
     python: str
     required: list[Part]
@@ -104,7 +104,7 @@ class Report:
 
 
 def collect() -> Report:
-    """Imports every package in turn and tells how that went. Never raises for a package that is absent or broken."""
+    """Import every package and report the result. A missing or broken package does not raise an error."""
     required = [_part(module, name) for module, name in REQUIRED]
     optional = [_part(module, name, f"extra [{extra}]") for module, name, extra in OPTIONAL]
     return Report(
@@ -117,7 +117,10 @@ def collect() -> Report:
 
 
 def problem() -> str:
-    """Empty where everything required is there and Detectron2 works; else one line: what is wrong and what to type."""
+    """Return "" if everything required is installed and Detectron2 works.
+
+    Otherwise return one line that says what is wrong and what to type.
+    """
     faults = {name: "missing" for module, name in REQUIRED if _is_missing(module)}
     for module in () if faults else DETECTRON2_MODULES:
         fault = _import_problem(module)
@@ -131,9 +134,10 @@ def problem() -> str:
 
 
 def require(command: str) -> None:
-    """
+    """Check that the requirements of ``command`` are installed.
+
     Raises:
-        InputError: something that ``command`` needs is missing; the message says what to type.
+        InputError: a requirement of ``command`` is missing; the message says what to type.
     """
     fault = problem()
     if fault:
@@ -141,14 +145,14 @@ def require(command: str) -> None:
 
 
 def main() -> int:
-    """Prints the report. Exit code 0: all that is required is there; 1: something is missing."""
+    """Print the report. Returns exit code 0 if all requirements are installed, 1 if something is missing."""
     report = collect()
     print(report)
     return 1 if report.missing else 0
 
 
 def _is_missing(module: str) -> bool:
-    """Whether it is not installed, found without importing it."""
+    """Return whether a module is not installed, without importing it."""
     try:
         return importlib.util.find_spec(module) is None
     except ImportError:
@@ -156,7 +160,7 @@ def _is_missing(module: str) -> bool:
 
 
 def _import_problem(module: str) -> str:
-    """Empty where the module imports, else what happened, in one line."""
+    """Return "" if the module can be imported, otherwise the error in one line."""
     try:
         with warnings.catch_warnings():
             # Detectron2 makes torch announce deprecations at every import; nobody who installs it can act on them.
@@ -164,7 +168,7 @@ def _import_problem(module: str) -> str:
             importlib.import_module(module)
     except ModuleNotFoundError as error:
         return "missing" if error.name == module else f"does not import: {error.name} is missing"
-    except Exception as error:  # a package that does not fit its neighbours raises AttributeError, OSError and others
+    except Exception as error:  # an incompatible package raises AttributeError, OSError and others
         return f"does not import: {type(error).__name__}: {error}".splitlines()[0]
     return ""
 
@@ -180,7 +184,10 @@ def _part(module: str, name: str, note: str = "") -> Part:
 
 
 def _version(module: str, name: str) -> str:
-    """The version installed under ``name``; where the module came otherwise (OpenCV has several), what it says."""
+    """Return the version installed under ``name``.
+
+    If the module comes from another package (OpenCV has several), return the version that the module gives.
+    """
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -207,9 +214,10 @@ def _devices() -> list[str]:
 
 
 def _commands(faults: dict[str, str]) -> list[str]:
-    """What to type for the packages named, torch before Detectron2, which is built from the source tree.
+    """Return the commands that install the named packages, torch before Detectron2, which is built from the source
+    tree.
 
-    A package that fails only for want of another one in the list is left as it is.
+    A package that fails only because another one in the list is missing needs no command.
     """
     echoes = {f"does not import: {module} is missing" for module, name in REQUIRED if name in faults}
     names = [name for name, fault in faults.items() if fault not in echoes]

@@ -1,7 +1,7 @@
-"""The errors that end a command with one line instead of a traceback, and that line.
+"""The errors that end a command with one line instead of a traceback, and the text of that line.
 
-They are a user's mistake (:class:`InputError`), a run that diverged, and what the machine refuses: a full disk, a file
-that is protected, memory that is not there. All others are bugs and keep their traceback.
+These are a user's mistake (:class:`InputError`), a run that diverged, and errors of the machine: a full disk, a
+protected file, too little memory. All other errors are bugs and keep their traceback.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import re
 
 
 class InputError(ValueError):
-    """A user's mistake, told in one line: what names the file (or key), what is wrong with it and what to do.
+    """A user's mistake. The message is one line that names the file (or key), the fault and what to do.
 
     Commands print the message without a traceback and exit with code 2.
     """
 
 
 class NonFiniteLoss(FloatingPointError):
-    """A loss became infinite or NaN. One line: which, of which images, what helps. Commands exit with code 1."""
+    """A loss became infinite or NaN.
+
+    The message is one line that names the loss, the images and what to do. Commands exit with code 1.
+    """
 
 
 _EXIT_CODES: dict[type[Exception], int] = {InputError: 2, NonFiniteLoss: 1, OSError: 2, MemoryError: 2}
@@ -36,16 +39,16 @@ _REMEDIES = {
     errno.EMFILE: "raise the limit on open files (ulimit -n), or use fewer workers",
     errno.EIO: "check the disk or the network it is on",
 }
-# What torch says, in a RuntimeError, of memory that it did not get.
+# The text of torch's RuntimeError if there is not enough memory.
 _NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|worker .*killed by signal", re.IGNORECASE
 )
-_TORCH_FILE = "inline_container"  # of torch.save, whose own error hides that of the file
-_KILLED = "ProcessExitedException"  # of torch, of a rank that a signal ended
+_TORCH_FILE = "inline_container"  # in an error of torch.save, which hides the error of the file
+_KILLED = "ProcessExitedException"  # raised by torch if a signal ended a rank
 
 
 def one_line(error: BaseException) -> str | None:
-    """What a user is told of an error; None where it is a bug."""
+    """Return the line that tells a user about an error, or None if the error is a bug."""
     error = original(error)
     said = " ".join(str(error).split("\n")).strip()
     if isinstance(error, InputError | NonFiniteLoss):
@@ -56,7 +59,7 @@ def one_line(error: BaseException) -> str | None:
         remedy = _REMEDIES.get(error.errno or 0, "check the path" if named else "try again")
         return f"{place}{error.strerror or said or type(error).__name__}; {remedy}"
     if isinstance(error, UnicodeEncodeError):
-        return f"{ascii(error.object)[:200]}: holds a name that is no UTF-8, which results cannot hold; rename the file"
+        return f"{ascii(error.object)[:200]}: the name is not UTF-8, so results cannot contain it; rename the file"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(said)):
         reason = re.split(r"(?<=[a-z])\. ", re.sub(r"^\[enforce fail.*?\] .*?\. ", "", said))[0]
         return (
@@ -64,15 +67,15 @@ def one_line(error: BaseException) -> str | None:
             "(SOLVER.IMS_PER_BATCH, --batch), tiles (--tile) or fewer processes, or close other programs"
         )
     if type(error).__name__ == _KILLED:
-        return f"{said}; if the system ended it for want of memory, use fewer processes or smaller batches"
+        return f"{said}; if the system ended it because memory ran out, use fewer processes or smaller batches"
     return None
 
 
 def original(error: BaseException) -> BaseException:
-    """The error itself, or the one that it stands for.
+    """Return the error itself, or the error of another process that it reports.
 
-    An error of another process (a data loader's worker, another rank) arrives with its traceback as text; the kinds
-    that are told in one line are made from that text.
+    An error of another process (a data loader's worker, another rank) arrives with its traceback as text. Errors that
+    are shown in one line are recreated from that text.
     """
     text = str(error)
     if _TORCH_FILE in text and isinstance(error.__context__, OSError):
@@ -94,12 +97,12 @@ def original(error: BaseException) -> BaseException:
 
 
 def exit_code(error: BaseException) -> int:
-    """Of an error that :func:`one_line` has a line for."""
+    """Return the exit code of an error for which :func:`one_line` returns a line."""
     error = original(error)
     return next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), 2)
 
 
 def hide_traceback(record: logging.LogRecord) -> bool:
-    """Filter for loggers that log a traceback of whatever ends them: not of what is told in one line."""
+    """Filter for loggers that log the traceback of every error: hide it for errors that are shown in one line."""
     error = record.exc_info[1] if record.exc_info else None
     return error is None or one_line(error) is None

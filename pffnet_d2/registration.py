@@ -1,7 +1,7 @@
 """Registers networks, data sets, weights and optimizers with Detectron2, once both packages are imported.
 
-Importing Detectron2 takes seconds, which readers, metrics and ``pffnet --help`` do without. Nobody can look anything up
-in Detectron2 before it is imported; from then on everything is there, whichever package was imported first.
+Importing Detectron2 takes seconds, and readers, metrics and ``pffnet --help`` do not need it. This module therefore
+waits until Detectron2 is imported. Everything is then registered, whichever package was imported first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ OURS, THEIRS = "pffnet_d2", "detectron2"
 
 
 def register_with_detectron2() -> None:
-    """At once where Detectron2 is imported already, else as soon as it is."""
+    """Register with Detectron2: at once if it is imported already, otherwise as soon as it is."""
     if sys.modules.get(THEIRS):
         register()
     else:
@@ -31,15 +31,15 @@ def register_with_detectron2() -> None:
 
 @cache
 def register() -> str:
-    """Import Detectron2, and register with it, once.
+    """Import Detectron2 and register with it, once.
 
     Returns:
-        "", or why Detectron2 does not work, in one line that says what to type.
+        "", or one line that says why Detectron2 does not work and what to type.
     """
     try:
         with _without_announcements():
             _register()
-    except Exception:  # a package that does not fit its neighbours raises AttributeError, OSError and others
+    except Exception:  # an incompatible package raises AttributeError, OSError and others
         problem = env.problem()
         if not problem:
             raise
@@ -49,7 +49,7 @@ def register() -> str:
 
 @contextmanager
 def _without_announcements() -> Iterator[None]:
-    """Detectron2 makes torch announce deprecations when it is imported; nobody who uses it can act on them."""
+    """Hide the deprecations that torch announces when Detectron2 is imported; its users cannot act on them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         yield
@@ -69,10 +69,13 @@ def _register() -> None:
 
 
 class _Watch(MetaPathFinder):
-    """Registers when Detectron2 is imported and no module of ours is half imported, which could not be used yet."""
+    """Registers as soon as Detectron2 is imported and no module of this package is only partly imported.
+
+    A partly imported module cannot be used yet.
+    """
 
     def __init__(self) -> None:
-        self.running = 0  # modules, each imported by the one before it
+        self.running = 0  # the number of modules being imported, each by the one before it
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -352,7 +352,9 @@ PLOT = [
         ("t.csv: is not the label_map.csv",),
         data("t.csv", b"\xff\xfe\0"),
     ),
-    Case("scatter of a header", "plot scatter t.csv --out s.png", ("t.csv: contains no images",), text("t.csv", HEADER)),
+    Case(
+        "scatter of a header", "plot scatter t.csv --out s.png", ("t.csv: contains no images",), text("t.csv", HEADER)
+    ),
     Case(
         "scatter over a folder",
         "plot scatter t.csv --out .",

@@ -138,7 +138,7 @@ def test_names_that_stdout_cannot_write(folder: Path, encoding: str) -> None:
     missing = run(["report", f"A={strange}"], folder, encoding=encoding)
     assert_one_line(missing, "Zellkern\\udcff", "cannot be read")
     named = run(["report", f"{strange}={name}/out", "--out", "report2"], folder, encoding=encoding)
-    assert_one_line(named, "Zellkern\\udcff", "is no UTF-8", "rename")
+    assert_one_line(named, "Zellkern\\udcff", "is not UTF-8", "rename")
     assert not list((folder / "report2").iterdir())
 
 

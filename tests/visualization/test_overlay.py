@@ -152,7 +152,10 @@ def test_image_scatter(tmp_path: Path) -> None:
         image_scatter(table, tmp_path / "a.png")
         pictures.append((tmp_path / "a.png").read_bytes())
     assert pictures[0] != pictures[1]
-    for text, words in (("a,b\n1,2\n", "is not the label_map.csv"), ("truths,predictions,AJI,PQ\n", "contains no images")):
+    for text, words in (
+        ("a,b\n1,2\n", "is not the label_map.csv"),
+        ("truths,predictions,AJI,PQ\n", "contains no images"),
+    ):
         table.write_text(text)
         with pytest.raises(InputError, match=words):
             image_scatter(table, tmp_path / "b.png")
