@@ -1,4 +1,4 @@
-"""checkpoint.py: nothing but weights is read, misfits are named, files are whole."""
+"""Checkpoints: only weights are read, weights that do not fit are named, files are written whole."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Model(nn.Module):
 
 
 class Shell:
-    """What a malicious pickle holds."""
+    """The content of a malicious pickle."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -79,7 +79,7 @@ def test_pickles_of_other_numpy_releases(tmp_path: Path, module: str) -> None:
 
 
 def caffe2_name(name: str) -> str:
-    """Detectron2's name of a ResNet weight to Caffe2's, for basic blocks with GroupNorm."""
+    """Convert Detectron2's name of a ResNet weight to Caffe2's, for basic blocks with GroupNorm."""
     suffix = {"norm.weight": "gn_s", "norm.bias": "gn_b", "weight": "w"}
     module, _, last = name.partition(".norm.") if ".norm." in name else name.rpartition(".")
     last = suffix["norm." + last if ".norm." in name else last]
@@ -102,7 +102,7 @@ def test_caffe2_imagenet_file_starts_pffnet(tmp_path: Path, blobs: bool) -> None
 
     Checkpointer(ours).load(file, checkpointables=[])
     assert_equal_weights(theirs.backbone.bottom_up, ours.backbone.bottom_up)
-    # A file of another depth or width does not start it.
+    # Training does not start from a file of another depth or width.
     del weights["res5_1_branch2b_w"]
     weights["res4_0_branch2a_w"] = weights["res4_0_branch2a_w"][:, :2]
     with pytest.raises(InputError, match=r"res4\.0\.conv1\.weight missing, .*res5\.1\.conv2\.weight missing"):
@@ -118,7 +118,7 @@ def test_pickle_that_runs_a_command_is_refused(tmp_path: Path, protocol: int) ->
         read_weights(file)
     assert not trace.exists()
     pickle.loads(Path(file).read_bytes())
-    assert trace.exists()  # it does run where nothing stops it
+    assert trace.exists()  # an ordinary unpickler runs it
 
 
 def test_pth_that_runs_a_command_is_refused(tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_files_of_something_else(tmp_path: Path, content: Any) -> None:
         read_weights(str(tmp_path / "x.pth"))
 
 
-def test_weights_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     remedy = "MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 or a local file"
     for path in (
@@ -205,7 +205,7 @@ def test_misfits_are_named(tmp_path: Path) -> None:
             Checkpointer(Model()).load(str(tmp_path / "other.pth"), checkpointables=checkpointables)
 
 
-def test_heads_may_be_new_when_training_starts_only(tmp_path: Path) -> None:
+def test_heads_may_be_new_only_when_training_starts(tmp_path: Path) -> None:
     theirs, ours = Model(), Model()
     weights = {k: v for k, v in theirs.state_dict().items() if k.startswith("backbone.bottom_up.")}
     torch.save(weights, tmp_path / "start.pth")
@@ -218,7 +218,7 @@ def test_heads_may_be_new_when_training_starts_only(tmp_path: Path) -> None:
         Checkpointer(ours).load(str(tmp_path / "heads.pth"), checkpointables=[])
 
 
-def test_heads_of_other_classes_are_new_when_training_starts_only(tmp_path: Path) -> None:
+def test_heads_of_other_classes_are_new_only_when_training_starts(tmp_path: Path) -> None:
     theirs, ours = Model(), Model()
     theirs.head = nn.Linear(2, 81)
     before = ours.head.weight.clone()
@@ -230,7 +230,7 @@ def test_heads_of_other_classes_are_new_when_training_starts_only(tmp_path: Path
         Checkpointer(ours).load(str(tmp_path / "coco.pth"))
 
 
-def test_saved_checkpoints_are_weights_only_and_come_back(tmp_path: Path) -> None:
+def test_saved_checkpoints_are_weights_only_and_can_be_read(tmp_path: Path) -> None:
     theirs, ours = Model(), Model()
     Checkpointer(theirs, str(tmp_path)).save("model_0000001", iteration=1, best=np.float64(0.5), count=np.int64(3))
     checkpointer = Checkpointer(ours, str(tmp_path))
@@ -269,7 +269,7 @@ def truncate(file: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [damage, truncate, Path.unlink], ids=["damaged", "truncated", "missing"])
 @pytest.mark.parametrize("last", ["model_0000009", "model_final"])
-def test_resuming_falls_back_to_the_newest_whole_checkpoint(
+def test_resuming_falls_back_to_the_newest_complete_checkpoint(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, last: str, spoil: Any
 ) -> None:
     whole = Model()
@@ -298,7 +298,7 @@ def test_a_run_made_longer_falls_back_to_its_first_end(tmp_path: Path) -> None:
     assert_equal_weights(whole, ours)
 
 
-def test_resuming_without_any_whole_checkpoint(tmp_path: Path) -> None:
+def test_resuming_without_any_complete_checkpoint(tmp_path: Path) -> None:
     checkpointer = Checkpointer(Model(), str(tmp_path))
     for name in ("model_0000001", "model_final"):
         checkpointer.save(name)
@@ -308,7 +308,7 @@ def test_resuming_without_any_whole_checkpoint(tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
-def test_a_last_checkpoint_of_another_model_is_no_damage(tmp_path: Path) -> None:
+def test_a_last_checkpoint_of_another_model_is_not_damaged(tmp_path: Path) -> None:
     Checkpointer(Model(), str(tmp_path)).save("model_0000001")
     Checkpointer(Model(width=5), str(tmp_path)).save("model_0000002")
     with pytest.raises(InputError, match=r"model_0000002\.pth: does not fit the model"):
@@ -343,7 +343,7 @@ def test_the_remedy_is_that_of_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("start", [True, False])
-def test_what_is_fetched_is_said(
+def test_fetching_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, start: bool
 ) -> None:
     file = tmp_path / "whole.pth"

@@ -1,4 +1,4 @@
-"""What is packed: the weights that prediction uses, at half precision, and a config that builds just them."""
+"""Packaged models: the weights that prediction uses, in half precision, and a config that builds only those."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_config_stands_alone(tiny_run: Path, packed: Path) -> None:
     assert keys.keys() <= {"MODEL", "INPUT", "TEST", "VERSION"}
     assert not {"DEVICE", "WEIGHTS"} & keys["MODEL"].keys()
     before, after = (read_config(str(folder / "config.yaml")) for folder in (tiny_run, packed))
-    before.MODEL.DEVICE = after.MODEL.DEVICE  # of the machine
+    before.MODEL.DEVICE = after.MODEL.DEVICE  # belongs to the machine
     after.MODEL.SEM_SEG_HEAD.NAME, after.MODEL.PFFNET.FUSION.NAME = "GCNHead", "RAFFHead"
     after.MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT = before.MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT
     assert after.MODEL == before.MODEL
@@ -92,7 +92,7 @@ def test_the_command(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert sorted(p.name for p in (tmp_path / "a" / "b").iterdir()) == ["card.json", "config.yaml", "model_final.pth"]
 
 
-def test_what_cannot_be_packed(tiny_run: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_be_packaged(tiny_run: Path, tmp_path: Path) -> None:
     config, weights = str(tiny_run / "config.yaml"), str(tiny_run / "model_final.pth")
     with pytest.raises(InputError, match=r"no\.pth: no such weights file"):
         pack(config, str(tmp_path / "no.pth"), tmp_path / "out")
@@ -113,7 +113,7 @@ def test_what_cannot_be_packed(tiny_run: Path, tmp_path: Path) -> None:
         pack(config, weights, tmp_path / "file" / "out")
 
 
-def test_what_is_no_card_text(tmp_path: Path) -> None:
+def test_files_that_are_not_the_text_of_a_card(tmp_path: Path) -> None:
     file = tmp_path / "about.yaml"
     with pytest.raises(InputError, match="cannot be read"):
         read_about(file)
@@ -127,7 +127,7 @@ def test_what_is_no_card_text(tmp_path: Path) -> None:
             read_about(file)
 
 
-def test_packing_what_is_packed_changes_nothing(packed: Path, tmp_path: Path) -> None:
+def test_packaging_a_packaged_model_changes_nothing(packed: Path, tmp_path: Path) -> None:
     again = shutil.copytree(packed, tmp_path / "again")
     pack(str(again / "config.yaml"), str(again / "model_final.pth"), again)
     assert (again / "config.yaml").read_text() == (packed / "config.yaml").read_text()

@@ -162,7 +162,9 @@ PREPARED = [
     prepared("json cut short", "truth/instances.json | not a prepared data set", lambda d: b'{"images": ['),
     prepared("json of brackets", "truth/instances.json | not a prepared data set", lambda d: b"[" * 100_000),
     prepared("no annotations", "truth/instances.json | not a prepared data set", lambda d: d.pop("annotations")),
-    prepared("images without size", "truth/instances.json | no prepared", lambda d: d["images"][0].pop("height")),
+    prepared(
+        "images without size", "truth/instances.json | not a prepared data set", lambda d: d["images"][0].pop("height")
+    ),
     prepared(
         "height in quotes",
         "truth/instances.json | not a prepared data set",

@@ -1,4 +1,4 @@
-"""pictures.py: outlines where objects are, panels in order, curves from metrics.json."""
+"""Figures: outlines where objects are, panels in order, curves from metrics.json."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pffnet_d2.visualization.overlay import (
 
 @pytest.fixture
 def label_map() -> np.ndarray:
-    """Two touching 4x3 objects; the outline of either is all of it but its 2 inner pixels."""
+    """Two touching 4x3 objects. The outline of each is the whole object except its 2 inner pixels."""
     label_map = np.zeros((6, 8), np.int32)
     label_map[1:5, 1:4] = 1
     label_map[1:5, 4:7] = 2
@@ -97,7 +97,7 @@ def metrics_file(path: Path, lines: list[str]) -> Path:
 
 
 def test_read_metrics_orders_and_merges(tmp_path: Path) -> None:
-    """A run killed at iteration 59 and resumed after 39: the second value of 59 counts, half a line is left out."""
+    """A run killed at iteration 59 and resumed after 39: the second value of 59 counts, half a line is ignored."""
     file = metrics_file(
         tmp_path / "metrics.json",
         [
@@ -119,7 +119,7 @@ def test_learning_curve_is_a_picture_that_depends_on_its_data(tmp_path: Path) ->
         lines.append(json.dumps({"iteration": 60, **scores}))
         learning_curve(metrics_file(tmp_path / f"{name}.json", lines), tmp_path / "curves" / f"{name}.png")
         pictures.append(np.asarray(Image.open(tmp_path / "curves" / f"{name}.png")))
-    assert pictures[1].shape[0] > pictures[0].shape[0]  # scores have an axis of their own
+    assert pictures[1].shape[0] > pictures[0].shape[0]  # scores have their own axis
     assert pictures[0].std() > 0
     assert sorted(p.name for p in (tmp_path / "curves").iterdir()) == ["a.png", "b.png", "c.png"]
 
@@ -133,7 +133,7 @@ def test_learning_curve_without_data(tmp_path: Path) -> None:
 
 
 def test_calibration_by_hand(tmp_path: Path) -> None:
-    """Two tenths: scores 0.95 with IoU 0.75 (3 objects), 0.25 with IoU 0.45 (1 object)."""
+    """Two tenths have objects: scores 0.95 with IoU 0.75 (3 objects), 0.25 with IoU 0.45 (1 object)."""
     score, iou = np.array([0.95, 0.95, 0.95, 0.25]), np.array([0.75, 0.7, 0.8, 0.45])
     lines = calibration({"score": score, "mask_quality": np.full(4, 0.5), "iou": iou}, tmp_path / "new" / "a.png")
     assert lines == [
