@@ -29,6 +29,7 @@ from pffnet_d2 import engine
 from pffnet_d2.atomic_write import write_text
 from pffnet_d2.config import PARTS, config_path, read_config
 from pffnet_d2.data.catalog import register_all
+from pffnet_d2.device import device_here
 from pffnet_d2.evaluation.report import Report, merge_runs
 from pffnet_d2.evaluation.scores import CSV, read_scores
 from pffnet_d2.launch import run_command
@@ -60,7 +61,9 @@ def step_seconds(config: str, variants: Mapping[str, Variant], rounds: int = 6, 
     torch.set_flush_denormal(True)
     with tempfile.TemporaryDirectory() as folder:
         for name, variant in variants.items():
-            cfg = read_config(config, [*variant.opts, "OUTPUT_DIR", folder], variant.methods)
+            cfg = read_config(
+                config, [*variant.opts, "MODEL.DEVICE", device_here(), "OUTPUT_DIR", folder], variant.methods
+            )
             engine.check_config(cfg, train=True)
             trainers[name] = engine.Trainer(cfg)
         for turn in range(rounds):

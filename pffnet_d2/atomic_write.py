@@ -65,7 +65,7 @@ def read_json(path: Path) -> Any:
     """Read a json file (UTF-8).
 
     Raises:
-        InputError: the file cannot be read or is not json.
+        InputError: the file cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -74,7 +74,7 @@ def read_json(path: Path) -> Any:
     except RecursionError as error:
         raise InputError(f"{path}: nested too deeply to be read; give the file as it was written") from error
     except ValueError as error:
-        raise InputError(f"{path}: damaged, or not json; give the file as it was written") from error
+        raise InputError(f"{path}: damaged, or not JSON; give the file as it was written") from error
 
 
 def write_text(path: Path, text: str) -> None:

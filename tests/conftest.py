@@ -53,6 +53,24 @@ def leave_no_trace() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def prepared_phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The root of a prepared data set: "phantoms", three images per split. To be read only."""
+    from pffnet_d2.data.prepare import Selection, prepare
+
+    root = tmp_path_factory.mktemp("datasets")
+    prepare("phantoms", None, root, Selection(count=3))
+    return root
+
+
+@pytest.fixture(scope="module")
+def datasets(prepared_phantoms: Path) -> Iterator[Path]:
+    """``prepared_phantoms``, as the root that DETECTRON2_DATASETS names."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DETECTRON2_DATASETS", str(prepared_phantoms))
+        yield prepared_phantoms
+
+
+@pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of config.yaml and model_final.pth as training leaves them, of a narrow PFFNet with random weights that
     calls everything an object."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from detectron2.data import MetadataCatalog
 from detectron2.engine import DefaultPredictor
 from PIL import Image
 
@@ -151,7 +152,8 @@ def test_resuming_continues_from_the_last_iteration(trained: Path) -> None:
 
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(prepare_module, "prepare", partial(prepare_module.prepare, selection=Selection(count=2)))
-    monkeypatch.setenv("DETECTRON2_DATASETS", "")  # restored after the test, because the demonstration sets it
+    for name in ("phantoms_train", "phantoms_val"):  # the demonstration registers them again
+        monkeypatch.setitem(MetadataCatalog.data, name, MetadataCatalog[name])
     opts = [*TINY, "SOLVER.MAX_ITER", "2"]
     for _ in range(2):  # running it again works
         capsys.readouterr()

@@ -94,19 +94,12 @@ def test_all_ranks_end_if_one_diverges(found: list[dict[str, Any]]) -> None:
     assert told[0].startswith("iteration 0 on rank 1: loss is nan; images 11 (1.png); ")
 
 
-@pytest.fixture(scope="module")
-def datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("datasets")
-    prepare("phantoms", None, root, Selection(count=3))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(root))
-        yield root
-
-
 def test_training_and_evaluation_on_two_ranks(
-    two_ranks: ModuleType, datasets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    two_ranks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run of one iteration. Its scores equal those of one process, even with three images and two ranks."""
+    """A run of one iteration. Its scores equal those of one process, although three images cannot be shared equally."""
+    prepare("phantoms", None, tmp_path / "datasets", Selection(count=3))
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     flags = ["--config-file", str(config_path("demo/PFFNet_R18_FPN.yaml"))]
     options = [
         *(*two_ranks.SMALL, "INPUT.CROP.SIZE", "[64, 64]", "MODEL.RPN.POST_NMS_TOPK_TEST", "50"),

@@ -30,6 +30,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """2 where something is wrong."""
-    from pffnet_d2.data.check import check
+    from pffnet_d2.data.check import check_datasets
 
-    return 2 if check(args.root, detections=args.detections, sheets=args.sheets) else 0
+    return 2 if check_datasets(args.root, detections=args.detections, sheets=args.sheets) else 0

@@ -184,7 +184,7 @@ def _read_yaml(file: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         place = f"{mark.name}, line {mark.line + 1}" if mark else file
         fault = getattr(error, "problem", None) or getattr(error, "reason", None) or _said_by(error)
-        raise InputError(f"{place}: not a yaml file of plain values: {fault}") from error
+        raise InputError(f"{place}: not YAML of plain values: {fault}") from error
     if not isinstance(content, dict):
         what = "is empty" if content is None else f"contains a {type(content).__name__}, not keys and values"
         raise InputError(f"{file}: {what}; give a config, such as configs/PFFNet_R101_FPN.yaml")

@@ -1,4 +1,4 @@
-"""Registers the prepared data sets as ``<name>_<split>`` with Detectron2; nothing is read before it is asked for."""
+"""Registering the prepared data sets with Detectron2, as ``<name>_<split>``. Nothing is read before it is needed."""
 
 from __future__ import annotations
 
@@ -81,7 +81,8 @@ def _register(dataset: str, split: str, thing: str, arguments: str, under: Path 
     if name in DatasetCatalog.list():
         if under is None or not isinstance(MetadataCatalog.get(name), PreparedMetadata):
             return
-        DatasetCatalog.remove(name)
+    else:
+        DatasetCatalog.register(name, partial(load, name))
     MetadataCatalog[name] = PreparedMetadata(
         name=name,
         root=under,
@@ -95,12 +96,11 @@ def _register(dataset: str, split: str, thing: str, arguments: str, under: Path 
         stuff_dataset_id_to_contiguous_id={0: 0, 1: 1},
         ignore_label=255,
     )
-    DatasetCatalog.register(name, partial(load, name))
 
 
 def load(name: str) -> list[dict[str, Any]]:
-    """Detectron2's dicts of a prepared data set, all with ``normalised`` True and ``sem_seg_file_name``, empty
-    images with ``annotations`` []; without published truth, with neither of the last two.
+    """Detectron2's dicts of a prepared data set. All have ``normalised`` True, ``sem_seg_file_name`` and
+    ``annotations``, which are [] for images without objects; splits without published truth lack the last two.
 
     Raises:
         InputError: the data set is not prepared, or its json is damaged.
@@ -119,7 +119,7 @@ def load(name: str) -> list[dict[str, Any]]:
         raise not_prepared(meta.files.json_file) from error
     labelled = meta.files.info().get("labelled", True)
     for entry in dicts:
-        entry["normalised"] = True  # when it was prepared: a model that stretches raw images leaves these (AsTrained)
+        entry["normalised"] = True  # by preparing; models that normalise raw images leave it alone (AsTrained)
         if not labelled:
             entry.pop("annotations", None)
             continue
@@ -135,9 +135,9 @@ class Origin(NamedTuple):
 
 
 def origins(names: Sequence[str]) -> dict[str, Origin]:
-    """Of data sets that can be loaded the ``Origin`` of every image by its ``file_name``.
+    """The ``Origin`` of every image of these data sets, by its ``file_name``. All of them must be prepared.
 
-    Prepared data sets name the type of every image in their json; those that others registered have no types.
+    Prepared data sets name the type of each image in their json; data sets that others registered have no types.
     """
     found: dict[str, Origin] = {}
     for name in dict.fromkeys(names):

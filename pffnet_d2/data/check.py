@@ -1,15 +1,14 @@
-"""Whether prepared data sets are what training takes them for: every image, json and semantic map is read and compared.
+"""Checking that prepared data sets are sound: every image, json and semantic map is read and compared.
 
-Errors are what makes a split wrong: files that are missing, damaged or too many, sizes and ids that do not fit, masks
-that leave the image, boxes, areas and semantic maps that are not those of the masks, and an image that is in two splits
-of one division. What only deserves to be known is a note: copies within a split or in another data set, more objects
-than the model may return, images that DSB2018 shares with BBBC039.
+Errors make a split wrong: missing, damaged or surplus files, sizes and ids that do not agree, masks that leave the
+image, boxes, areas and semantic maps that do not agree with the masks, and an image in two splits of one division.
+Notes are worth knowing: copies within a split or in another data set, more objects than the model can return, images
+that DSB2018 shares with BBBC039.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections import Counter, defaultdict
@@ -27,6 +26,7 @@ from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from pffnet_d2.atomic_write import check_folder
+from pffnet_d2.data.prepared import PreparedSplit, SplitContents, find_splits, not_prepared
 from pffnet_d2.data.readers.dsb2018 import bbbc039_fields
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.read import decode_image, read_bytes, read_image
@@ -41,97 +41,94 @@ TINT = 0.35  # of an object's colour over the image
 
 
 @dataclass
-class _Image:
-    """What was found of an image."""
+class _CheckedImage:
+    """What was found in an image."""
 
     errors: list[str] = field(default_factory=list)
     digest: str = ""
     areas: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    hidden: int = 0  # pixels that two objects claim, each time but the first
+    hidden: int = 0  # pixels covered by another object, counted once for each object below the top one
     pixels: int = 0
     total: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))  # of R, G, B
     squares: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros(3))
 
 
 @dataclass
-class _Split:
-    folder: Path
-    info: dict[str, Any] = field(default_factory=dict)
+class _CheckedSplit:
+    """What was found in a split."""
+
+    files: PreparedSplit
+    contents: SplitContents = field(default_factory=lambda: SplitContents({}, [], {}, []))
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    entries: list[dict[str, Any]] = field(default_factory=list)
-    annotations: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
-    digests: dict[str, list[str]] = field(default_factory=dict)  # to names of files
-
-    @property
-    def title(self) -> str:
-        return f"{self.folder.parent.name} {self.folder.name}"
+    digests: dict[str, list[str]] = field(default_factory=dict)  # file names by digest
 
     @property
     def division(self) -> tuple[str, str, str]:
-        """Splits with the same one must not share images: data set, split scheme and fold."""
-        fold = re.search(r"fold\d+of\d+", self.folder.name)
-        return self.folder.parent.name, str(self.info.get("scheme", "")), fold[0] if fold else ""
+        """Data set, split scheme and fold: splits that agree in them must not share images."""
+        folder = self.files.folder
+        fold = re.search(r"fold\d+of\d+", folder.name)
+        return folder.parent.name, str(self.contents.info.get("scheme", "")), fold[0] if fold else ""
 
 
-def check(root: Path, *, detections: int = 100, sheets: Path | None = None, workers: int | None = None) -> int:
+def check_datasets(root: Path, *, detections: int = 100, sheets: Path | None = None, workers: int | None = None) -> int:
     """Check every prepared split under ``root`` and print a report.
 
     Args:
-        root: of the data sets, or the folder of one, or of one split.
+        root: the folder of all data sets, of one, or of one split.
         detections: TEST.DETECTIONS_PER_IMAGE of the model; images with more objects are counted in a note.
         sheets: folder for <name>_<split>.png, up to 24 images each with its truth in colours; None draws none.
-        workers: threads; None takes one a processor, at most 8.
+        workers: threads; None takes one per processor, at most 8.
 
     Returns:
-        the number of errors.
+        The number of errors.
 
     Raises:
         InputError: there is no prepared split under ``root``.
     """
-    folders = [p.parent for depth in ("", "*/", "*/*/") for p in sorted(root.glob(f"{depth}instances.json"))]
-    if not folders:
+    found = find_splits(root)
+    if not found:
         raise InputError(f"{root}: holds no prepared data set (NAME/SPLIT/instances.json); run `pffnet prepare` first")
     if sheets is not None:
         check_folder(sheets)
-    splits = [_check_split(folder.resolve(), detections, workers) for folder in folders]
+    splits = [_check_split(PreparedSplit(each.folder.resolve()), detections, workers) for each in found]
     _compare(splits)
     _name_bbbc039_fields(splits)
     for split in splits:
         for error in split.errors[:SHOWN_ERRORS]:
             print(f"error: {error}")
         if len(split.errors) > SHOWN_ERRORS:
-            print(f"error: {split.folder}: {len(split.errors) - SHOWN_ERRORS} more errors")
+            print(f"error: {split.files.folder}: {len(split.errors) - SHOWN_ERRORS} more errors")
         for note in split.notes:
-            print(f"note: {split.title}: {note}")
-        if sheets is not None and split.entries:
-            path = sheets / f"{split.folder.parent.name}_{split.folder.name}.png"
+            print(f"note: {split.files.title}: {note}")
+        if sheets is not None and split.contents.images:
+            path = sheets / f"{split.files.title.replace(' ', '_')}.png"
             if _write_sheet(split, path):
-                print(f"{split.title}: drawn in {path}")
+                print(f"{split.files.title}: drawn in {path}")
     errors = sum(len(split.errors) for split in splits)
     print(f"{len(splits)} splits, {f'{errors} errors' if errors else 'no errors'}")
     return errors
 
 
-def _check_split(folder: Path, detections: int, workers: int | None) -> _Split:
-    split = _Split(folder)
+def _check_split(files: PreparedSplit, detections: int, workers: int | None) -> _CheckedSplit:
+    split = _CheckedSplit(files)
     try:
-        _read_split(split)
+        contents = files.read()
+        _check_contents(contents, files.json_file)
     except InputError as error:
         split.errors.append(str(error))
         return split
-    labelled = bool(split.info.get("labelled", True))
-    for part in ("images", "semantic") if labelled else ("images",):
-        there = set(os.listdir(folder / part)) if (folder / part).is_dir() else set()
-        for name in sorted(there - {entry["file_name"] for entry in split.entries}):
-            split.errors.append(f"{folder / part / name}: is not in instances.json; remove it or prepare again")
+    split.contents, entries = contents, contents.images
+    labelled = bool(contents.info.get("labelled", True))
+    for folder in files.folders(labelled):
+        there = set(os.listdir(folder)) if folder.is_dir() else set()
+        for name in sorted(there - {entry["file_name"] for entry in entries}):
+            split.errors.append(f"{folder / name}: is not in instances.json; remove it or prepare again")
     work = partial(_check_image, split, labelled)
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8)) as pool:
-        found = list(
-            tqdm(pool.map(work, split.entries), total=len(split.entries), desc=split.title, unit="image", disable=None)
-        )
+        found = list(tqdm(pool.map(work, entries), total=len(entries), desc=files.title, unit="image", disable=None))
     digests = defaultdict(list)
-    for entry, image in zip(split.entries, found, strict=True):
+    for entry, image in zip(entries, found, strict=True):
         split.errors.extend(image.errors)
         if image.digest:
             digests[image.digest].append(entry["file_name"])
@@ -139,50 +136,22 @@ def _check_split(folder: Path, detections: int, workers: int | None) -> _Split:
     copies = [names for names in digests.values() if len(names) > 1]
     if copies:
         split.notes.append(f"{sum(map(len, copies)) - len(copies)} images are copies of others, {copies[0]} first")
-    _report(split, found, labelled, detections)
+    _print_statistics(split, found, labelled, detections)
     return split
 
 
-def _read_split(split: _Split) -> None:
-    """Fill in info, entries and annotations. Raises InputError where the json does not fit together."""
-    path = split.folder / "instances.json"
-    try:
-        data = json.loads(read_bytes(path))
-        info, entries, annotations, categories = (data[key] for key in ("info", "images", "annotations", "categories"))
-        for what, ids in (
-            ("image", [entry["id"] for entry in entries]),
-            ("image", [entry["file_name"] for entry in entries]),
-            ("annotation", [annotation["id"] for annotation in annotations]),
-        ):
-            twice = next((i for i, n in Counter(ids).items() if n > 1), None)
-            if twice is not None:
-                raise InputError(f"{path}: {what} {twice} is there twice; prepare it again")
-        by_image: dict[int, list[dict[str, Any]]] = {entry["id"]: [] for entry in entries}
-        for entry in entries:
-            if not (isinstance(entry["file_name"], str) and entry["height"] > 0 and entry["width"] > 0):
-                raise ValueError(entry)
-        for annotation in annotations:
-            if annotation["image_id"] not in by_image:
-                raise InputError(
-                    f"{path}: annotation {annotation['id']} is of image {annotation['image_id']}, which is not there; "
-                    "prepare it again"
-                )
-            by_image[annotation["image_id"]].append(annotation)
-        if [category["id"] for category in categories] != [CATEGORY_ID] or not isinstance(info, dict):
-            raise ValueError(categories)
-    except InputError:  # is a ValueError too
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path}: is not the json of a prepared data set; prepare it again") from error
-    split.info, split.entries, split.annotations = info, entries, by_image
-    if not entries:
-        raise InputError(f"{path}: has no images; prepare it again")
+def _check_contents(contents: SplitContents, json_file: Path) -> None:
+    """What only this check insists on. Raises InputError."""
+    if not contents.info or [category.get("id") for category in contents.categories] != [CATEGORY_ID]:
+        raise not_prepared(json_file)
+    if not contents.images:
+        raise InputError(f"{json_file}: has no images; prepare it again")
 
 
-def _check_image(split: _Split, labelled: bool, entry: dict[str, Any]) -> _Image:
-    found = _Image()
+def _check_image(split: _CheckedSplit, labelled: bool, entry: dict[str, Any]) -> _CheckedImage:
+    found = _CheckedImage()
     size = (entry["height"], entry["width"])
-    path = split.folder / "images" / entry["file_name"]
+    path = split.files.images / entry["file_name"]
     try:
         image = decode_image(read_bytes(path), str(path))
         if image.dtype != np.uint8 or image.shape != (*size, 3):
@@ -198,15 +167,15 @@ def _check_image(split: _Split, labelled: bool, entry: dict[str, Any]) -> _Image
         try:
             found.errors.extend(_check_truth(split, entry, found))
         except InputError as error:
-            found.errors.append(f"{split.folder / 'instances.json'}, {entry['file_name']}: {error}")
+            found.errors.append(f"{split.files.json_file}, {entry['file_name']}: {error}")
     return found
 
 
-def _check_truth(split: _Split, entry: dict[str, Any], found: _Image) -> list[str]:
+def _check_truth(split: _CheckedSplit, entry: dict[str, Any], found: _CheckedImage) -> list[str]:
     """The faults of an image's annotations and semantic map; areas and hidden pixels go into ``found``."""
-    where = f"{split.folder / 'instances.json'}, {entry['file_name']}"
+    where = f"{split.files.json_file}, {entry['file_name']}"
     height, width = entry["height"], entry["width"]
-    annotations = split.annotations[entry["id"]]
+    annotations = split.contents.annotations[entry["id"]]
     painted, found.areas = paint(annotations, height, width)
     errors = [
         f"{where}: annotation {annotation['id']} has no pixels; prepare it again"
@@ -228,7 +197,7 @@ def _check_truth(split: _Split, entry: dict[str, Any], found: _Image) -> list[st
                     "prepare it again"
                 )
     found.hidden = int(found.areas.sum()) - int(np.count_nonzero(painted))
-    path = split.folder / "semantic" / entry["file_name"]
+    path = split.files.semantic / entry["file_name"]
     semantic = read_image(path)
     if semantic.shape != (height, width) or semantic.dtype != np.uint8 or semantic.max(initial=0) > 1:
         return [*errors, f"{path}: is not an 8-bit map of 0 and 1 of {height} x {width} pixels; prepare it again"]
@@ -238,21 +207,23 @@ def _check_truth(split: _Split, entry: dict[str, Any], found: _Image) -> list[st
     return errors
 
 
-def _report(split: _Split, found: Sequence[_Image], labelled: bool, detections: int) -> None:
+def _print_statistics(split: _CheckedSplit, found: Sequence[_CheckedImage], labelled: bool, detections: int) -> None:
+    """Print what the images and objects are like, and note what deserves attention."""
+    title = split.files.title
     pixels = max(sum(image.pixels for image in found), 1)
     mean = sum((image.total for image in found), np.zeros(3)) / pixels
     std = np.sqrt(np.maximum(sum((image.squares for image in found), np.zeros(3)) / pixels - mean**2, 0))
-    print(f"{split.title}: {len(found)} images, RGB mean {_join(mean)}, standard deviation {_join(std)}")
+    print(f"{title}: {len(found)} images, RGB mean {_join(mean)}, standard deviation {_join(std)}")
     if not labelled:
         return
     counts = np.array([len(image.areas) for image in found])
     areas = np.concatenate([image.areas for image in found])
-    print(f"{split.title}: {counts.sum():,} objects, {_spread(counts)} an image, {np.sum(counts == 0)} images empty")
+    print(f"{title}: {counts.sum():,} objects, {_spread(counts)} an image, {np.sum(counts == 0)} images empty")
     if areas.size:
-        print(f"{split.title}: {_spread(areas)} pixels an object")
-    kinds = Counter(entry.get("image_type") or "unknown" for entry in split.entries)
-    if set(kinds) != {"unknown"}:
-        print(f"{split.title}: {', '.join(f'{n} {kind}' for kind, n in sorted(kinds.items()))}")
+        print(f"{title}: {_spread(areas)} pixels an object")
+    modalities = Counter(entry.get("image_type") or "unknown" for entry in split.contents.images)
+    if set(modalities) != {"unknown"}:
+        print(f"{title}: {', '.join(f'{n} {modality}' for modality, n in sorted(modalities.items()))}")
     overlapping = [image.hidden for image in found if image.hidden]
     if overlapping:
         split.notes.append(f"objects overlap in {len(overlapping)} images, {sum(overlapping):,} pixels")
@@ -272,28 +243,27 @@ def _spread(values: npt.NDArray[np.int64]) -> str:
     return f"{values.min():,} to {values.max():,} (median {np.median(values):,.0f})"
 
 
-def _compare(splits: Sequence[_Split]) -> None:
-    """The same pixels in two splits: an error within a division, a note between data sets of different readers."""
+def _compare(splits: Sequence[_CheckedSplit]) -> None:
+    """Look for the same pixels in two splits: an error within a division, a note between data sets of two readers."""
     for one, other in combinations(splits, 2):
         shared = [(one.digests[d][0], other.digests[d][0]) for d in one.digests if d in other.digests]
         if not shared:
             continue
         if one.division == other.division:
             for a, b in shared:
-                one.errors.append(
-                    f"{one.folder / 'images' / a}: is also {other.folder / 'images' / b}; leave it out of one"
-                )
-        elif one.info.get("reader") != other.info.get("reader"):
-            one.notes.append(f"{len(shared)} images are also in {other.title}, {shared[0][0]} first")
+                one.errors.append(f"{one.files.images / a}: is also {other.files.images / b}; leave it out of one")
+        elif one.contents.info.get("reader") != other.contents.info.get("reader"):
+            one.notes.append(f"{len(shared)} images are also in {other.files.title}, {shared[0][0]} first")
 
 
-def _name_bbbc039_fields(splits: Sequence[_Split]) -> None:
-    """The normalisations differ, so that the pixels do not tell; the shipped list does."""
+def _name_bbbc039_fields(splits: Sequence[_CheckedSplit]) -> None:
+    """Note them by the shipped list: the two data sets are normalised differently, so that pixels differ."""
     fields = bbbc039_fields()
     for split in splits:
-        if split.info.get("reader") != "dsb2018":
+        if split.contents.info.get("reader") != "dsb2018":
             continue
-        shared = [fields[stem] for entry in split.entries if (stem := Path(entry["file_name"]).stem) in fields]
+        stems = [Path(entry["file_name"]).stem for entry in split.contents.images]
+        shared = [fields[stem] for stem in stems if stem in fields]
         if shared:
             parts = Counter(part for _, part in shared)
             split.notes.append(
@@ -303,16 +273,17 @@ def _name_bbbc039_fields(splits: Sequence[_Split]) -> None:
             split.notes.extend(f"BBBC039 {part}: {stem}" for stem, part in sorted(shared, key=lambda f: f[::-1]))
 
 
-def _write_sheet(split: _Split, path: Path) -> bool:
-    """Draw images spread over the split, each beside its truth; whether there was one to draw."""
-    chosen = [split.entries[i] for i in np.unique(np.linspace(0, len(split.entries) - 1, SHEET_IMAGES).astype(int))]
+def _write_sheet(split: _CheckedSplit, path: Path) -> bool:
+    """Draw images from all over the split, each beside its truth. Returns whether there was one to draw."""
+    images = split.contents.images
+    chosen = [images[i] for i in np.unique(np.linspace(0, len(images) - 1, SHEET_IMAGES).astype(int))]
     tiles = []
     for entry in chosen:
         try:
-            image = read_image(split.folder / "images" / entry["file_name"])
-            truth, _ = paint(split.annotations[entry["id"]], *image.shape[:2])
+            image = read_image(split.files.images / entry["file_name"])
+            truth, _ = paint(split.contents.annotations[entry["id"]], *image.shape[:2])
             tiles.append(_tile(image, truth, Path(entry["file_name"]).stem))
-        except (InputError, ValueError):  # reported already
+        except (InputError, ValueError):  # already reported
             continue
     if not tiles:
         return False
@@ -326,8 +297,8 @@ def _write_sheet(split: _Split, path: Path) -> bool:
 
 
 def _tile(image: npt.NDArray[np.uint8], truth: npt.NDArray[np.int32], name: str) -> npt.NDArray[np.uint8]:
-    """The centre of the image, its contrast stretched so that dark fields are seen, and the same with every object
-    outlined and tinted; the name above."""
+    """The centre of the image, its contrast stretched so that dark fields are visible, beside the same with every
+    object outlined and tinted, below the name."""
     y0, x0 = (max(0, (length - PANEL) // 2) for length in truth.shape)
     image, truth = image[y0 : y0 + PANEL, x0 : x0 + PANEL], truth[y0 : y0 + PANEL, x0 : x0 + PANEL]
     low, high = np.percentile(image, (0.5, 99.5))

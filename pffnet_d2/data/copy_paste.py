@@ -30,7 +30,7 @@ class Crop(NamedTuple):
     classes: npt.NDArray[np.int64]
 
 
-def paste(crop: Crop, other: Crop) -> Crop:
+def paste_objects(crop: Crop, other: Crop) -> Crop:
     """``crop`` with some of the objects of ``other`` on top, drawn from NumPy's global generator.
 
     Every object of ``other`` that does not touch its border is pasted with probability ``PASTED``, and keeps its place

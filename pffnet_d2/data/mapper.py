@@ -1,8 +1,7 @@
-"""From a data set's dict to what the models take: Detectron2's DatasetMapper for many small objects.
+"""From a data set's dict to the input of the models: Detectron2's DatasetMapper for many small objects.
 
-Upstream's mapper decodes, transforms and stores one full-size mask an object. Here the objects of an image travel
-through the transforms as one label map, or where they overlap as the few that hold them all, and become masks after
-the crop.
+Detectron2's own mapper decodes, transforms and stores one full-size mask per object. Here the objects of an image pass
+through the transforms as one label map, or as a few where they overlap, and become masks after the crop.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from scipy.ndimage import find_objects
 
 from pffnet_d2.data.augmentation import CopyPaste, build_augmentations
-from pffnet_d2.data.copy_paste import Crop, paste
+from pffnet_d2.data.copy_paste import Crop, paste_objects
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.normalisation import normalisation_of, to_rgb8
 from pffnet_d2.imaging.read import read_image
@@ -29,17 +28,17 @@ Masks = npt.NDArray[np.bool_]
 
 
 class PFFNetDatasetMapper:
-    """Callable that reads an image and its truth and transforms both alike.
+    """Callable that reads an image and its truth and applies the same transforms to both.
 
     Returns the given dict without ``annotations`` and ``sem_seg_file_name`` and with
 
     - image: (3, H, W) uint8 tensor in ``image_format``;
     - sem_seg (training): (H, W) int64, 0 background, 1 object, 255 ignored;
     - instances (training): gt_boxes (the extents of the transformed masks, pixels), gt_classes and gt_masks (BitMasks,
-      (N, H, W)). Objects without a pixel left are gone; an image without objects has N = 0.
+      (N, H, W)). Objects that have no pixel left are dropped; an image without objects has N = 0.
 
-    ``height`` and ``width`` stay those of the file. In training a dict without ``annotations`` gets neither instances
-    nor, without a semantic file, sem_seg.
+    ``height`` and ``width`` remain those of the file. In training, a dict without ``annotations`` gets no instances
+    and, without a semantic file, no sem_seg.
     """
 
     @configurable
@@ -48,7 +47,7 @@ class PFFNetDatasetMapper:
     ) -> None:
         """
         Args:
-            is_train: whether to hand on the truth.
+            is_train: whether to return the truth.
             augmentations: applied in this order to image, masks and semantic map together. Those after a ``CopyPaste``
                 are applied to the image alone.
             image_format: "BGR" or "RGB".
@@ -85,7 +84,7 @@ class PFFNetDatasetMapper:
         crop, out["height"], out["width"] = self._crop(dataset_dict)
         # The loader seeds NumPy's global generator, from which Detectron2's augmentations draw too.
         if self.copy_paste and labelled and np.random.random() < self.copy_paste.chance:  # noqa: NPY002
-            crop = paste(crop, self._crop(other or dataset_dict)[0])
+            crop = paste_objects(crop, self._crop(other or dataset_dict)[0])
         final = T.AugInput(crop.image)
         self.on_pasted(final)
         out["image"] = torch.from_numpy(np.ascontiguousarray(final.image.transpose(2, 0, 1)))
@@ -116,7 +115,7 @@ class PFFNetDatasetMapper:
         given = T.AugInput(rgb if self.image_format == "RGB" else rgb[:, :, ::-1], sem_seg=semantic)
         transforms = self.augmentations(given)
         annotations = []
-        if self.is_train:  # crowds are no objects, as upstream
+        if self.is_train:  # crowds are no objects, as in Detectron2
             annotations = [a for a in dataset_dict.get("annotations", ()) if a.get("iscrowd", 0) == 0]
         if annotations:
             masks, boxes, kept = _transform_masks(annotations, height, width, transforms, dataset_dict["file_name"])
@@ -136,7 +135,7 @@ def _transform_masks(
         raise InputError(f"{file_name}: {error}") from error
     found = []
     for layer in layers:
-        # four bytes a pixel: every transform moves 8-bit channels by nearest neighbour, on the same grid as the image
+        # As four bytes per pixel: all transforms move 8-bit channels by nearest neighbour, on the grid of the image.
         turned = transforms.apply_segmentation(layer.view(np.uint8).reshape(height, width, 4))
         turned = np.ascontiguousarray(turned).view(np.int32)[:, :, 0]
         found += [(i, window, turned) for i, window in enumerate(find_objects(turned)) if window is not None]

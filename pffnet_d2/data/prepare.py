@@ -18,7 +18,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -97,7 +97,7 @@ def known_splits() -> dict[str, dict[str, str]]:
         if name != OWN:
             default, *_ = readers.schemes(name)
             known[name] = {
-                _folder_name(scheme, split, default): "" if scheme == default else f" --scheme {scheme}"
+                readers.folder_name(scheme, split, default): "" if scheme == default else f" --scheme {scheme}"
                 for scheme, splits in readers.schemes(name).items()
                 for split in splits
             }
@@ -188,10 +188,6 @@ def _dataset_name(name: str, dataset: str | None) -> str:
     return dataset
 
 
-def _folder_name(scheme: str, split: str, default: str) -> str:
-    return split if scheme == default else f"{scheme}_{split}"
-
-
 def _plan_synthetic(selection: Selection) -> _Plan:
     name = synthetic.NAME
     if selection.scheme or selection.options or selection.folds is not None:
@@ -205,16 +201,17 @@ def _plan_synthetic(selection: Selection) -> _Plan:
 
 
 def _plan_published(name: str, source: Path | None, selection: Selection) -> _Plan:
-    """
+    """What to make of a publisher's files.
+
     Raises:
-        InputError: no source; a scheme, split, fold or option that the reader does not have.
+        InputError: no source; the reader does not have the scheme, split, fold or option.
     """
     if source is None:
         raise InputError(f"{name} needs --source: the folder with the files (see datasets/README.md)")
     options = dict(selection.options)
     if "seed" in readers.options(name):
         options = {"seed": str(selection.seed), **options}
-    files = _Source(name, source, _scheme(name, selection.scheme), _option_values(name, options), tuple(options))
+    files = readers.published_files(name, source, selection.scheme, options)
     normalise = getattr(READERS[name], "normalisation", None)
     normalisation = normalise(**files.given) if normalise else READERS[name].NORMALISATION
     made_by: dict[str, Any] = {"scheme": files.scheme, "options": files.options}
@@ -230,77 +227,7 @@ def _plan_published(name: str, source: Path | None, selection: Selection) -> _Pl
     return _Plan(reads, normalisation, made_by, objects, lists)
 
 
-@dataclass(frozen=True)
-class _Source:
-    """A publisher's files, and the reader's arguments that were chosen for them.
-
-    Attributes:
-        name: of the reader.
-        root: the folder of the files.
-        scheme: of the splits.
-        options: all options with their values.
-        chosen: the options that are not left to the reader's default.
-    """
-
-    name: str
-    root: Path
-    scheme: str
-    options: dict[str, Any]
-    chosen: tuple[str, ...]
-
-    @property
-    def given(self) -> dict[str, Any]:
-        """The keywords of the reader."""
-        given = {key: self.options[key] for key in self.chosen}
-        return given if self.scheme == self.default_scheme else {**given, "scheme": self.scheme}
-
-    @property
-    def default_scheme(self) -> str:
-        return next(iter(readers.schemes(self.name)))
-
-    def folder_name(self, split: str) -> str:
-        return _folder_name(self.scheme, split, self.default_scheme)
-
-    def splits(self) -> tuple[str, ...]:
-        """Those for which there are files."""
-        return READERS[self.name].splits(self.root, **self.given)
-
-    def records(self, split: str) -> Iterator[Record]:
-        return READERS[self.name].records(self.root, split, **self.given)
-
-    def first_records(self, split: str, count: int | None) -> Iterator[Record]:
-        """With the report group that the reader gives all images of the split, where it does."""
-        group = getattr(READERS[self.name], "REPORT_GROUPS", {}).get(split)
-        records = islice(self.records(split), count)
-        return records if group is None else (replace(record, report_group=group) for record in records)
-
-
-def _scheme(name: str, scheme: str | None) -> str:
-    known = readers.schemes(name)
-    if scheme is not None and scheme not in known:
-        choice = f"choose one of {', '.join(known)}" if len(known) > 1 else "it has none, leave --scheme out"
-        raise InputError(f"unknown split scheme {scheme!r} of {name}; {choice}")
-    return scheme or next(iter(known))
-
-
-def _option_values(name: str, options: Mapping[str, str]) -> dict[str, Any]:
-    """All options of a reader: the given ones in the type of their default, the others at their default."""
-    known = readers.options(name)
-    values = {key: default for key, (default, _) in known.items()}
-    for key, text in options.items():
-        if key not in known:
-            choice = f"choose from {', '.join(known)}" if known else "it has none"
-            raise InputError(f"unknown option {key!r} of {name}; {choice}")
-        kind = type(known[key][0])
-        try:
-            values[key] = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-        except (KeyError, ValueError) as error:
-            wanted = "true or false" if kind is bool else {int: "a whole number", float: "a number"}[kind]
-            raise InputError(f"option {key}={text} of {name}: give {wanted}") from error
-    return values
-
-
-def _split_reads(files: _Source, selection: Selection) -> dict[str, Read]:
+def _split_reads(files: readers.PublishedFiles, selection: Selection) -> dict[str, Read]:
     """What reads the chosen splits, or all for which there are files, by the names of their folders."""
     known = readers.schemes(files.name)[files.scheme]
     wanted = selection.splits
@@ -316,7 +243,9 @@ def _split_reads(files: _Source, selection: Selection) -> dict[str, Read]:
     return {files.folder_name(split): partial(files.first_records, split, selection.count) for split in wanted or found}
 
 
-def _fold_reads(files: _Source, selection: Selection, folds: int) -> tuple[dict[str, Read], dict[str, list[str]]]:
+def _fold_reads(
+    files: readers.PublishedFiles, selection: Selection, folds: int
+) -> tuple[dict[str, Read], dict[str, list[str]]]:
     """What reads the splits of the chosen folds, and the image ids of the splits of all folds."""
     if selection.fold is not None and not 0 <= selection.fold < folds:
         raise InputError(f"--fold {selection.fold}: give 0 to {folds - 1}, or leave it out for all of them")
@@ -448,7 +377,7 @@ def _check_ids(records: list[Record], title: str) -> None:
     seen: set[str] = set()
     for record in records:
         if not record.image_id or record.image_id.startswith(".") or set(record.image_id) & set("/\\\0"):
-            raise InputError(f"{title}: an image is called {record.image_id!r}, which is no file name; rename it")
+            raise InputError(f"{title}: an image is called {record.image_id!r}, which is not a file name; rename it")
         if len(os.fsencode(f"{record.image_id}.png")) > LONGEST_NAME:
             raise InputError(
                 f"{title}: {record.image_id[:40]}... has {len(record.image_id)} characters with its folders, too many "

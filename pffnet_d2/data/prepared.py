@@ -10,10 +10,11 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from PIL import Image
 from pffnet_d2.atomic_write import write_text
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.read import MAX_PIXELS, read_bytes
-from pffnet_d2.masks.coco import CATEGORY_ID
+from pffnet_d2.masks.coco import CATEGORY_ID, annotations_to_label_map
 
 FORMAT = 3  # of these files; a split of another format is prepared again
 INSTANCES = "instances.json"
@@ -51,9 +52,25 @@ class SplitContents:
     categories: list[dict[str, Any]]
 
 
+class LabelledImage(NamedTuple):
+    """An image of a split with its truth.
+
+    Attributes:
+        name: of its file, without suffix.
+        file: 8-bit RGB.
+        truth: returns the label map, (H, W).
+        group: in reports; "" where there is none.
+    """
+
+    name: str
+    file: Path
+    truth: Callable[[], npt.NDArray[np.int32]]
+    group: str
+
+
 @dataclass(frozen=True)
 class PreparedSplit:
-    """The files of a split."""
+    """The files of a split; ``folder`` holds them."""
 
     folder: Path
 
@@ -77,7 +94,7 @@ class PreparedSplit:
         return self.folder / "semantic"
 
     def folders(self, labelled: bool) -> tuple[Path, ...]:
-        """Those that hold one file per image."""
+        """The folders that hold one file per image."""
         return (self.images, self.semantic) if labelled else (self.images,)
 
     def info(self) -> dict[str, Any]:
@@ -91,7 +108,8 @@ class PreparedSplit:
         return info if isinstance(info, dict) and "dataset" in info and "reader" in info else {}
 
     def read(self) -> SplitContents:
-        """
+        """The content of the json.
+
         Raises:
             InputError: naming the json: it cannot be read, is damaged, or names an image or annotation twice; an
                 annotation is of an image that is not there.
@@ -119,11 +137,37 @@ class PreparedSplit:
                 by_image[annotation["image_id"]].append(annotation)
             if any(not isinstance(entry["file_name"], str) for entry in images):
                 raise ValueError(images)
-            return SplitContents(data.get("info", {}), images, by_image, data.get("categories", []))
+            info = data.get("info", {})
+            if not isinstance(info, dict):
+                raise ValueError(info)
+            return SplitContents(info, images, by_image, data.get("categories", []))
         except InputError:  # is a ValueError too
             raise
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise not_prepared(self.json_file) from error
+
+    def labelled_images(self) -> Iterator[LabelledImage]:
+        """The images with their truth, in the order of the json.
+
+        Raises:
+            InputError: naming the json: as ``read``; two images have one name, suffix aside. Reading a truth: an
+                annotation cannot be decoded.
+        """
+        contents = self.read()
+        twice = [name for name, n in Counter(Path(each["file_name"]).stem for each in contents.images).items() if n > 1]
+        if twice:
+            raise InputError(f"{self.json_file}: two images are called {twice[0]}; rename one and prepare it again")
+        for image in contents.images:
+            truth = partial(self._truth, contents.annotations[image["id"]], image["height"], image["width"])
+            yield LabelledImage(
+                Path(image["file_name"]).stem, self.images / image["file_name"], truth, report_group(image)
+            )
+
+    def _truth(self, annotations: list[dict[str, Any]], height: int, width: int) -> npt.NDArray[np.int32]:
+        try:
+            return annotations_to_label_map(annotations, height, width)
+        except InputError as error:
+            raise InputError(f"{self.json_file}: {error}") from error
 
     def _check_unique(self, what: str, ids: list[Any]) -> None:
         twice = next((i for i, n in Counter(ids).items() if n > 1), None)
@@ -167,11 +211,13 @@ def report_group(image: dict[str, Any]) -> str:
 def not_prepared(json_file: Path) -> InputError:
     """The error for a json that is damaged or something else."""
     return InputError(
-        f"{json_file}: is not the json of a prepared data set, or is damaged; move its folder away and prepare it again"
+        f"{json_file}: is not the JSON of a prepared data set, or is damaged; move its folder away and prepare it again"
     )
 
 
 def _read_json(json_file: Path) -> Any:
+    if not json_file.exists():
+        raise InputError(f"{json_file}: is not there; give the folder of a split that `pffnet prepare` made")
     try:
         return json.loads(read_bytes(json_file))
     except InputError:  # is a ValueError too

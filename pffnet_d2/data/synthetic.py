@@ -1,15 +1,14 @@
 """Procedural images of nuclei with exact label maps, for the demonstration, the tests and the benchmarks.
 
-Nothing is downloaded and nothing is traced: the label map is drawn first and the image is rendered from it, so the
-truth is exact. Two styles:
+The label map is drawn first and the image is rendered from it, so that the truth is exact. There are two styles:
 
 - ``fluorescence``: bright nuclei on a dark, uneven, hazy background, photon and read noise; some nuclei are dim, some
   fields are empty;
 - ``histology``: haematoxylin-and-eosin-like, rendered in optical density (Beer-Lambert, stain vectors of Macenko et al.
   2009) over fibrous stroma.
 
-Nuclei are ellipses with smooth random outlines. They touch and overlap: a later nucleus lies on top, and one that keeps
-less than ``MIN_VISIBLE`` of its pixels is taken away altogether, so that every label is an object one can see.
+Nuclei are ellipses with smooth random outlines. They touch and overlap: a later nucleus lies on top, and one of which
+less than ``MIN_VISIBLE`` stays visible is removed, so that every label is a visible object.
 """
 
 from __future__ import annotations
@@ -21,8 +20,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import fft
-from scipy.ndimage import gaussian_filter
+import scipy
 
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.errors import InputError
@@ -35,8 +33,8 @@ CATEGORY = "nucleus"
 NORMALISATION = AS_IS
 DEFAULT_COUNT = {"train": 80, "val": 16}
 SEEDS = {"train": 1, "val": 2}
-MIN_VISIBLE = 0.45  # a nucleus of which less than this part is seen is removed
-MIN_AREA = 12  # pixels; smaller remainders, cut by the border, are removed
+MIN_VISIBLE = 0.45  # visible fraction below which a nucleus is removed
+MIN_AREA = 12  # pixels; smaller nuclei, cut by the border, are removed
 HARMONICS = np.arange(2, 6, dtype=np.float32)  # of the outline; 0 and 1 are size and position
 
 # Optical density per unit of stain in R, G, B: the reference of Macenko et al., ISBI 2009.
@@ -90,14 +88,19 @@ Drawn = tuple[slice, slice, Floats]
 def synthetic_image(
     seed: int, index: int, *, size: tuple[int, int] = (256, 256), style: str | None = None
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-    """Image ``index`` of the endless series ``seed``.
+    """Image ``index`` of the infinite series ``seed``.
 
     Args:
+        seed: of the series.
+        index: from 0.
         size: height and width in pixels; the number of nuclei grows with the area.
         style: one of ``STYLES``; None draws one.
 
     Returns:
-        image (H, W, 3) uint8 RGB and label map (H, W) int32, 0 background, ids 1..n contiguous.
+        The image, (H, W, 3) uint8 RGB, and its label map, (H, W) int32, 0 background, ids 1..n contiguous.
+
+    Raises:
+        InputError: an unknown style.
     """
     rng = np.random.default_rng([seed, index])
     drawn_style = STYLES[int(rng.random() < 0.5)]
@@ -134,7 +137,7 @@ def _label_map(seed: int, index: int, size: tuple[int, int]) -> npt.NDArray[np.i
 
 
 def _place(rng: np.random.Generator, size: tuple[int, int]) -> list[_Nucleus]:
-    """Nuclei of one field: empty (1 in 25), sparse, ordinary or dense; a part of them is set against an earlier one."""
+    """The nuclei of one field, which is empty (1 in 25), sparse, ordinary or dense. Some touch an earlier nucleus."""
     height, width = size
     kind = rng.choice(4, p=(0.04, 0.2, 0.46, 0.3))
     fewest, most = ((0, 0), (4, 14), (16, 38), (45, 70))[kind]  # in 256 x 256 pixels
@@ -173,7 +176,8 @@ def _place(rng: np.random.Generator, size: tuple[int, int]) -> list[_Nucleus]:
 
 
 def _flatten(drawn: list[Drawn], size: tuple[int, int]) -> tuple[npt.NDArray[np.int32], list[Drawn]]:
-    """Label map, later on top, of the nuclei that are seen, and these. Removing some uncovers others: two passes."""
+    """The label map, later nuclei on top, and the nuclei that are visible in it. Two passes, as removing some uncovers
+    others."""
     for _ in range(2):
         labels = np.zeros(size, np.int32)
         areas = np.zeros(len(drawn) + 1, np.int64)
@@ -199,10 +203,8 @@ def _field(
     coarsest: float,
     fibre: tuple[float, float] | None = None,
 ) -> Floats:
-    """Random texture of mean 0 and standard deviation 1 with wave lengths between ``finest`` and ``coarsest`` pixels,
-    coarse ones stronger.
-
-    ``fibre`` (angle in radians, stretch) draws it out along a direction.
+    """A random texture of mean 0 and standard deviation 1, with wavelengths between ``finest`` and ``coarsest`` pixels
+    and more power in the coarse ones. ``fibre`` (angle in radians, factor) stretches it along a direction.
     """
     fy = np.fft.fftfreq(shape[0]).astype(np.float32)[:, None]
     fx = np.fft.rfftfreq(shape[1]).astype(np.float32)[None, :]
@@ -211,10 +213,10 @@ def _field(
         fy, fx = fy * np.cos(angle) - fx * np.sin(angle), fy * np.sin(angle) + fx * np.cos(angle)
         fx = fx * stretch
     square = fy**2 + fx**2
-    noise = fft.rfft2(rng.standard_normal(shape, np.float32))
+    noise = scipy.fft.rfft2(rng.standard_normal(shape, np.float32))
     noise *= np.exp(-square * np.float32(finest**2)) / (square + np.float32(coarsest**-2))
     noise[0, 0] = 0
-    field = fft.irfft2(noise, s=shape)
+    field = scipy.fft.irfft2(noise, s=shape)
     return np.asarray(field / max(float(field.std()), 1e-12), np.float32)
 
 
@@ -258,10 +260,11 @@ def _fluorescence(rng: np.random.Generator, labels: npt.NDArray[np.int32], drawn
     signal = _layers(labels, drawn, brightness.astype(np.float32), profile.astype(np.float32), under=0.35)
     signal *= np.clip(1 + rng.uniform(0.04, 0.22) * _field(rng, shape, 1.5, 12), 0.2, None)
     signal *= 1 - rng.uniform(0.0, 0.5) * _spots(rng, shape, drawn, 2.0, rng.uniform(1.0, 2.0))
-    signal = gaussian_filter(signal, rng.uniform(0.5, 1.5))
+    signal = scipy.ndimage.gaussian_filter(signal, rng.uniform(0.5, 1.5))
     # light from above and below the plane: a faint glow around nuclei, drawn by a coarse blur of every 4th pixel
-    glow = gaussian_filter(signal[::4, ::4], rng.uniform(2, 4)).repeat(4, 0).repeat(4, 1)[: shape[0], : shape[1]]
-    signal += rng.uniform(0.02, 0.18) * gaussian_filter(glow, 2)
+    coarse = scipy.ndimage.gaussian_filter(signal[::4, ::4], rng.uniform(2, 4))
+    glow = coarse.repeat(4, 0).repeat(4, 1)[: shape[0], : shape[1]]
+    signal += rng.uniform(0.02, 0.18) * scipy.ndimage.gaussian_filter(glow, 2)
     debris = rng.poisson(1.5)
     for y, x in rng.integers(shape, size=(debris, 2)):
         signal[y : y + 2, x : x + 2] += rng.uniform(0.1, 0.4)
@@ -298,8 +301,8 @@ def _histology(rng: np.random.Generator, labels: npt.NDArray[np.int32], drawn: l
     nuclei *= np.clip(1 + rng.uniform(0.1, 0.28) * _field(rng, shape, 1.2, 6), 0.3, None)
     nuclei *= 1 + rng.uniform(0.1, 0.6) * _spots(rng, shape, drawn, 1.2, rng.uniform(0.9, 1.6))
     sigma = rng.uniform(0.5, 1.0)
-    nuclei = gaussian_filter(nuclei, sigma)
-    covered = gaussian_filter((labels > 0).astype(np.float32), sigma)
+    nuclei = scipy.ndimage.gaussian_filter(nuclei, sigma)
+    covered = scipy.ndimage.gaussian_filter((labels > 0).astype(np.float32), sigma)
 
     stains = np.stack([HAEMATOXYLIN, EOSIN]) * (1 + rng.normal(0, 0.05, (2, 3)))
     amounts = np.stack([nuclei + haze, eosin * (1 - 0.6 * covered)], -1)

@@ -81,7 +81,7 @@ def _check_training(cfg: CfgNode, processes: int) -> None:
         )
     if cfg.SOLVER.AMP.DTYPE not in PRECISIONS:
         raise InputError(f"SOLVER.AMP.DTYPE {cfg.SOLVER.AMP.DTYPE!r} is not one of {', '.join(PRECISIONS)}")
-    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
+    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and device_here(cfg.MODEL.DEVICE) == "cpu":
         raise InputError(
             "SOLVER.AMP.DTYPE float16 needs a CUDA device; set SOLVER.AMP.DTYPE bfloat16, or set SOLVER.AMP.ENABLED "
             "False"

@@ -1,4 +1,4 @@
-"""One iteration of training: precision, chance, and the end of a run whose losses are no numbers any more."""
+"""One iteration of training: precision, chance, and the end of a run whose losses are not finite."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class TrainStep(SimpleTrainer):
         with torch.autocast(self.device.type, self.precision, enabled=self.precision is not None):
             try:
                 losses = {name: loss.float() for name, loss in self.model(data).items()}
-            except FloatingPointError as error:  # the RPN's, of boxes or scores that are no numbers
+            except FloatingPointError as error:  # the RPN's, of boxes or scores that are not numbers
                 trouble = str(error)
         values = self._finite(losses, trouble, data)
 

@@ -13,7 +13,7 @@ from skimage.feature import peak_local_max
 from skimage.filters import gaussian, threshold_otsu
 from skimage.segmentation import watershed
 
-from pffnet_d2.evaluation.folders import prepared
+from pffnet_d2.data.prepared import PreparedSplit
 from pffnet_d2.evaluation.scores import Row, score
 from pffnet_d2.imaging.read import read_image
 
@@ -61,5 +61,6 @@ def score_otsu(folder: Path) -> Iterator[Row]:
     Raises:
         InputError: the folder is not a prepared split.
     """
-    for name, image in prepared(folder):
-        yield score(name, image.truth(), otsu_watershed(np.asarray(read_image(image.file), np.uint8)), image.group)
+    for image in PreparedSplit(folder).labelled_images():
+        pixels = np.asarray(read_image(image.file), np.uint8)
+        yield score(image.name, image.truth(), otsu_watershed(pixels), image.group)

@@ -8,15 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from numpy.typing import NDArray
 
-from pffnet_d2.atomic_write import read_json
+from pffnet_d2.data.prepared import PreparedSplit
 from pffnet_d2.data.readers.labels import components, parts_of_one_id
 from pffnet_d2.errors import InputError
-from pffnet_d2.evaluation.scores import Row, report_group, score
-from pffnet_d2.imaging.read import MAX_PIXELS, read_label_image
-from pffnet_d2.masks.coco import annotations_to_label_map
+from pffnet_d2.evaluation.scores import Row, score
+from pffnet_d2.imaging.read import read_label_image
 
 SUFFIXES = (".png", ".tif", ".tiff")
 
@@ -53,8 +51,9 @@ def score_folders(truth: Path, prediction: Path, objects: str = "auto") -> Itera
     """
     if objects not in OBJECTS:
         raise InputError(f"--objects {objects}: give one of {', '.join(OBJECTS)}")
-    if (truth / "instances.json").is_file():
-        truths = {name: Truth(truth / "instances.json", image.truth, image.group) for name, image in prepared(truth)}
+    split = PreparedSplit(truth)
+    if split.json_file.is_file():
+        truths = {each.name: Truth(split.json_file, each.truth, each.group) for each in split.labelled_images()}
     else:
         truths = {
             name: Truth(file, partial(_read_objects, file, objects)) for name, file in _label_images(truth).items()
@@ -152,49 +151,6 @@ def _names(stem: str) -> tuple[str, ...]:
     bare = stem[:-4] if stem.lower().endswith(".ome") else stem
     cut = next((bare.removesuffix(ending) for ending in ENDINGS if bare.endswith(ending)), bare)
     return tuple(dict.fromkeys(name for name in (stem, bare, cut) if name))
-
-
-class PreparedImage(NamedTuple):
-    """An image of a prepared split: its file, a function that reads its truth as (H, W), and its group in reports."""
-
-    file: Path
-    truth: Callable[[], NDArray[np.int32]]
-    group: str
-
-
-def prepared(folder: Path) -> Iterator[tuple[str, PreparedImage]]:
-    """Yield the images of a prepared split (images/ and instances.json) with their names without suffix.
-
-    Raises:
-        InputError: the folder is not a prepared split.
-    """
-    file = folder / "instances.json"
-    try:
-        data = read_json(file)
-        annotations: dict[Any, list[dict[str, Any]]] = {entry["id"]: [] for entry in data["images"]}
-        for annotation in data["annotations"]:
-            annotations[annotation["image_id"]].append(annotation)
-        images: dict[str, PreparedImage] = {}
-        for entry in data["images"]:
-            name, size = Path(entry["file_name"]), (entry["height"], entry["width"])
-            if not all(type(length) is int and 0 < length <= MAX_PIXELS for length in size) or name.stem in images:
-                raise ValueError(name)
-            truth = partial(_painted, file, annotations[entry["id"]], *size)
-            images[name.stem] = PreparedImage(folder / "images" / name, truth, report_group(entry))
-        if len(annotations) < len(images):
-            raise ValueError(data["images"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(
-            f"{file}: not a prepared data set, or a damaged one; give a folder that `pffnet prepare` made"
-        ) from error
-    yield from images.items()
-
-
-def _painted(file: Path, annotations: list[dict[str, Any]], height: int, width: int) -> NDArray[np.int32]:
-    try:
-        return annotations_to_label_map(annotations, height, width)
-    except InputError as error:
-        raise InputError(f"{file}: {error}") from error
 
 
 def _label_images(folder: Path) -> dict[str, Path]:

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from numpy.typing import ArrayLike
 
-from pffnet_d2.atomic_write import read_json, write_text
+from pffnet_d2.atomic_write import write_text
+from pffnet_d2.data.prepared import read_images, report_group
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import metrics
 from pffnet_d2.evaluation.contingency import ContingencyTable
@@ -82,14 +83,6 @@ def better(metric: str) -> str:
 def summaries(rows: Sequence[Mapping[str, Any]], names: Sequence[str] = METRICS) -> dict[str, Summary]:
     """Return the mean, the population standard deviation and the number of NaNs left out of each metric."""
     return {name: summarise([row[name] for row in rows]) for name in names}
-
-
-def report_group(entry: Mapping[str, Any]) -> str:
-    """Return the group of an image in reports, from its entry in a prepared json; "" without a group.
-
-    Images prepared before these groups existed have a ``group`` instead, which only says what splits keep together.
-    """
-    return str(entry.get("report_group") or "")
 
 
 def by_group(rows: Sequence[Row]) -> dict[str, list[Row]]:
@@ -168,8 +161,7 @@ def read_groups(path: Path) -> dict[str, str]:
     """
     try:
         if path.suffix == ".json":
-            images = read_json(path)["images"]
-            named = [(Path(image["file_name"]).stem, report_group(image)) for image in images]
+            named = [(Path(image["file_name"]).stem, report_group(image)) for image in read_images(path)]
         else:
             with path.open(newline="", encoding="utf-8-sig") as lines:
                 named = [(row["image"], row["group"] or "") for row in csv.DictReader(lines)]
@@ -177,7 +169,7 @@ def read_groups(path: Path) -> dict[str, str]:
         raise InputError(f"{path}: {error.strerror}; give a csv with the columns image and group") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise InputError(
-            f"{path}: neither a csv with the columns image and group nor the json of a prepared data set"
+            f"{path}: neither a csv with the columns image and group nor the JSON of a prepared data set"
         ) from error
     groups: dict[str, str] = {}
     for image, group in named:

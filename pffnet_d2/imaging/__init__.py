@@ -1,1 +1,1 @@
-"""Pixels in: files of any microscope to arrays, and arrays to what a network sees."""
+"""Reads image files of any microscope as arrays and normalises arrays for the networks."""

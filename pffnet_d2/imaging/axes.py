@@ -1,4 +1,4 @@
-"""Choosing one plane and its channels from an array with named axes: Y, X, S samples, C channels, others a stack."""
+"""Chooses one plane and its channels from an array with named axes: Y, X, S (samples), C (channels), others (stack)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from pffnet_d2.errors import InputError
 def check_choice(
     sizes: dict[str, int], name: str, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None, rgb: bool
 ) -> None:
-    """Check that plane and channels choose one image out of the axes longer than 1; see ``read_microscopy_image``.
+    """Check that plane and channels choose one image from the axes longer than 1; see ``read_microscopy_image``.
 
     Raises:
-        InputError: naming ``name``: they do not; the message says what to choose.
+        InputError: naming ``name``: they do not; the message says how to choose.
     """
     sizes = {axis: n for axis, n in sizes.items() if axis not in "YX"}
     channel_axis = channel_axis_of(sizes, channels, rgb)
@@ -35,7 +35,7 @@ def check_choice(
 
 
 def channel_axis_of(sizes: Mapping[str, int], channels: Sequence[int] | None, rgb: bool) -> str | None:
-    """The axis that ``channels`` counts along; None for grey and RGB."""
+    """The axis along which ``channels`` are numbered; None for grey and RGB."""
     if "C" in sizes:
         return "C"
     if "S" in sizes:
@@ -48,8 +48,8 @@ def choice(stack: Mapping[str, int], name: str, plane: Mapping[str, int] | int |
     """The chosen index along each axis of a stack.
 
     Raises:
-        InputError: naming ``name``: an index is missing or out of range; one other than 0 along an axis that the stack
-            does not have.
+        InputError: naming ``name``: an index is missing or out of range; an index other than 0 is given for an axis
+            that the stack does not have.
     """
     shape = ", ".join(f"{axis} {n}" for axis, n in stack.items())
     if not stack and (plane is None or isinstance(plane, int)):
@@ -64,7 +64,7 @@ def choice(stack: Mapping[str, int], name: str, plane: Mapping[str, int] | int |
     chosen = {next(iter(stack)): plane} if isinstance(plane, int) else {axis.upper(): i for axis, i in plane.items()}
     for axis, n in stack.items():
         if axis not in chosen:
-            raise InputError(f"{name}: a stack ({shape}); --plane says nothing of {axis}, as {axis}=0 would")
+            raise InputError(f"{name}: a stack ({shape}); --plane has no index for {axis}; add one, such as {axis}=0")
         if not 0 <= chosen[axis] < n:
             raise InputError(f"{name}: no plane {axis}={chosen[axis]}: there are {n}, from 0 to {n - 1}")
     for axis, index in chosen.items():
@@ -83,10 +83,10 @@ def reduce_axes(
     channels: Sequence[int] | None,
     rgb: bool,
 ) -> NDArray[Any]:
-    """The chosen plane, (H, W) or (H, W, 3), of an array with named axes: Y, X, S samples, C channels, others a stack.
+    """The chosen plane, (H, W) or (H, W, 3), of an array with named axes (see the module).
 
     Raises:
-        InputError: naming ``name``: as ``check_choice``.
+        InputError: naming ``name``: see ``check_choice``.
     """
     keep = [i for i, (axis, n) in enumerate(zip(axes, pixels.shape, strict=True)) if n > 1 or axis in "YX"]
     pixels = pixels.reshape([pixels.shape[i] for i in keep])

@@ -1,4 +1,4 @@
-"""Decoding the tiles and strips of a TIFF: with tifffile or, where imagecodecs is missing, with Pillow.
+"""Decodes the tiles and strips of a TIFF with tifffile or, if imagecodecs is missing, with Pillow.
 
 tifffile decompresses with imagecodecs, which is not installed everywhere. Pillow contains libtiff, which decodes LZW,
 ZSTD, LZMA and fax compression, and libjpeg. Both get one tile or strip at a time, so that windows of large files can be
@@ -27,11 +27,11 @@ from pffnet_d2.errors import InputError
 
 _NONE, _FAX, _LZW, _JPEG, _DEFLATE, _PACKBITS = (1,), (2, 3, 4), (5,), 7, (8, 32946), (32773,)
 _LIBTIFF = (*_LZW, 34925, 50000)  # LZMA, ZSTD
-JPEG = (6, 7, 33007, 34892)  # old, new and that of lossy digital negatives: all are decoded to RGB
+JPEG = (6, 7, 33007, 34892)  # old, new and that of lossy digital negatives; all are decoded to RGB
 _YCBCR = 6
 _LONG = 4
-_HEARING = threading.Lock()  # there is one stderr
-# How lines of libtiff begin: with one of its functions or the name that Pillow gives the file.
+_HEARING = threading.Lock()  # all threads share one stderr
+# Lines of libtiff begin with one of its functions, or with the name that Pillow gives the file.
 _OF_LIBTIFF = re.compile(rb"^(\w+Decode|_?TIFF\w+|tempfile\.tif)\b")
 
 
@@ -43,18 +43,18 @@ def decode_segment(
     Args:
         page: the tifffile.TiffPage whose tags apply.
         data: the encoded bytes.
-        index: of the tile or strip in its page.
+        index: of the tile or strip in the page.
         shape: height, width and samples according to the tags.
-        jpeg_tables: of the page that holds the segment.
+        jpeg_tables: of the page that contains the segment.
         name: of the file, for messages.
 
     Raises:
         InputError: imagecodecs is needed and not installed.
-        ValueError, OSError, ...: as ``tiff.DAMAGE`` lists, for damaged data.
+        ValueError, OSError, ...: those of ``tiff.DAMAGE``, for damaged data.
     """
     try:
         return _by_tifffile(page, data, index, jpeg_tables)
-    except (ValueError, NotImplementedError, ImportError) as error:  # ImportError: of tifffile's substitute for ZSTD
+    except (ValueError, NotImplementedError, ImportError) as error:  # tifffile's substitute for ZSTD raises ImportError
         if not isinstance(error, ImportError) and "imagecodecs" not in str(error):
             raise
     decoded = _without_imagecodecs(page, data, shape, jpeg_tables)
@@ -81,7 +81,7 @@ def compression_name(page: Any) -> str:
 def _without_imagecodecs(
     page: Any, data: bytes, shape: tuple[int, int, int], jpeg_tables: bytes | None
 ) -> NDArray[Any] | None:
-    """As ``decode_segment``; None where only imagecodecs can decode it."""
+    """See ``decode_segment``; None if only imagecodecs can decode the data."""
     if page.compression == _JPEG:
         return _jpeg(page, data, jpeg_tables) if page.bitspersample == 8 else None
     if page.fillorder != 1 or page.predictor not in (1, 2):
@@ -104,14 +104,16 @@ def _without_imagecodecs(
 
 
 def _samples(page: Any, raw: bytes, shape: tuple[int, int, int]) -> NDArray[Any]:
-    """Decompressed bytes as samples. Samples of less than a byte are packed; every row starts with a new byte."""
+    """Decompressed bytes as samples. Samples smaller than a byte are packed; every row starts at a new byte."""
     height, width, samples = shape
     bits = page.bitspersample
     if bits in (8, 16, 32, 64):
         integers = np.dtype(f"{page.parent.byteorder}u{bits // 8}")
         values = np.frombuffer(raw, integers, height * width * samples).reshape(shape).astype(f"u{bits // 8}")
         if page.predictor == 2:
-            values = np.cumsum(values, axis=1, dtype=values.dtype)  # stored are differences of neighbours, modulo 2^n
+            values = np.cumsum(
+                values, axis=1, dtype=values.dtype
+            )  # the file stores differences of neighbours, modulo 2^n
         return values.view(page.dtype)
     row = -(-width * samples * bits // 8)
     packed = np.unpackbits(np.frombuffer(raw, np.uint8, height * row).reshape(height, row), axis=1)
@@ -120,8 +122,8 @@ def _samples(page: Any, raw: bytes, shape: tuple[int, int, int]) -> NDArray[Any]
 
 
 def _jpeg(page: Any, data: bytes, tables: bytes | None) -> NDArray[Any]:
-    """A JPEG tile or strip, whose tables may be stored separately. Adobe's marker tells Pillow, which would guess,
-    whether the colours are YCbCr or RGB."""
+    """Decodes a JPEG tile or strip, whose tables may be stored separately. An Adobe marker is added to tell Pillow
+    whether the colours are YCbCr or RGB, which it would otherwise guess."""
     marker = b""
     if page.samplesperpixel == 3 and page.planarconfig == 1 and data[6:10] != b"JFIF":
         marker = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00" + bytes([page.photometric == _YCBCR])
@@ -131,7 +133,7 @@ def _jpeg(page: Any, data: bytes, tables: bytes | None) -> NDArray[Any]:
 
 
 def _libtiff(data: bytes, width: int, height: int, compression: int, bits: int, tags: dict[int, int]) -> bytes | None:
-    """Bytes decompressed by libtiff, as the only strip of a grey TIFF. None where this Pillow cannot."""
+    """Decompresses bytes with libtiff, as the only strip of a grey TIFF. None if this Pillow cannot."""
     entries = {
         256: width,
         257: height,

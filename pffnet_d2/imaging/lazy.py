@@ -1,4 +1,4 @@
-"""Images that are read window by window: files, and anything that slices like an array (memory maps, zarr, dask)."""
+"""Reads images window by window: files, and any object that slices like an array (memory maps, zarr, dask)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _BLOCK = (1024, 4096)
 
 
 class Sliceable(Protocol):
-    """(H, W) or (H, W, C); ``array[y0:y1, x0:x1]`` is a part of it that ``np.asarray`` accepts."""
+    """An image (H, W) or (H, W, C); ``array[y0:y1, x0:x1]`` is a part of it that ``np.asarray`` accepts."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -41,8 +41,8 @@ def open_microscopy_image(
     whole.
 
     Raises:
-        InputError: as ``read_microscopy_image``; tiles or strips of a TIFF lie beyond its end. Slicing raises it where
-            a tile or strip cannot be decoded.
+        InputError: see ``read_microscopy_image``; tiles or strips of a TIFF lie beyond its end. Slicing raises it if a
+            tile or strip cannot be decoded.
     """
     if not is_tiff(path):
         yield read_microscopy_image(path, plane=plane, channels=channels)
@@ -51,18 +51,18 @@ def open_microscopy_image(
         with damage_named(path):
             tiff = files.enter_context(whole_tiff(path))
             pixels = TiffPlane(tiff, str(path), plane, channels)
-            pixels[0:1, 0:1]  # raises where pixels cannot be decoded, before hours of work
+            pixels[0:1, 0:1]  # raises before hours of work if pixels cannot be decoded
             image = with_scale(tiff, pixels)  # type: ignore[arg-type]
         yield image
 
 
 def window(pixels: Sliceable, rows: slice, columns: slice, name: str) -> NDArray[Any]:
-    """A part of an image as an array; signed bytes become unsigned. Raises InputError as ``microscopy.sound``."""
+    """A part of an image as an array; signed bytes become unsigned. Raises InputError like ``microscopy.sound``."""
     return sound(np.asarray(pixels[rows, columns]), name)
 
 
 def limits(pixels: Sliceable, normalisation: Normalisation, name: str) -> tuple[float, float] | None:
-    """The percentiles of a whole image that a normalisation needs; None where it needs none."""
+    """The percentiles of a whole image that a normalisation needs; None if it needs none."""
     if normalisation.name != "percentile":
         return None
     low, high = percentiles(pixels, (normalisation.low, normalisation.high), name)
@@ -73,8 +73,8 @@ def percentiles(pixels: Sliceable, percents: Sequence[float], name: str = "image
     """``np.percentile`` over the first three channels of an image that need not fit into memory.
 
     The result is exact. The values are found 16 bits at a time: each pass over the image counts the next 16 bits of
-    the values that share the bits found so far. That is one pass for up to 16 bits, two for 32 bits (floats too) and
-    four for 64 bits.
+    the values that share the bits found so far. This takes one pass for up to 16 bits, two for 32 bits (floats too)
+    and four for 64 bits.
 
     Raises:
         InputError: naming ``name``: values that are not finite.
@@ -145,7 +145,7 @@ def _value(ordered: int, dtype: np.dtype[Any]) -> float:
 
 
 def digest(pixels: Sliceable, name: str) -> str:
-    """Hexadecimal SHA-256 of all values of an image, read block by block. Raises InputError as ``window``."""
+    """Hexadecimal SHA-256 of all values of an image, read block by block. Raises InputError like ``window``."""
     found = hashlib.sha256(f"{tuple(pixels.shape)} {pixels.dtype}".encode())
     channels = pixels.shape[2] if len(pixels.shape) == 3 else 1
     for block in _blocks(pixels, channels, name):

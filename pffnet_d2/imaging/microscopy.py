@@ -1,7 +1,7 @@
-"""One plane of any microscopy file, with the size of its pixels, for prediction.
+"""Reads one plane of any microscopy file, with the size of its pixels, for prediction.
 
-``read.decode_image`` reads the plain images of data sets. A file from a microscope may hold several channels, a stack,
-palettes, 32-bit or floating values and metadata; the user says which of its planes to take.
+``read.decode_image`` reads the plain images of data sets. A microscopy file may contain several channels, a stack,
+palettes, 32-bit or floating-point values and metadata; the user chooses one of its planes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.axes import check_choice, choice, reduce_axes
-from pffnet_d2.imaging.read import MAX_PIXELS, opened, pixels_of, read_bytes
+from pffnet_d2.imaging.read import MAX_PIXELS, open_image, pixels_of, read_bytes
 from pffnet_d2.imaging.tiff import TIFF_MAGIC, TiffPlane, damage_named, whole_tiff
 
-# Factors to micrometres, by the names that OME and ImageJ use.
+# Factors that convert units to micrometres, by the unit names of OME and ImageJ.
 UNITS = {"nm": 1e-3, "um": 1.0, "µm": 1.0, "μm": 1.0, "micron": 1.0, "microns": 1.0, "mm": 1e3, "cm": 1e4}
-# Fewer pixels per centimetre than this (1270 per inch) are the resolution of a screen or a printer.
+# A resolution of fewer pixels per centimetre (1270 per inch) is that of a screen or a printer.
 _OPTICAL = 500
 _SMALLEST = 1e-4  # micrometres; smaller than an atom
 
@@ -35,26 +35,26 @@ class MicroscopyImage:
     """One plane of a file."""
 
     pixels: NDArray[Any]  # (H, W) or RGB (H, W, 3), in the file's own depth; finite
-    pixel_size: tuple[float, float] | None = None  # height and width in micrometres, where the file says so
+    pixel_size: tuple[float, float] | None = None  # height and width in micrometres, if the file states it
     resolution: tuple[Any, Any, int] | None = None  # XResolution, YResolution, ResolutionUnit of a TIFF
 
 
 def read_microscopy_image(
     path: str | Path, *, plane: Mapping[str, int] | int | None = None, channels: Sequence[int] | None = None
 ) -> MicroscopyImage:
-    """Read TIFF (plain, OME, ImageJ), PNG, JPEG, BMP, ... of 8, 16 or 32-bit integers or floating values.
+    """Read TIFF (plain, OME, ImageJ), PNG, JPEG, BMP, ... of 8, 16 or 32-bit integers or floating-point values.
 
     Args:
         path: the file.
-        plane: of a stack: the index (from 0) along each axis, as in {"Z": 3, "T": 0}, or just the index where the
-            stack has only one axis.
-        channels: one channel (from 0), read as grey, or three, read as red, green and blue. None takes grey and RGB(A)
-            files as they are. Where the file names no channel axis, its only stack axis holds the channels.
+        plane: for a stack, the index (from 0) along each axis, as in {"Z": 3, "T": 0}, or a single index if the stack
+            has only one axis.
+        channels: one channel (from 0), read as grey, or three, read as red, green and blue. None reads grey and RGB(A)
+            files as they are. If the file does not name a channel axis, its only stack axis contains the channels.
 
     Raises:
-        InputError: naming the file: it is not readable, truncated or empty; it is a stack or has several channels and
-            nothing was chosen (the message says how to); an index is out of range; values are not finite; it has more
-            than MAX_PIXELS pixels.
+        InputError: naming the file: it is unreadable, truncated or empty; it is a stack or has several channels, and no
+            choice was made (the message says how to choose); an index is out of range; values are not finite; it has
+            more than MAX_PIXELS pixels.
     """
     path = Path(path)
     if channels is not None and len(channels) not in (1, 3):
@@ -67,7 +67,7 @@ def read_microscopy_image(
 
 
 def is_tiff(path: Path) -> bool:
-    """Whether a file begins like a TIFF. Raises InputError naming it where it cannot be read or is empty."""
+    """Whether a file begins like a TIFF. Raises InputError naming it if it cannot be read or is empty."""
     try:
         with open(path, "rb") as file:
             magic = file.read(4)
@@ -91,9 +91,9 @@ def _read_tiff(path: Path, plane: Mapping[str, int] | int | None, channels: Sequ
 
 
 def _read_other(path: Path, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None) -> NDArray[Any]:
-    """One frame of a file that Pillow reads."""
+    """Reads one frame of a file with Pillow."""
     data, name = read_bytes(path), str(path)
-    with opened(data, name) as image:
+    with open_image(data, name) as image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1:
             check_choice({"I": frames}, name, plane, None, True)
@@ -104,10 +104,10 @@ def _read_other(path: Path, plane: Mapping[str, int] | int | None, channels: Seq
 
 
 def sound(pixels: NDArray[Any], name: str) -> NDArray[Any]:
-    """The same pixels, signed bytes as unsigned ones (-128 becomes 0).
+    """The same pixels, with signed bytes as unsigned bytes (-128 becomes 0).
 
     Raises:
-        InputError: naming ``name``: no pixels, complex or other values, or values that are not finite.
+        InputError: naming ``name``: there are no pixels; values are neither integers nor floats; values are not finite.
     """
     if 0 in pixels.shape:
         raise InputError(f"{name}: has no pixels (shape {pixels.shape}); fetch it again")
@@ -116,14 +116,16 @@ def sound(pixels: NDArray[Any], name: str) -> NDArray[Any]:
     if pixels.dtype.kind == "f":
         bad = pixels.size - np.count_nonzero(np.isfinite(pixels))
         if bad:
-            raise InputError(f"{name}: {bad} values are NaN or infinite; replace them, by 0 say, and save it again")
+            raise InputError(
+                f"{name}: {bad} values are NaN or infinite; replace them, for example by 0, and save it again"
+            )
     if pixels.dtype == np.int8:
         return (pixels.astype(np.int16) + 128).astype(np.uint8)
     return pixels
 
 
 def with_scale(tiff: tifffile.TiffFile, pixels: NDArray[Any]) -> MicroscopyImage:
-    """Pixels with the size that the TIFF gives them."""
+    """The pixels with the pixel size that the TIFF states."""
     tags: Any = tiff.series[0].keyframe.tags
     found = [tags.get(key) for key in ("XResolution", "YResolution", "ResolutionUnit")]
     resolution = None
@@ -138,15 +140,15 @@ def with_scale(tiff: tifffile.TiffFile, pixels: NDArray[Any]) -> MicroscopyImage
 def _pixel_sizes(
     tiff: tifffile.TiffFile, resolution: tuple[Any, Any, int] | None
 ) -> Iterator[tuple[float, float, str]]:
-    """Width, height and unit of a pixel as each kind of metadata in the file gives them, the most trustworthy first.
-    Many programs write 72 dots per inch where they know no size."""
+    """Width, height and unit of a pixel as each kind of metadata in the file states them, the most reliable first.
+    Many programs write 72 dots per inch if they do not know the size."""
     page = tiff.series[0].keyframe
     if tiff.is_ome:
         yield from _ome_pixel_size(tiff.ome_metadata)
     stk = page.tags.get("UIC1tag")  # of MetaMorph
     calibration = stk.value if stk is not None and isinstance(stk.value, dict) else {}
     x, y = calibration.get("XCalibration"), calibration.get("YCalibration")
-    # tifffile returns an integer, the offset, where a value is not in the file.
+    # tifffile returns an integer, the offset, if a value is missing from the file.
     if calibration.get("SpatialCalibration") and isinstance(x, float) and isinstance(y, float):
         yield x, y, str(calibration.get("CalibrationUnits")).strip("\x00 ")
     if page.is_svs:
@@ -160,7 +162,7 @@ def _pixel_sizes(
         return
     unit = str((tiff.imagej_metadata or {}).get("unit", "")) if tiff.is_imagej else ""
     unit = re.sub(r"\\u00b5", "µ", unit, flags=re.IGNORECASE)
-    if unit != "cm":  # ImageJ writes cm for the dots per inch of other programs
+    if unit != "cm":  # ImageJ writes cm when it converts the dots per inch of other programs
         yield 1 / x, 1 / y, unit
     per_cm = {3: 1.0, 2: 1 / 2.54}.get(resolution[2], 0.0)
     if min(x, y) * per_cm > _OPTICAL:

@@ -1,7 +1,7 @@
-"""Grey values of any depth as the 8-bit RGB that the networks see.
+"""Normalises grey values of any depth to the 8-bit RGB images that the networks see.
 
-The same code runs when a data set is prepared and at prediction, and a prepared data set names its normalisation, so
-that both see the same grey values.
+The same code runs when a data set is prepared and when a model predicts, and a prepared data set records its
+normalisation, so training and prediction see the same grey values.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from pffnet_d2.imaging.numbers import real_number
 class Normalisation:
     """How grey values become 8 bit.
 
-    - "as_is": 8-bit images stay as they are.
-    - "percentile": from the image's own percentile ``low`` (to 0) to ``high`` (to 255), both taken over all channels so
-      that colours keep their ratio; percentiles instead of extremes so that a few hot pixels do not darken the rest.
-      The range is at least ``minimum_range`` grey values, so that an image of nothing but noise stays dark instead of
-      being stretched into a picture.
+    - "as_is": 8-bit images are not changed.
+    - "percentile": the percentile ``low`` of the image becomes 0 and ``high`` becomes 255. Both are taken over all
+      channels, so that colours keep their ratio. Percentiles are used instead of extremes so that a few hot pixels do
+      not darken the rest. The range is at least ``minimum_range`` grey values, so that an image of pure noise stays
+      dark instead of being stretched.
     - "auto": "as_is" for 8-bit images, "percentile" for deeper ones. Images of floats, whose unit is unknown, have no
       minimum range.
     - "stretch": like "auto", but 8-bit images use percentiles too, at least 24 grey values apart.
 
-    With ``invert`` dark becomes bright: the two percentiles become 255 and 0.
+    With ``invert``, dark becomes bright: the two percentiles become 255 and 0.
     """
 
     name: str
@@ -40,9 +40,9 @@ class Normalisation:
     invert: bool = False
 
     def info(self) -> dict[str, Any]:
-        """The json form kept in a prepared data set; ``Normalisation(**info)`` reads it back."""
+        """The JSON form stored in a prepared data set; ``Normalisation(**info)`` reads it back."""
         info = asdict(self)
-        if not self.invert:  # data sets that were prepared before the key existed do not have it
+        if not self.invert:  # data sets prepared before the key existed lack it
             del info["invert"]
         return info
 
@@ -50,13 +50,13 @@ class Normalisation:
 AS_IS = Normalisation("as_is")
 # Percentiles of Caicedo et al., Cytometry A 95(9), 2019. The range was measured on the 150 training and validation
 # fields of BBBC039 (12 bit): 39 to 52 grey values in the three empty fields, 661 or more in all others (median 1228).
-# 512 changes no field with nuclei and keeps the noise of an empty one below a tenth of the scale.
+# 512 does not change fields with nuclei and keeps the noise of empty fields below a tenth of the scale.
 PERCENTILE_16_BIT = Normalisation("percentile", 0.1, 99.9, 512.0)
-# The range of DSB2018's 318 fluorescence images at hand: 26 to 252 grey values, median 67.
+# The range was measured on the 318 available fluorescence images of DSB2018: 26 to 252 grey values, median 67.
 PERCENTILE_8_BIT = Normalisation("percentile", 0.1, 99.9, 24.0)
 AUTO = replace(PERCENTILE_16_BIT, name="auto")
 STRETCH = replace(PERCENTILE_16_BIT, name="stretch")
-BY_DEPTH = {each.name: each for each in (AUTO, STRETCH)}  # those that depend on the depth of the image
+BY_DEPTH = {each.name: each for each in (AUTO, STRETCH)}  # the normalisations that depend on the depth of the image
 
 
 def normalisation_of(image: npt.NDArray[Any], given: Normalisation = AUTO) -> Normalisation:
@@ -78,10 +78,11 @@ def to_rgb8(
     Args:
         image: the pixels.
         normalisation: how they become 8 bit.
-        limits: the values of the two percentiles, where they are those of a larger image that this one is cut from.
+        limits: the values of the two percentiles, if the image is cut from a larger one whose percentiles apply.
 
     Raises:
-        InputError: the image has another shape, or values that are not finite; "as_is" for an image that is not 8 bit.
+        InputError: the image has another shape or values that are not finite; "as_is" is used for an image that is not
+            8 bit.
     """
     if image.ndim == 2:
         image = image[:, :, None]
@@ -94,7 +95,7 @@ def to_rgb8(
             raise InputError("the image has values that are not finite; replace them first")
         low, high = limits or np.percentile(image, (normalisation.low, normalisation.high))
         scale = 255 / max(high - low, normalisation.minimum_range, np.finfo(np.float32).tiny)
-        # float32 cannot tell large 32-bit integers apart.
+        # float32 cannot represent large 32-bit integers exactly.
         real: Any = np.float64 if image.dtype.kind in "ui" and image.dtype.itemsize > 2 else np.float32
         above = real(high) - image.astype(real) if normalisation.invert else image.astype(real) - real(low)
         return _as_rgb(np.clip(np.rint(above * real(scale)), 0, 255).astype(np.uint8))
@@ -122,7 +123,7 @@ def describe(normalisation: Normalisation) -> str:
 
 
 def parse_normalisation(text: str) -> Normalisation | None:
-    """The normalisation that a user typed: ``auto`` (None: that of training), ``as-is``, or
+    """Parses what a user typed: ``auto`` (returns None, for the normalisation of training), ``as-is``, or
     ``percentile[:LOW,HIGH[,RANGE]]`` in percent and grey values. Raises InputError for any other text."""
     if text == "auto":
         return None
@@ -136,6 +137,6 @@ def parse_normalisation(text: str) -> Normalisation | None:
             raise ValueError
     except ValueError:
         raise InputError(
-            f"normalisation {text}: use auto, as-is or percentile:LOW,HIGH,RANGE such as percentile:0.1,99.9,512"
+            f"normalisation {text}: use auto, as-is or percentile:LOW,HIGH,RANGE, such as percentile:0.1,99.9,512"
         ) from None
     return Normalisation("percentile", low, high, values[2] if len(values) == 3 else 0.0)

@@ -1,4 +1,4 @@
-"""A file with an image or a label image to an array of the file's own depth."""
+"""Reads a file with an image or a label image as an array of the file's own depth."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ def decode_image(data: bytes, name: str, *, palette: bool = True) -> npt.NDArray
     Args:
         data: content of the file.
         name: of the file, for messages.
-        palette: look palettes up, which gives RGB. Without, the numbers as they are stored: (H, W) indices of a
-            palette, and white that a TIFF counts down to is not turned.
+        palette: convert palettes to RGB. If False, return the stored numbers: (H, W) indices of a palette, and TIFF
+            values whose 0 is white are not inverted.
 
     Raises:
-        InputError: naming ``name``: it is truncated, damaged, not an image or a stack; it has more bits than can be
+        InputError: naming ``name``: it is truncated, damaged, not an image, or a stack; it has more bits than can be
             read, or more than MAX_PIXELS pixels.
     """
     if data[:4] in TIFF_MAGIC:
         return decode_tiff(data, name, MAX_PIXELS, as_stored=not palette)
-    with opened(data, name) as image:
+    with open_image(data, name) as image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format != "MPO":  # MPO: a camera's image with its preview
-            raise InputError(f"{name}: holds a stack of {frames} planes; save one plane as grey or RGB")
+            raise InputError(f"{name}: contains a stack of {frames} planes; save one plane as grey or RGB")
         return pixels_of(image, data, name, palette=palette)
 
 
 def decode_label_image(data: bytes, name: str) -> npt.NDArray[Any]:
-    """Decode the ids of a label image: (H, W) numbers as they are stored, indices where there is a palette.
+    """Decode the ids of a label image: (H, W) numbers as stored, or indices if there is a palette.
 
-    Equal channels, as in grey saved as RGB, are read as one, and an opaque alpha channel is ignored.
+    Equal channels, as in a grey image saved as RGB, are read as one channel, and an opaque alpha channel is ignored.
 
     Args:
         data: content of the file.
         name: of the file, for messages.
 
     Raises:
-        InputError: naming ``name``: as ``decode_image``; the channels differ; a TIFF holds further images.
+        InputError: naming ``name``: see ``decode_image``; the channels differ; a TIFF contains other images too.
     """
     labels = decode_image(data, name, palette=False)
     if labels.ndim == 3 and labels.shape[2] in (2, 4) and labels.dtype.kind == "u":
@@ -64,19 +64,19 @@ def decode_label_image(data: bytes, name: str) -> npt.NDArray[Any]:
         labels = labels[..., 0]
     if labels.ndim != 2:
         raise InputError(
-            f"{name}: a picture of the labels in colours or with transparency, not the labels; use the label image "
+            f"{name}: shows labels in colours or with transparency and is not a label image; use the label image "
             "unchanged (one channel or a palette, never converted to RGB)"
         )
     return labels
 
 
 @contextmanager
-def opened(data: bytes, name: str) -> Iterator[Image.Image]:
-    """Open an image with Pillow. Damage found inside the block raises an InputError that names the file; Pillow's
-    warnings, which would repeat it, are suppressed.
+def open_image(data: bytes, name: str) -> Iterator[Image.Image]:
+    """Open an image with Pillow. If damage is found inside the block, an InputError names the file; Pillow's warnings
+    about it are suppressed.
 
     Raises:
-        InputError: naming ``name``: truncated, damaged, not an image, or more than MAX_PIXELS pixels.
+        InputError: naming ``name``: it is truncated, damaged or not an image, or has more than MAX_PIXELS pixels.
     """
     with damage_named(name), warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -90,16 +90,16 @@ def opened(data: bytes, name: str) -> Iterator[Image.Image]:
 
 
 def pixels_of(image: Image.Image, data: bytes, name: str, *, palette: bool = True) -> npt.NDArray[Any]:
-    """The pixels of a file that Pillow opened, in the file's own depth.
+    """The pixels of a file that Pillow open_image, in the file's own depth.
 
     Args:
-        image: the file as opened.
+        image: the file as open_image.
         data: its content.
         name: of the file, for messages.
         palette: as for ``decode_image``.
 
     Raises:
-        InputError: the colours cannot be converted to RGB; a format other than PNG with more than 8 bits per channel,
+        InputError: the colours cannot be converted to RGB; a format other than PNG has more than 8 bits per channel,
             which Pillow would cut to 8.
     """
     if image.mode not in (*_AS_ARRAY, *_AS_RGB):
@@ -111,18 +111,18 @@ def pixels_of(image: Image.Image, data: bytes, name: str, *, palette: bool = Tru
     if pixels.dtype == np.uint8 and image.mode != "P" and _bits(image.format, data) > 8:
         if image.format != "PNG":
             raise InputError(
-                f"{name}: has more than 8 bits a channel, which of {image.format} files cannot be read; save it as "
-                "PNG or TIFF"
+                f"{name}: has more than 8 bits per channel, which cannot be read from {image.format} files; save it "
+                "as PNG or TIFF"
             )
         return _deep_png(data)
     return pixels
 
 
 def _bits(form: str | None, data: bytes) -> int:
-    """Bits per sample of a file in one of the formats that may hold more than 8; 8 for other formats."""
+    """Bits per sample of a file in one of the formats that allow more than 8; 8 for other formats."""
     if form == "PNG":
         return data[24]
-    if form == "JPEG2000":  # the header of the codestream holds the depth less 1, first that of channel 1
+    if form == "JPEG2000":  # the header of the codestream contains the depth minus 1, that of channel 1 first
         start = data.find(b"\xff\x4f\xff\x51")
         return (data[start + 42] & 0x7F) + 1 if start >= 0 else 8
     if form == "PPM":
@@ -130,7 +130,7 @@ def _bits(form: str | None, data: bytes) -> int:
         return 16 if words[0] in (b"P5", b"P6") and int(words[3]) > 255 else 8
     if form == "SGI":
         return 8 * data[3]
-    if form == "AVIF":  # av1C: a bit of its third byte marks more than 8
+    if form == "AVIF":  # a bit in the third byte of av1C marks more than 8
         start = data.find(b"av1C")
         return 10 if start >= 0 and data[start + 6] & 0x40 else 8
     return 8
@@ -139,7 +139,7 @@ def _bits(form: str | None, data: bytes) -> int:
 def _deep_png(data: bytes) -> npt.NDArray[np.uint16]:
     """A PNG of 16 bits and several channels, which Pillow would cut to 8 bits: (H, W, 2 to 4), grey with alpha or RGB.
 
-    Pillow must have read the file before, because OpenCV prints the damage that it finds.
+    Read the file with Pillow first, because OpenCV prints messages about damage.
     """
     import cv2
 
@@ -155,7 +155,7 @@ _TOO_LARGE = f"more than {MAX_PIXELS:,} pixels; cut it into smaller images"
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of a file. Raises InputError naming it where it cannot be read."""
+    """The content of a file. Raises InputError naming it if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -1,4 +1,4 @@
-"""The square that a network was trained on (INPUT.SQUARE): at prediction, one resize for data sets and for models."""
+"""Resizes images at prediction to the square that a network was trained on (INPUT.SQUARE), for data sets and models."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ def resize_to_square(side: int, *, stretch: bool) -> T.Augmentation:
 
     Args:
         side: in pixels, above 0.
-        stretch: make both sides ``side`` pixels long. Without, only the longer one; the shape of the image is kept.
+        stretch: make both sides ``side`` pixels long. If False, make the longer side that long and keep the aspect
+            ratio.
     """
     if stretch:
         return T.Resize((side, side))
-    return T.ResizeShortestEdge(side, side, "choice")  # the limit on the longer side is the one that binds
+    return T.ResizeShortestEdge(side, side, "choice")  # the limit on the longer side decides

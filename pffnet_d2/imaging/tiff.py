@@ -1,6 +1,6 @@
-"""One plane of a TIFF, read tile by tile or strip by strip, for preparing, prediction and prediction in tiles.
+"""Reads one plane of a TIFF, tile by tile or strip by strip, for data preparation and prediction.
 
-Only the tiles or strips that a plane, or a window of it, needs are read.
+Only the tiles or strips that cover the plane, or the requested window of it, are read.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.axes import channel_axis_of, check_choice, choice, reduce_axes
 from pffnet_d2.imaging.codecs import JPEG, decode_segment
 
-# Its warnings repeat the InputError; they still reach a user who configures logging.
+# tifffile's warnings repeat the InputError. A user who configures logging still sees them.
 logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 TIFF_MAGIC = (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")
-# What Pillow and tifffile raise on damaged files; Pillow's PNG reader raises SyntaxError for a broken chunk.
+# Exceptions of Pillow and tifffile for damaged files. Pillow's PNG reader raises SyntaxError for a broken chunk.
 DAMAGE = (
     OSError,
     SyntaxError,
@@ -44,16 +44,16 @@ DAMAGE = (
     zlib.error,
     lzma.LZMAError,
 )
-# Bytes of decoded tiles or strips that are kept per file: a strip as wide as the image serves several windows.
+# Bytes of decoded tiles or strips that are cached per file. A strip as wide as the image serves several windows.
 _CACHE = 2**27
-# A header that promises a tile or strip of more pixels is damaged.
+# A file whose header declares a tile or strip of more pixels is damaged.
 _MAX_SEGMENT = 2**31
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK, _YCBCR = 0, 1, 2, 3, 4, 6
 _PHOTOMETRIC = 262
 
 
 class TiffPlane:
-    """One plane of a TIFF, or three as colours. Slicing it, ``plane[y0:y1, x0:x1]``, reads the tiles or strips needed.
+    """One plane of a TIFF, or three as colours. A slice ``plane[y0:y1, x0:x1]`` reads the tiles or strips it needs.
 
     Attributes:
         shape: (H, W) or (H, W, 3).
@@ -75,14 +75,14 @@ class TiffPlane:
             tiff: the open file.
             name: of the file, for messages.
             plane: as ``microscopy.read_microscopy_image`` takes it.
-            channels: likewise.
-            single: refuse stacks and channels without naming the flags that would choose.
-            as_stored: the numbers as they are in the file, for label images: no palette is looked up, and values that
-                count down to white are not inverted.
+            channels: as ``microscopy.read_microscopy_image`` takes them.
+            single: refuse stacks and channels, with messages that do not suggest --plane and --channels.
+            as_stored: return the numbers in the file, for label images: palettes are not converted, and values whose 0
+                is white are not inverted.
 
         Raises:
-            InputError: the file holds several images, or colours that are not understood; ``plane`` and ``channels`` do
-                not choose one plane.
+            InputError: the file contains several images, or colours that are not supported; ``plane`` and ``channels``
+                do not choose one plane.
             ValueError, ...: those of ``DAMAGE``: tiles or strips lie beyond the end of the file.
         """
         self._name, self._tiff, self._as_stored = name, tiff, as_stored
@@ -90,7 +90,7 @@ class TiffPlane:
         self._colours = _one_colour(self._page, name)
         axes, shape = self._series.axes, self._series.shape
         sizes = dict(zip(axes, shape, strict=True))
-        # Contiguous data are mapped into memory whatever their axes; otherwise each page holds the last few axes.
+        # Contiguous data are memory-mapped with all their axes; otherwise each page contains the last few axes.
         contiguous = self._series.dataoffset is not None and not self._series.is_multifile
         self._mapped = contiguous and self._page.is_memmappable
         inner = {"Y", "X", "S"} if self._mapped else set(axes[len(axes) - len(self._page.shape) :])
@@ -107,7 +107,7 @@ class TiffPlane:
         channel_axis = channel_axis_of(long, channels, self._colours)
         stack = {axis: n for axis, n in long.items() if axis not in ("S", channel_axis)}
         self._index = dict.fromkeys((axis for axis in axes if axis not in inner), 0) | choice(stack, name, plane)
-        # Channels in planes of their own are read one by one, others together with the pixels.
+        # Channels in separate planes are read one by one, other channels together with the pixels.
         self._apart = channel_axis if channel_axis not in inner else None
         self._channels = channels
         self._cache: OrderedDict[tuple[int, int], NDArray[Any]] = OrderedDict()
@@ -125,8 +125,8 @@ class TiffPlane:
             return self._read(slice(top, bottom), slice(left, right))
 
     def _check_length(self) -> None:
-        """Raise ValueError where data lie beyond the end of the file: before hours of work, and before memory is
-        reserved for what a damaged header promises."""
+        """Raise ValueError if data lie beyond the end of the file. This is checked before hours of work, and before
+        memory is reserved for the size in a damaged header."""
         if self._mapped:
             end = self._series.dataoffset + math.prod(self._series.shape) * self._series.dtype.itemsize
             if end > self._tiff.filehandle.size:
@@ -138,7 +138,7 @@ class TiffPlane:
             page = self._series.pages[number]
             if page is None:
                 raise InputError(
-                    f"{self._name}: the file that holds this plane is not beside it; put all files of the data set "
+                    f"{self._name}: the file that contains this plane is not beside it; put all files of the data set "
                     "into one folder"
                 )
             ends = [o + n for o, n in zip(page.dataoffsets, page.databytecounts, strict=True)]
@@ -162,7 +162,7 @@ class TiffPlane:
         return self._as_image([(self._segments(number, axes, rows, columns), axes) for number in self._pages_read()])
 
     def _map(self, rows: slice, columns: slice) -> list[tuple[NDArray[Any], str]]:
-        # Mapped again for each window: memory pages of a lasting map would stay resident.
+        # Mapped again for each window, because the memory pages of a permanent map would stay resident.
         values = self._tiff.filehandle.memmap_array(
             self._series.dtype.newbyteorder(self._tiff.byteorder), self._series.shape, self._series.dataoffset
         )
@@ -221,7 +221,7 @@ class TiffPlane:
         return out[0] if apart == 1 else out[..., 0]
 
     def _segment(self, number: int, index: int, shape: tuple[int, int, int]) -> NDArray[Any]:
-        """A decoded tile or strip (h, w, samples); tiles at the edge may be cropped or not."""
+        """A decoded tile or strip (h, w, samples). Tiles at the edge may or may not be cropped."""
         key = number, index
         if key in self._cache:
             self._cache.move_to_end(key)
@@ -240,8 +240,8 @@ class TiffPlane:
 
 
 def _bytes(file: Any, offset: int, count: int) -> bytes:
-    """Bytes of one of the files of an image, of which tifffile closes all but the first. Raises ValueError where the
-    file is too short."""
+    """Reads bytes from one of the files of an image, of which tifffile closes all but the first. Raises ValueError if
+    the file is too short."""
     closed = file.closed
     if closed:
         file.open()
@@ -260,7 +260,8 @@ def decode_tiff(data: bytes, name: str, max_pixels: int, *, as_stored: bool = Fa
     """The only plane of a TIFF in memory, (H, W) or (H, W, 3).
 
     Raises:
-        InputError: naming it: a stack, several channels, damaged, more than ``max_pixels``.
+        InputError: naming ``name``: it is a stack, has several channels or more than ``max_pixels`` pixels, or is
+            damaged.
     """
     with damage_named(name), whole_tiff(io.BytesIO(data)) as tiff:
         plane = TiffPlane(tiff, name, single=True, as_stored=as_stored)
@@ -274,7 +275,7 @@ def decode_tiff(data: bytes, name: str, max_pixels: int, *, as_stored: bool = Fa
 
 @contextmanager
 def damage_named(name: str | Path) -> Iterator[None]:
-    """Turn the exceptions that damage to the file raises in the block into an InputError that names it."""
+    """Turn exceptions caused by a damaged file inside the block into an InputError that names the file."""
     try:
         yield
     except InputError:
@@ -287,7 +288,7 @@ def damage_named(name: str | Path) -> Iterator[None]:
 
 @contextmanager
 def whole_tiff(file: Path | io.BytesIO) -> Iterator[tifffile.TiffFile]:
-    """``TiffFile`` that raises ValueError where pages are cut off; tifffile itself logs that and reads the others."""
+    """A ``TiffFile`` that raises ValueError if pages are cut off. tifffile only logs this and reads the other pages."""
     said: list[str] = []
     handler = logging.Handler(logging.ERROR)
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
@@ -304,15 +305,15 @@ def whole_tiff(file: Path | io.BytesIO) -> Iterator[tifffile.TiffFile]:
 
 
 def _only_series(tiff: tifffile.TiffFile, name: str, *, thumbnails: bool) -> tuple[Any, Any]:
-    """The one image of a TIFF and its first page.
+    """The only image of a TIFF and its first page.
 
     Args:
         tiff: the open file.
         name: of the file, for messages.
-        thumbnails: take smaller images for thumbnails even where the file does not mark them as such.
+        thumbnails: treat smaller images as thumbnails even if the file does not mark them as such.
 
     Raises:
-        InputError: there are several images; their values cannot be read.
+        InputError: there are several images; values of this type cannot be read.
     """
     if not tiff.series:
         raise ValueError("no image")
@@ -324,10 +325,10 @@ def _only_series(tiff: tifffile.TiffFile, name: str, *, thumbnails: bool) -> tup
     ]
     if rivals:
         shapes = ", ".join("x".join(map(str, s.shape)) for s in [series, *rivals][:4])
-        raise InputError(f"{name}: holds {len(tiff.series)} images ({shapes}); save the one you want by itself")
+        raise InputError(f"{name}: contains {len(tiff.series)} images ({shapes}); save the one you want by itself")
     if page.dtype is None:
         raise InputError(
-            f"{name}: {page.bitspersample}-bit values of this kind cannot be read; save it as 8, 16 or 32-bit integers "
+            f"{name}: {page.bitspersample}-bit values of this type cannot be read; save it as 8, 16 or 32-bit integers "
             "or 32-bit floating values"
         )
     if page.dtype.kind not in "buif":
@@ -336,13 +337,13 @@ def _only_series(tiff: tifffile.TiffFile, name: str, *, thumbnails: bool) -> tup
 
 
 def _one_colour(page: Any, name: str) -> bool:
-    """Whether the samples of a pixel are one colour (RGB, or grey with alpha) and not channels.
+    """Whether the samples of a pixel form one colour (RGB, or grey with alpha) and are not channels.
 
     Raises:
         InputError: the colours are not supported, such as CMYK.
     """
     photometric = page.photometric
-    # JPEG decoders turn YCbCr into RGB; no decoder of other compressions does.
+    # JPEG decoders convert YCbCr to RGB. Decoders of other compressions do not.
     converted = photometric == _YCBCR and page.compression in JPEG
     if photometric not in (_WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _MASK) and not converted:
         kind = {5: "CMYK", 6: "YCbCr"}.get(int(photometric), str(getattr(photometric, "name", photometric)))
@@ -354,16 +355,16 @@ def _check_single(long: Mapping[str, int], name: str, colours: bool) -> None:
     """Raise InputError unless the axes longer than 1 other than Y and X are one colour: alpha, RGB or RGBA."""
     planes = math.prod(n for axis, n in long.items() if axis != "S")
     if planes > 1:
-        raise InputError(f"{name}: holds a stack of {planes} planes; save one plane as grey or RGB")
+        raise InputError(f"{name}: contains a stack of {planes} planes; save one plane as grey or RGB")
     if not colours and long.get("S", 1) not in (1, 3, 4):
-        raise InputError(f"{name}: holds {long['S']} channels; save one as grey, or three as RGB")
+        raise InputError(f"{name}: contains {long['S']} channels; save one as grey, or three as RGB")
 
 
 def as_meant(pixels: NDArray[Any], axes: str, page: Any, *, as_stored: bool = False) -> tuple[NDArray[Any], str]:
-    """Pixels and axes of a TIFF with palettes looked up, values that count down to white inverted, and 2 or 4 bits
-    scaled to the range of 8."""
+    """Pixels and axes of a TIFF, with palettes converted to RGB, values whose 0 is white inverted, and 2 or 4 bits
+    scaled to the range of 8 bits."""
     kind, bits = pixels.dtype.kind, page.bitspersample
-    # tifffile declares 0 to be white in the 1-bit files it writes, but writes 1 for white.
+    # tifffile declares in the 1-bit files it writes that 0 is white, but writes 1 for white.
     if page.photometric == _WHITE_IS_ZERO and _PHOTOMETRIC in page.tags and (kind == "b" or not as_stored):
         if kind == "b" and not str(page.software).startswith("tifffile"):
             pixels = ~pixels
@@ -373,7 +374,7 @@ def as_meant(pixels: NDArray[Any], axes: str, page: Any, *, as_stored: bool = Fa
         return pixels, axes
     if page.photometric == _PALETTE and page.colormap is not None:
         colours = np.asarray(page.colormap)
-        colours = colours >> 8 if colours.max(initial=0) > 255 else colours  # some programs write 8 bit
+        colours = colours >> 8 if colours.max(initial=0) > 255 else colours  # some programs write 8-bit palettes
         return np.moveaxis(colours, 0, -1).astype(np.uint8)[pixels], axes + "S"
     if kind == "u" and bits < 8:
         return (pixels.astype(np.uint16) * 255 // (2**bits - 1)).astype(np.uint8), axes

@@ -1,1 +1,1 @@
-"""From what a model returns to what people use."""
+"""Prediction: runs a model on images and writes its results to files."""

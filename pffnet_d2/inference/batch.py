@@ -1,4 +1,4 @@
-"""Many image files to many result files: what ``pffnet predict`` does, in one process or shared among several."""
+"""Predicts many image files and writes their results, in one process or several. ``pffnet predict`` runs this."""
 
 from __future__ import annotations
 
@@ -34,28 +34,29 @@ from pffnet_d2.inference.summary import Outcome, Summary, doubts
 from pffnet_d2.inference.tiling import Box
 from pffnet_d2.launch import check_processes, launch_over_gloo
 
-# Seconds that results wait while another process writes those of the same name.
+# Seconds to wait while another process writes results of the same name.
 _PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that a process must know. With ``options.tile``, processes share the tiles of each image, not the images."""
+    """What each process needs to know. With ``options.tile``, the processes share the tiles of each image."""
 
     sources: list[Source]
     out: Path
     options: PredictOptions
-    stop: bool = False  # end at the first file that fails
+    stop: bool = False  # stop at the first file that fails
     processes: int = 1
 
 
 def predict_files(job: Job) -> Summary:
-    """Predict and write all files of a job; those that fail are named on stderr and left out.
+    """Predict all files of a job and write the results. Files that fail are named on stderr and skipped.
 
-    Files are shared among the processes in batches that do not depend on their number, so neither do the results.
+    The processes share the files in batches. The batches do not depend on the number of processes, so the results do
+    not depend on it either.
 
     Raises:
-        InputError: config, weights, device or output folder cannot be used; with ``job.stop`` the first file that
+        InputError: the config, the weights, the device or the output folder cannot be used; with ``job.stop``, a file
             fails.
     """
     for collection in job.options.exporters.collections:
@@ -73,7 +74,7 @@ def predict_files(job: Job) -> Summary:
 
 
 def _check_devices(job: Job) -> None:
-    """Raises InputError where this machine has too few cores or devices for the processes, or no such device."""
+    """Raises InputError if this machine has too few cores or devices for the processes, or lacks the device."""
     device = job.options.device
     if job.processes < 1:
         raise InputError(f"{job.processes} processes: must be at least 1")
@@ -90,7 +91,7 @@ def _check_devices(job: Job) -> None:
 
 
 def _write_collections(job: Job, done: Sequence[Source]) -> None:
-    """The files that hold all images that were predicted; none where there are no such images."""
+    """Writes the files that cover all predicted images. Writes nothing if no image was predicted."""
     endings = {exporter.name: exporter.ending for exporter in job.options.exporters.files}
     for collection in job.options.exporters.collections if done else ():
         ending = endings[collection.made_of]
@@ -103,11 +104,11 @@ def _write_collections(job: Job, done: Sequence[Source]) -> None:
 
 
 def _predict_all(job: Job) -> Summary:
-    """In this process, or in several."""
+    """Predicts in this process or in several processes."""
     if job.processes == 1:
         return _Worker(job).run()
     with tempfile.TemporaryDirectory() as folder:
-        # Nothing but the outcomes passes between them, after perhaps hours apart.
+        # The processes exchange only their outcomes, and may finish hours apart.
         result = f"{folder}/summary.pt"
         launch_over_gloo(_share, job.processes, args=(job, result), timeout=timedelta(days=7))
         outcomes, seconds, stages = torch.load(result, weights_only=True)
@@ -115,7 +116,7 @@ def _predict_all(job: Job) -> Summary:
 
 
 def _share(job: Job, result: str) -> None:
-    """What one of several processes does; the first leaves the summary of all in a file."""
+    """Runs in each of several processes. The first one writes the summary of all of them to a file."""
     if job.options.device != "cpu" and torch.cuda.is_available():
         job = replace(job, options=replace(job.options, device=f"cuda:{comm.get_rank()}"))
     summary = _Worker(job).run()
@@ -136,7 +137,7 @@ class _Worker:
         self.outcomes: list[Outcome] = []
 
     def run(self) -> Summary:
-        """The outcomes of all processes in the first one, of this share in the others."""
+        """Predicts this share. Returns the outcomes of all processes in the first one, and of this share in others."""
         batches = self._share()
         start, pixels = time.perf_counter(), 0
         total = sum(len(batch) for batch in batches)
@@ -158,7 +159,7 @@ class _Worker:
         return batches if self.tiled else batches[comm.get_rank() :: comm.get_world_size()]
 
     def _take(self, outcome: Outcome) -> None:
-        """Keeps an outcome and says what is wrong with it. Raises InputError where the job is to stop at an error."""
+        """Stores an outcome and prints its error or warning. Raises InputError if the job stops at errors."""
         self.outcomes.append(outcome)
         if outcome.error and self.job.stop:
             good = sum(not o.error for o in self.outcomes)
@@ -185,10 +186,10 @@ class _Worker:
         finally:
             self.stages[stage] += time.perf_counter() - started
 
-    # --- Images whole ------------------------------------------------------------------------------------------------
+    # --- Whole images ------------------------------------------------------------------------------------------------
 
     def _whole(self, indices: Sequence[int]) -> list[Outcome]:
-        """Read, predict and write some files; an outcome for each."""
+        """Reads, predicts and writes some files. Returns one outcome per file."""
         outcomes: dict[int, Outcome] = {}
         images: dict[int, tuple[MicroscopyImage, NDArray[np.uint8]]] = {}
         with self._timed("reading"):
@@ -214,7 +215,7 @@ class _Worker:
         return [outcomes[index] for index in indices]
 
     def _read(self, path: Path) -> tuple[MicroscopyImage, NDArray[np.uint8]]:
-        """A file, and its image as the network sees it. Raises InputError naming the file."""
+        """Reads a file. Returns it and its image as the network sees it. Raises InputError naming the file."""
         opened = read_microscopy_image(path, plane=self.options.plane, channels=self.options.channels)
         try:
             self.predictor.network_size(*opened.pixels.shape[:2])
@@ -241,7 +242,7 @@ class _Worker:
         )
 
     def _write(self, source: Source, image: SourceImage, prediction: Prediction) -> None:
-        """All formats of one image, or none of them."""
+        """Writes all formats of one image. If one fails, none is kept."""
         out, target = self.job.out, self.job.out / source.name
         part = Part(prediction.label_map, prediction.scores)
         try:
@@ -258,7 +259,7 @@ class _Worker:
             raise InputError(
                 f"{source.path}: results cannot be written to {out} ({error.strerror or error})"
             ) from error
-        except InputError as error:  # names a file in a folder that is gone
+        except InputError as error:  # it names a file in the temporary folder, which no longer exists
             message = str(error).partition(": ")[2] if str(error).startswith(str(out)) else str(error)
             raise InputError(f"{source.path}: {message}") from error
 
@@ -276,7 +277,7 @@ class _Worker:
     # --- Images in tiles ---------------------------------------------------------------------------------------------
 
     def _tiles_of(self, index: int) -> list[Outcome]:
-        """Predict and write one file in tiles, together with the other processes; the first has the outcome."""
+        """Predicts and writes one file in tiles, together with the other processes. The first returns the outcome."""
         source, main = self.job.sources[index], comm.is_main_process()
         options = replace(self.options, formats=[exporter.name for exporter in self.options.exporters.files])
         with self._timed("tiles"):
@@ -288,7 +289,7 @@ class _Worker:
             return []
         kept = f", {done.tiles - done.predicted} of them from an earlier run" if done.predicted < done.tiles else ""
         tqdm.write(f"{source.path}: {done.tiles} tiles of {done.tile}, overlap {done.overlap}{kept}", file=sys.stderr)
-        for line in done.warnings_of_tiles():  # the doubt is said once for all images
+        for line in done.warnings_of_tiles():  # the doubt is printed once for all images
             tqdm.write(f"pffnet: warning: {source.path}: {line}", file=sys.stderr)
         return [
             Outcome(

@@ -1,11 +1,16 @@
-"""How many proposals and detections an image may have: caps that grow with it, and whether they cut objects off.
+"""Caps on the proposals and detections per image: scales them with the image area and reports when they are reached.
 
-A config says how many of each an image of MODEL.PFFNET.CAPS_AREA pixels may have, which is enough for the images of
-training. An image of nine times that area holds nine times as many objects, so prediction multiplies the caps by the
+The caps of a config are meant for an image of MODEL.PFFNET.CAPS_AREA pixels, which is enough for the training images.
+An image of nine times that area contains about nine times as many objects, so prediction multiplies the caps by the
 ratio of the areas. Measured on nine fields of BBBC039 side by side (1560 x 2088 pixels, the shipped model, one CPU
-core): without that 500 objects; with it 1,624 of the 1,658 that the fields give one by one (F1 0.980, the rest are cut
-by the fields' borders) in 12 s; in tiles of 1024 pixels 1,616 (F1 0.978) in 17 s, of 512 pixels 1,619 (F1 0.975) in
-30 s. So larger caps are both faster and nearer than tiles made without being asked for.
+core), where predicting the fields one by one finds 1,658 objects:
+
+- caps not scaled: 500 objects;
+- caps scaled: 1,624 objects (F1 0.980; the rest are cut by the borders of the fields) in 12 s;
+- tiles of 1024 pixels: 1,616 objects (F1 0.978) in 17 s;
+- tiles of 512 pixels: 1,619 objects (F1 0.975) in 30 s.
+
+Scaled caps are therefore faster and more accurate than automatic tiling.
 """
 
 from __future__ import annotations
@@ -28,18 +33,18 @@ from pffnet_d2.modeling.tta import TestTimeAugmentation
 
 
 class CapsReached:
-    """Which caps cut off what looks like an object, as "KEY VALUE" of the config, filled while the model runs.
+    """Records, while the model runs, which caps removed likely objects, as "KEY VALUE" of the config.
 
-    A cap that only cuts off what the rest of the network would not take for an object hides nothing: proposals count
-    from an objectness of one half, detections from the class score that the label map asks for.
+    A cap is reported only if it may have removed real objects: proposals count if their objectness is at least one
+    half, and detections if their class score reaches the threshold of the label map.
     """
 
     def __init__(self, cfg: CfgNode, factor: float) -> None:
         self._cfg, self._factor = cfg, factor
-        self._rpn: list[set[str]] = []  # of each image that the RPN saw, or of each of its views
+        self._rpn: list[set[str]] = []  # one set per image that the RPN saw, or per view of it
 
     def watch(self, rpn: RPN, hooks: ExitStack) -> None:
-        """Count the proposals of an RPN until ``hooks`` are closed."""
+        """Counts the proposals of an RPN until ``hooks`` is closed."""
         topk = self._cfg.MODEL.RPN
         crowded: list[bool] = []
 
@@ -60,8 +65,14 @@ class CapsReached:
         hooks.callback(rpn.register_forward_hook(after_nms).remove)
 
     def of_image(self, index: int, images: int, instances: Instances) -> tuple[str, ...]:
-        """Of one of the images that the model was called with, and what it found there."""
-        views = len(self._rpn) // images  # test-time augmentation shows several of each
+        """The caps that were reached in image ``index`` of the ``images`` in a call of the model.
+
+        Args:
+            index: of the image in the call.
+            images: number of images in the call.
+            instances: what the model found in this image.
+        """
+        views = len(self._rpn) // images  # test-time augmentation shows several views of each image
         keys = set().union(*self._rpn[index * views : (index + 1) * views])
         cap = self._cfg.TEST.DETECTIONS_PER_IMAGE
         if 0 < math.ceil(cap * self._factor) <= len(instances):
@@ -72,14 +83,14 @@ class CapsReached:
 
 
 def factor_for(cfg: CfgNode, height: int, width: int) -> float:
-    """By what the caps of a config are multiplied for an image of so many pixels as the network sees it; at least 1."""
+    """The factor by which to multiply the caps of a config for an image of this size in the network; at least 1."""
     area = cfg.MODEL.PFFNET.CAPS_AREA
     return max(height * width / area, 1.0) if area > 0 else 1.0
 
 
 @contextmanager
 def scaled_caps(model: nn.Module, cfg: CfgNode, factor: float) -> Iterator[CapsReached]:
-    """A model whose caps are ``factor`` times those of its config while the block lasts; says which were reached."""
+    """Multiplies the caps of a model by ``factor`` inside the block. Yields a record of the caps that were reached."""
     before = [(place, key, place[key]) for module in model.modules() for place, key in _caps_of(module)]
     reached = CapsReached(cfg, factor)
     with ExitStack() as hooks:
@@ -88,7 +99,7 @@ def scaled_caps(model: nn.Module, cfg: CfgNode, factor: float) -> Iterator[CapsR
                 reached.watch(module, hooks)
         try:
             for place, key, cap in before:
-                if cap > 0:  # Detectron2's -1 stands for none
+                if cap > 0:  # -1 means no cap in Detectron2
                     place[key] = math.ceil(cap * factor)
             yield reached
         finally:
@@ -97,7 +108,7 @@ def scaled_caps(model: nn.Module, cfg: CfgNode, factor: float) -> Iterator[CapsR
 
 
 def _caps_of(module: nn.Module) -> list[tuple[MutableMapping[Any, Any], Any]]:
-    """Where a module keeps its caps for prediction: a mapping and the key in it."""
+    """Where a module stores its caps for prediction, as pairs of a mapping and a key in it."""
     if isinstance(module, RPN):
         return [(module.pre_nms_topk, False), (module.post_nms_topk, False)]
     attributes = {
@@ -110,7 +121,7 @@ def _caps_of(module: nn.Module) -> list[tuple[MutableMapping[Any, Any], Any]]:
 
 
 def warning(reached: Sequence[str]) -> str:
-    """What caps that were reached mean and what to do, in one line; "" where there are none."""
+    """One line that names the caps that were reached and says what to do; "" if no cap was reached."""
     if not reached:
         return ""
     doubled = [f"{key} {2 * int(value)}" for key, _, value in (cap.partition(" ") for cap in reached)]

@@ -1,4 +1,4 @@
-"""The name under which scripts know the rule that makes label maps: :mod:`pffnet_d2.masks.compose`."""
+"""The public import path of the label map rule, which is implemented in :mod:`pffnet_d2.masks.compose`."""
 
 from pffnet_d2.masks.compose import instances_to_label_map
 

@@ -1,7 +1,7 @@
-"""One large image: its tiles are predicted one by one, stitched, and written as they are finished.
+"""Predicts one large image in tiles, stitches the tiles and writes objects and rows as soon as they are finished.
 
-What was found in each tile is kept in a folder until the results are complete, so that an interrupted run resumes.
-Every process of a run takes its share of the tiles; the first stitches them.
+The predictions of the tiles are kept in a folder until the results are complete, so that an interrupted run resumes.
+Every process of a run predicts its share of the tiles, and the first process stitches them.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ from pffnet_d2.inference.stitch import FinishedObjects, View, stitch
 from pffnet_d2.inference.tile_folder import Findings, TileFolder
 from pffnet_d2.inference.tiling import Box, Tiles, overlap_for
 
-# Where objects are measured for overlap "auto": in the tile with most contrast of so many, for every 32 tiles one.
+# For overlap "auto", objects are measured in the tiles of highest contrast among _CANDIDATES tiles: one tile for every
+# 32 tiles of the image, at most _MOST_PROBES.
 _CANDIDATES, _TILES_A_PROBE, _MOST_PROBES = 16, 32, 4
-# A corner of this side, of that many tiles, tells whether the model was made for the image.
+# Corners of this side in pixels, from _CANDIDATES tiles, tell whether the model was made for the image.
 _CORNER = 256
 
 T = TypeVar("T")
@@ -43,41 +44,41 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TileModel:
-    """What predicts tiles."""
+    """The model as :func:`predict_large` needs it."""
 
-    predict: Callable[[list[NDArray[np.uint8]]], Sequence[Findings]]  # (h, w, 3) RGB, those of one size together
-    identity: str  # differs where predictions may
-    stride: int = 1  # sides of tiles are multiples of it, so that none is padded
+    predict: Callable[[list[NDArray[np.uint8]]], Sequence[Findings]]  # (h, w, 3) RGB images
+    identity: str  # differs between models whose predictions may differ
+    stride: int = 1  # sides of tiles are multiples of it, so that tiles are not padded
     normalisation: Normalisation = AUTO
     doubt: Callable[[NDArray[np.uint8]], str] = lambda rgb: ""  # as ``Predictor.doubt``
-    resized: Callable[[int, int], str] = lambda height, width: ""  # a warning where it resizes tiles of such a size
+    resized: Callable[[int, int], str] = lambda height, width: ""  # a warning if the model resizes such tiles
 
 
 @dataclass(frozen=True)
 class LargePrediction:
-    """What came of a large image. The label map itself is in ``files``."""
+    """The result for a large image. The label map is in one of ``files``."""
 
     shape: tuple[int, int]  # H, W
     objects: int
     files: dict[str, Path]  # by format
     tiles: int
-    predicted: int  # of these tiles, now; the others were kept from a run that ended early
+    predicted: int  # number of tiles predicted by this run; the others come from an interrupted run
     tile: int
     overlap: int
     normalisation: Normalisation
     dtype: str  # of the pixels
     larger: list[tuple[int, Box]] = field(default_factory=list)  # id and box of objects larger than the overlap
     capped: list[Box] = field(default_factory=list)  # tiles in which a cap on proposals or detections was reached
-    caps: tuple[str, ...] = ()  # these caps, as KEY VALUE of the config
-    doubt: str = ""  # why the model was not made for such images, and what to do
-    resized: str = ""  # what it means that tiles are resized
+    caps: tuple[str, ...] = ()  # the caps that were reached, as KEY VALUE of the config
+    doubt: str = ""  # why the model may not suit the image, and what to do
+    resized: str = ""  # a warning that tiles are resized, with what to do
 
     def warnings(self) -> list[str]:
-        """For people: the doubt, and ``warnings_of_tiles``."""
+        """Warnings for the user, one line each: the doubt and ``warnings_of_tiles``."""
         return [*([self.doubt] if self.doubt else []), *self.warnings_of_tiles()]
 
     def warnings_of_tiles(self) -> list[str]:
-        """For people: tiles that are resized, objects that seams may have cut, tiles where objects may be missing."""
+        """Warnings for the user: resized tiles, objects that seams may have cut, tiles where objects may be missing."""
         lines = [self.resized] if self.resized else []
         if self.larger:
             some = "; ".join(
@@ -98,14 +99,14 @@ class LargePrediction:
 def predict_large(
     model: TileModel, image: Sliceable | str | os.PathLike[str], out: Path, name: str, options: ImageOptions
 ) -> LargePrediction:
-    """Predict an image in tiles and write what is found; every process of a distributed run must call it.
+    """Predict an image in tiles and write the results. Every process of a distributed run must call it.
 
     Args:
-        model: what predicts tiles.
-        image: a file, or (H, W) or (H, W, C) that slices like an array.
-        out: folder of the results.
-        name: of the results, a path below ``out`` without ending.
-        options: how; ``tile`` must be set.
+        model: predicts tiles.
+        image: a file, or an object (H, W) or (H, W, C) that slices like an array.
+        out: folder for the results.
+        name: of the results, a path below ``out`` without a file extension.
+        options: how to read, predict and write; ``tile`` must be set.
 
     Raises:
         InputError: the image cannot be read or has values that are not finite; tiles do not fit the network or each
@@ -120,7 +121,7 @@ def predict_large(
 
 
 def check_tiles(tile: int, overlap: int | str, stride: int) -> None:
-    """Raises InputError where tiles fit neither the network nor each other."""
+    """Raises InputError if the tile size does not suit the network, or the overlap does not suit the tile size."""
     if tile < stride or tile % stride:
         raise InputError(
             f"tiles of {tile} pixels: the network works in steps of {stride} pixels; use a multiple of that, "
@@ -132,7 +133,7 @@ def check_tiles(tile: int, overlap: int | str, stride: int) -> None:
 
 @dataclass
 class _Counted:
-    """What is counted while tiles are stitched; see ``LargePrediction``."""
+    """Counts made while tiles are stitched; see ``LargePrediction``."""
 
     objects: int = 0
     larger: list[tuple[int, Box]] = field(default_factory=list)
@@ -140,7 +141,7 @@ class _Counted:
     caps: set[str] = field(default_factory=set)
 
     def add(self, finished: FinishedObjects, tiles: Tiles) -> None:
-        # An image of one row or column of tiles is cut in one direction only, or not at all.
+        # An image with a single row or column of tiles is cut in one direction only, or not at all.
         seams = np.array([len(tiles.rows) > 1, len(tiles.columns) > 1])
         self.objects += len(finished.boxes)
         sides = (finished.boxes[:, 2:] - finished.boxes[:, :2]) * seams
@@ -150,7 +151,7 @@ class _Counted:
 
 
 class _Run:
-    """An image and what is asked of it, in one of the processes."""
+    """The prediction of one image, in one of the processes."""
 
     def __init__(self, model: TileModel, image: LargeImage, folder: TileFolder, options: ImageOptions) -> None:
         assert options.tile is not None
@@ -169,7 +170,7 @@ class _Run:
                 held.enter_context(self._alone())
                 self._begin()
 
-            # The first process decides on limits and overlap; the others read what it wrote.
+            # The first process chooses limits and overlap. The others read them from the manifest.
             _together(begin if first else lambda: None)
             _together(self._read_decisions)
             predicted = sum(_together(self._predict_share))
@@ -179,17 +180,17 @@ class _Run:
         return result
 
     def _alone(self) -> AbstractContextManager[None]:
-        """The lock of these results. Raises InputError where another run makes them, or nothing can be written."""
+        """The lock of these results. Raises InputError if another run holds it, or the folder cannot be written to."""
         try:
             self.folder.target.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise self.folder.unwritable(error) from error
         return locked(self.folder.target)
 
-    # --- What is decided once ----------------------------------------------------------------------------------------
+    # --- Choices made once per image ---------------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        """Decides on what is the same for all tiles and writes it down; a run that resumes has decided before."""
+        """Chooses the settings that all tiles share and writes them to the manifest, unless the run resumes."""
         asked = self._asked()
         if self.folder.resumes(asked):
             return
@@ -204,7 +205,7 @@ class _Run:
         self.folder.write_manifest(asked, {"overlap": overlap, "limits": self.image.limits, "doubt": doubt})
 
     def _asked(self) -> dict[str, Any]:
-        """How two runs are told apart: all that the contents of tiles depend on. Each key is a word for people."""
+        """Everything that the contents of tiles depend on, to tell runs apart. Error messages name the keys."""
         plane, channels = self.options.plane, self.options.channels
         return {
             "image": self.image.identity(),
@@ -219,7 +220,7 @@ class _Run:
         }
 
     def _auto_overlap(self) -> int:
-        """From the objects in a few tiles with much contrast."""
+        """The overlap in pixels, from the objects in a few tiles of high contrast."""
         tiles = Tiles(self.image.shape, self.tile, max(1, self.tile // 8), self.model.stride).boxes()
         if len(tiles) == 1:
             return max(1, self.tile // 8)
@@ -233,7 +234,7 @@ class _Run:
         return overlap_for(sides, self.tile)
 
     def _doubt(self, tiles: Tiles) -> str:
-        """Why the results may mean little, from corners of tiles all over the image."""
+        """Why the results may be unreliable, judged by corners of tiles from all over the image; "" if they are not."""
         corners = [(y0, x0, min(y1, y0 + _CORNER), min(x1, x0 + _CORNER)) for y0, x0, y1, x1 in _spread(tiles.boxes())]
         rgb = np.concatenate([self.image.rgb(box).reshape(-1, 1, 3) for box in corners])
         if rgb.min() == rgb.max():
@@ -246,12 +247,12 @@ class _Run:
         self.image.limits = tuple(decided["limits"]) if decided["limits"] else None
         self.tiles = Tiles(self.image.shape, self.tile, decided["overlap"], self.model.stride)
         self.boxes = self.tiles.boxes()
-        self.doubt: str = decided.get("doubt", "")  # tiles of an earlier release have none
+        self.doubt: str = decided.get("doubt", "")  # manifests of earlier releases lack it
 
     # --- Tiles -------------------------------------------------------------------------------------------------------
 
     def _predict_share(self) -> int:
-        """The tiles of this process that are not there yet; how many. Batches depend on nothing but the options."""
+        """Predicts the missing tiles of this process. Returns their number. Batches depend on the options alone."""
         step, rank = self.options.batch, comm.get_rank()
         batches = [range(i, min(i + step, len(self.boxes))) for i in range(0, len(self.boxes), step)]
         share = batches[rank :: comm.get_world_size()]
@@ -269,7 +270,7 @@ class _Run:
     # --- Results -----------------------------------------------------------------------------------------------------
 
     def _finish(self, predicted: int) -> LargePrediction:
-        """All formats, or none of them; then the tiles are no longer needed."""
+        """Writes the results. All formats appear, or none does. Then removes the tiles."""
         made = self.folder.results(self.exporters)
         counted = self._write(made)
         if self.image.changed():
@@ -322,19 +323,19 @@ class _Run:
 
 
 def _spread(tiles: list[Box]) -> list[Box]:
-    """_CANDIDATES of the tiles, or all, from all over the image."""
+    """_CANDIDATES of the tiles, spread over the image; all of them if there are fewer."""
     return [tiles[i] for i in sorted({len(tiles) * k // _CANDIDATES for k in range(_CANDIDATES)})]
 
 
 def _whole_sides(label_map: NDArray[np.int32]) -> list[int]:
-    """The longer sides of the objects that no border of the tile touches."""
+    """The longer sides of the objects that do not touch the border of the tile, in pixels."""
     height, width = label_map.shape
     boxes = [(y.start, x.start, y.stop, x.stop) for y, x in filter(None, find_objects(label_map))]
     return [max(y1 - y0, x1 - x0) for y0, x0, y1, x1 in boxes if y0 and x0 and y1 < height and x1 < width]
 
 
 def _together(step: Callable[[], T]) -> list[T]:
-    """The results of all processes; an InputError in one of them is raised in all, so that none waits for ever."""
+    """Returns the results of all processes. An InputError in one is raised in all, so that none waits forever."""
     result, error = None, ""
     try:
         result = step()

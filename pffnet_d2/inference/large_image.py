@@ -1,4 +1,4 @@
-"""An image that is never whole in memory: windows of it, as the file holds them and as the network sees them."""
+"""An image that is never loaded as a whole: windows of it, as stored in the file and as the network sees them."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from pffnet_d2.model_zoo.find import sha256
 def opened(
     image: Sliceable | str | os.PathLike[str], options: ImageOptions, normalisation: Normalisation
 ) -> Iterator[LargeImage]:
-    """A file, or an array (H, W) or (H, W, C), while the block lasts.
+    """Opens a file, or an array (H, W) or (H, W, C), inside the block.
 
     Raises:
-        InputError: it cannot be read, or is no image.
+        InputError: it cannot be read, or is not an image.
     """
     if isinstance(image, (str, os.PathLike)):
         with open_microscopy_image(Path(image), plane=options.plane, channels=options.channels) as source:
@@ -41,7 +41,7 @@ def opened(
 
 
 class LargeImage:
-    """Windows y0, x0, y1, x1 of an image. Its percentiles, ``limits``, are set once they are known."""
+    """Reads windows y0, x0, y1, x1 of an image. ``limits``, its percentiles, are set once they are known."""
 
     def __init__(self, source: MicroscopyImage, path: Path | None, normalisation: Normalisation) -> None:
         self.path = path
@@ -56,12 +56,12 @@ class LargeImage:
         self.limits: tuple[float, float] | None = None
 
     def values(self, box: Box) -> NDArray[Any]:
-        """(h, w) or (h, w, C), as in the file. Raises InputError where a value is not finite or cannot be read."""
+        """(h, w) or (h, w, C), as in the file. Raises InputError if a value is not finite or cannot be read."""
         y0, x0, y1, x1 = box
         return window(self.pixels, slice(y0, y1), slice(x0, x1), self.name)
 
     def rgb(self, box: Box) -> NDArray[np.uint8]:
-        """(h, w, 3) uint8, as the network sees it. Raises InputError as ``values``."""
+        """(h, w, 3) uint8, as the network sees it. Raises InputError like ``values``."""
         values = self.values(box)
         try:
             return to_rgb8(values, self.normalisation, self.limits)
@@ -69,12 +69,12 @@ class LargeImage:
             raise InputError(f"{self.name}: {error}") from error
 
     def measured_limits(self) -> tuple[float, float] | None:
-        """The percentiles of the whole image that its normalisation needs; None where it needs none. Reads it once, or
-        more often (:func:`~pffnet_d2.imaging.lazy.percentiles`)."""
+        """The percentiles of the whole image that its normalisation needs; None if it needs none. Reads the image once
+        or several times (see :func:`~pffnet_d2.imaging.lazy.percentiles`)."""
         return limits(self.pixels, self.normalisation, self.name)
 
     def exported(self, options: ImageOptions) -> SourceImage:
-        """As exporters take it."""
+        """The image as exporters take it."""
         return SourceImage(
             self.path.name if self.path else self.name,
             self.shape,
@@ -88,10 +88,10 @@ class LargeImage:
     def identity(self) -> list[Any]:
         """Size and digest of all bytes of a file, or shape, type and digest of all values of an array.
 
-        Nothing less tells two versions of an image apart: a change of a few pixels may lie anywhere, and the time of
-        the last change differs for a copy and can be the same after an edit. A digest reads the file once, at the speed
-        of the disk: seconds where the network takes an hour. Afterwards the time of the last change is enough to tell
-        that the file is still the same (``changed``).
+        Only a digest reliably tells two versions of an image apart: a few changed pixels may lie anywhere, and the
+        modification time differs for a copy and may stay the same after an edit. Computing it reads the file once at
+        the speed of the disk, which takes seconds where the network takes an hour. While the run lasts, the
+        modification time is enough to notice a change (``changed``).
         """
         if self.path is None or self.stamp is None:
             return [list(map(int, self.pixels.shape)), str(self.dtype), digest(self.pixels, self.name)]
@@ -101,11 +101,11 @@ class LargeImage:
             raise InputError(f"{self.name}: cannot be read ({error.strerror}); check the path") from error
 
     def changed(self) -> bool:
-        """Whether the file was written since the image was opened."""
+        """Whether the file was modified after the image was opened."""
         return self._stamp() != self.stamp
 
     def _stamp(self) -> tuple[int, int] | None:
-        """Size and time of the last change of the file, in nanoseconds."""
+        """Size of the file in bytes and its modification time in nanoseconds."""
         if self.path is None:
             return None
         try:

@@ -1,9 +1,10 @@
-"""Whether an image looks as a model expects: it has contrast and, for a model of fluorescence images, bright objects on
-a dark background, in grey.
+"""Checks whether an image looks as a model expects: it has contrast and, for a model of fluorescence images, shows
+bright grey objects on a dark background.
 
-Two statistics of the 8-bit image that the network sees decide. Thresholds and error rates: docs/predict.md; both lie in
-gaps of DSB2018, BBBC039, Kumar and TNBC: the median is at most 48 in their 468 fluorescence images, stretched, and at
-least 81 in the 132 others; the mean colourfulness is 0 in the former and at least 15 in the 123 of stained tissue.
+The check uses two statistics of the 8-bit image that the network sees. docs/predict.md lists thresholds and error
+rates. Both thresholds lie in gaps of the statistics of DSB2018, BBBC039, Kumar and TNBC: the median is at most 48 in
+their 468 fluorescence images (stretched) and at least 81 in the other 132; the mean colourfulness is 0 in the
+fluorescence images and at least 15 in the 123 images of stained tissue.
 """
 
 from __future__ import annotations
@@ -26,42 +27,42 @@ def statistics(rgb: NDArray[np.uint8]) -> tuple[float, float]:
 
 
 def unlike_fluorescence(rgb: NDArray[np.uint8], inverted: bool = False) -> str:
-    """Why an image is none of fluorescence and what to do, in one line; "" where it may be one.
+    """One line that says why an image is not a fluorescence image and what to do; "" if it may be one.
 
     Args:
         rgb: (H, W, 3), normalised.
-        inverted: whether dark and bright changed places in it (``Normalisation.invert``).
+        inverted: whether its grey values were inverted (``Normalisation.invert``).
     """
     brightness, colourfulness = statistics(rgb)
     if brightness > BRIGHT and inverted:
         return (
-            "bright background once inverted; the model was made for fluorescence, bright objects on a dark one, and "
-            "its result means little: leave out --invert (in Python invert=True)"
+            "bright background after inversion; the model was made for fluorescence, bright objects on a dark "
+            "background, and its result means little: leave out --invert (in Python invert=True)"
         )
     if colourfulness > COLOURFUL and brightness > BRIGHT:
         return (
             "coloured on a bright background, as stained tissue is; the model was made for fluorescence and its result "
-            "means little: use a model of such images (--model, or --config and --weights)"
+            "means little: use a model made for such images (--model, or --config and --weights)"
         )
     if brightness > BRIGHT:
         return (
             "bright background, as in brightfield or inverted contrast; the model was made for fluorescence and its "
-            "result means little: add --invert (in Python invert=True) if the objects are plain dark ones, or use a "
-            "model of such images"
+            "result means little: add --invert (in Python invert=True) if the objects are plainly darker than the "
+            "background, or use a model made for such images"
         )
     if colourfulness > COLOURFUL:
-        return "coloured; the model was made for grey fluorescence: take the channel of the nuclei, as --channels 2"
+        return "coloured; the model was made for grey fluorescence: choose the nuclei's channel, such as --channels 2"
     return ""
 
 
 def lost_contrast(pixels: NDArray[Any], rgb: NDArray[np.uint8], normalisation: Normalisation) -> str:
-    """Why a normalisation makes a picture of one grey value of an image that has several, and what to do, in one line;
-    "" where it does not.
+    """One line that says why the normalisation reduced an image of several grey values to a single one and what to do;
+    "" if it did not.
 
     Args:
-        pixels: the values of the file, of any shape.
-        rgb: what the network sees of them.
-        normalisation: by which it does, as ``normalisation_of`` gives it.
+        pixels: the values in the file, of any shape.
+        rgb: the same values as the network sees them.
+        normalisation: the one that was used, as ``normalisation_of`` returns it.
     """
     if rgb.min() < rgb.max() or normalisation.name != "percentile":
         return ""

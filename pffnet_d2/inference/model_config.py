@@ -1,4 +1,4 @@
-"""From what is asked of a model to its config."""
+"""Builds the config of a model from the user's options."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from pffnet_d2.model_zoo.find import DEFAULT, find_model
 
 
 def config_of(options: ModelOptions) -> CfgNode:
-    """A frozen config of its own, with the weights, the device and the thresholds that are asked for.
+    """A new frozen config with the weights, the device and the thresholds of the options.
 
     Raises:
-        InputError: a file cannot be read, a key is unknown or its value out of range, there is no such device or no
-            weights; the files of a model are missing or damaged.
+        InputError: a file cannot be read; a key is unknown or its value is out of range; the device does not exist; no
+            weights are given; the files of a model are missing or damaged.
     """
     config, weights = options.config, options.weights
     if config is None:
@@ -36,7 +36,7 @@ def config_of(options: ModelOptions) -> CfgNode:
     if options.device is not None:
         cfg.MODEL.DEVICE = str(options.device)
     elif options.config is None and "MODEL.DEVICE" not in options.opts:
-        # The machine of its training may have had another device.
+        # The model may have been trained on another device.
         cfg.MODEL.DEVICE = device_here()
     else:
         cfg.MODEL.DEVICE = device_here(cfg.MODEL.DEVICE)
@@ -46,29 +46,29 @@ def config_of(options: ModelOptions) -> CfgNode:
     if weights is not None:
         cfg.MODEL.WEIGHTS = os.fspath(weights)
     if not cfg.MODEL.WEIGHTS:
-        raise InputError("no weights; give those that were trained with this config (--weights FILE)")
+        raise InputError("no weights; give the weights that were trained with this config (--weights FILE)")
     cfg.freeze()
     return cfg
 
 
 def normalisation_for(cfg: CfgNode, options: ModelOptions) -> Normalisation:
-    """The normalisation that is asked for, else that of training."""
+    """The normalisation of the options; if they give none, that of training."""
     rule = options.normalisation_rule or BY_DEPTH[cfg.MODEL.PFFNET.NORMALISATION]
     return replace(rule, invert=True) if options.invert else rule
 
 
 def scale_for(cfg: CfgNode, diameter: float | None) -> float:
-    """The factor by which images are enlarged so that objects get the diameter that the model knows.
+    """The factor by which to enlarge images so that objects have the diameter that the model was trained on.
 
     Raises:
-        InputError: the model knows none, or its config resizes images already.
+        InputError: the config does not state that diameter, or already resizes images.
     """
     if diameter is None:
         return 1.0
     if cfg.MODEL.PFFNET.DIAMETER <= 0:
         raise InputError(
-            f"diameter {diameter:g}: the config does not say that of the objects in training; add "
-            "--opts MODEL.PFFNET.DIAMETER 24.0, or what their mean diameter was"
+            f"diameter {diameter:g}: the config does not state the diameter of the objects in training; add it, as in "
+            "--opts MODEL.PFFNET.DIAMETER 24.0"
         )
     for key, side in {"MIN_SIZE_TEST": cfg.INPUT.MIN_SIZE_TEST, "SQUARE.TEST": cfg.INPUT.SQUARE.TEST}.items():
         if side:
@@ -77,16 +77,16 @@ def scale_for(cfg: CfgNode, diameter: float | None) -> float:
 
 
 def check_device(device: str) -> None:
-    """Raises InputError where torch has no such device."""
+    """Raises InputError if torch cannot use the device."""
     try:
-        torch.zeros(1, device=device).cpu()  # a device that only makes believe, such as meta, has nothing to return
+        torch.zeros(1, device=device).cpu()  # fails for a device without data, such as meta
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))])
         raise InputError(f"device {device or repr(device)}: cannot be used here; there is {here}") from error
 
 
 def _read(config: CfgNode | str | os.PathLike[str], opts: Sequence[str]) -> CfgNode:
-    """A config of its own, checked."""
+    """A new config, checked."""
     if not isinstance(config, CfgNode):
         return read_config(os.fspath(config), opts)
     if "PFFNET" not in config.MODEL:
@@ -99,7 +99,7 @@ def _read(config: CfgNode | str | os.PathLike[str], opts: Sequence[str]) -> CfgN
 
 
 def _override_thresholds(node: CfgNode, thresholds: Mapping[str, Any] | str | os.PathLike[str]) -> None:
-    """Set keys of MODEL.PFFNET.LABEL_MAP, each of the type it has."""
+    """Sets keys of MODEL.PFFNET.LABEL_MAP. Each keeps its type."""
     name = "thresholds"
     if not isinstance(thresholds, Mapping):
         name = os.fspath(thresholds)
@@ -119,18 +119,18 @@ def _override_thresholds(node: CfgNode, thresholds: Mapping[str, Any] | str | os
 
 
 def _read_thresholds(file: str) -> dict[str, Any]:
-    """A yaml file of keys, or a config that has them below MODEL.PFFNET.LABEL_MAP."""
+    """Reads a YAML file of keys, or a config that contains them under MODEL.PFFNET.LABEL_MAP."""
     try:
         thresholds = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{file}: cannot be read ({error.strerror}); check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{file}: is no yaml; give lines such as SCORE_THRESH: 0.4") from error
+        raise InputError(f"{file}: is not a YAML file; give lines such as SCORE_THRESH: 0.4") from error
     if not isinstance(thresholds, dict):
-        raise InputError(f"{file}: holds no keys; give lines such as SCORE_THRESH: 0.4")
+        raise InputError(f"{file}: contains no keys; give lines such as SCORE_THRESH: 0.4")
     if "MODEL" not in thresholds:
         return thresholds
-    try:  # as `pffnet thresholds` writes it
+    try:  # the form that `pffnet thresholds` writes
         return dict(thresholds["MODEL"]["PFFNET"]["LABEL_MAP"])
     except (KeyError, TypeError, ValueError):
         raise InputError(f"{file}: has no MODEL.PFFNET.LABEL_MAP; give the file of `pffnet thresholds`") from None

@@ -1,4 +1,4 @@
-"""What can be asked of a prediction: one object from the command line down to the tiles of a large image."""
+"""The options of a prediction, in one object that is passed from the command line to the tiles of a large image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ AnyPath = str | os.PathLike[str]
 
 
 class InvalidOption(InputError):
-    """An option has a value that cannot be; the command line names the option as it is typed there."""
+    """An option has an invalid value. The command line names the option as the user types it."""
 
     def __init__(self, option: str, fault: str) -> None:
         super().__init__(f"{option} {fault}")
@@ -28,27 +28,27 @@ class InvalidOption(InputError):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelOptions:
-    """Which model predicts, and what it is shown.
+    """The model that predicts, and how it sees images.
 
     Attributes:
-        config: a merged config (not changed), or a yaml file; None takes ``model``.
-        weights: a checkpoint; None takes MODEL.WEIGHTS.
-        model: instead of config and weights: a folder that training or `pffnet package` wrote, or the name of a model
-            that comes with the package; None takes its only one, "nuclei".
-        diameter: mean diameter of the objects in pixels, 2 sqrt(area / pi): images pass through the network enlarged
-            or reduced to the diameter that it knows (MODEL.PFFNET.DIAMETER), and results have the original size. None
-            leaves images as they are.
-        device: "cpu", "cuda", "cuda:1"; None takes MODEL.DEVICE, or the CPU where that is a CUDA
-            device and there is none.
+        config: a merged config (not changed), or a YAML file; None uses ``model``.
+        weights: a checkpoint; None uses MODEL.WEIGHTS.
+        model: replaces config and weights: a folder that training or `pffnet package` wrote, or the name of a model
+            that comes with the package; None uses "nuclei", the only such model.
+        diameter: mean diameter of the objects in pixels, 2 sqrt(area / pi). Images are resized so that objects have
+            the diameter that the network was trained on (MODEL.PFFNET.DIAMETER); results have the original size. None
+            does not resize images.
+        device: "cpu", "cuda", "cuda:1"; None uses MODEL.DEVICE, or the CPU if that is a CUDA device and the machine
+            has none.
         thresholds: keys of MODEL.PFFNET.LABEL_MAP to override, such as {"SCORE_THRESH": 0.4, "MASK_THRESH": 0.5}, or a
-            yaml file of them, as it is or as `pffnet thresholds` writes it.
-        normalisation: for all images, instead of what each one's depth gets; a string as ``--normalisation`` takes it,
-            such as "as-is" or "percentile:1,99".
-        invert: show the network inverted grey values: for dark objects on a bright ground.
+            YAML file of such keys, plain or as `pffnet thresholds` writes it.
+        normalisation: for all images, instead of the one that fits the depth of each; a string has the form of
+            ``--normalisation``, such as "as-is" or "percentile:1,99".
+        invert: invert the grey values that the network sees, for dark objects on a bright background.
         opts: KEY VALUE pairs that override a config file.
 
     Raises:
-        InputError: a value is of another type or out of its range; options that exclude each other.
+        InputError: a value has the wrong type or is out of range; two options exclude each other.
     """
 
     config: CfgNode | AnyPath | None = None
@@ -66,12 +66,12 @@ class ModelOptions:
             if not isinstance(given, (str, os.PathLike, type(None))):
                 raise InvalidOption(name, f"{kind_of(given)}: give the path of a file or folder")
         if self.config is None and self.weights is not None:
-            raise InputError(f"{os.fspath(self.weights)}: weights without a config; give the one of their training too")
+            raise InputError(f"{os.fspath(self.weights)}: weights without a config; give the config of their training")
         if self.config is not None and self.model is not None:
             raise InputError(f"model {os.fspath(self.model)} and a config: give one of them")
         if not isinstance(self.config, (CfgNode, str, os.PathLike, type(None))):
             raise InputError(
-                f"config {kind_of(self.config)}: give the path of a yaml file, or a config of Detectron2's get_cfg()"
+                f"config {kind_of(self.config)}: give the path of a YAML file, or a config from Detectron2's get_cfg()"
             )
         if self.diameter is not None and not (is_number(self.diameter) and 0 < self.diameter < float("inf")):
             raise InvalidOption("diameter", f"{self.diameter}: give the mean diameter of the objects in pixels")
@@ -83,7 +83,7 @@ class ModelOptions:
 
     @cached_property
     def normalisation_rule(self) -> Normalisation | None:
-        """The normalisation; None where each image's depth decides."""
+        """The normalisation; None if the depth of each image decides."""
         given = self.normalisation
         if isinstance(given, str):
             return parse_normalisation(given)
@@ -100,18 +100,18 @@ class ImageOptions:
     """How images are read, predicted and written.
 
     Attributes:
-        formats: of the results, as ``--format`` takes them.
-        plane: of a file, as ``read_microscopy_image`` takes it.
-        channels: of a file, likewise.
-        pixel_size: micrometres; 0: none, whatever the file says; None: what it says.
-        batch: images, or tiles, predicted together.
+        formats: of the results, named as for ``--format``.
+        plane: of a file, as for ``read_microscopy_image``.
+        channels: of a file, as for ``read_microscopy_image``.
+        pixel_size: side of a pixel in micrometres; 0 ignores the size that the file states; None uses it.
+        batch: number of images, or tiles, that are predicted together.
         tile: side in pixels of the tiles that an image is predicted in, a multiple of the network's stride; None
-            predicts it whole.
-        overlap: of tiles in pixels, more than the largest object; "auto" measures objects in up to four tiles with
-            much contrast (:func:`~pffnet_d2.inference.tiling.overlap_for`).
+            predicts the image as a whole.
+        overlap: of tiles in pixels, more than the size of the largest object; "auto" measures objects in up to four
+            tiles of high contrast (:func:`~pffnet_d2.inference.tiling.overlap_for`).
 
     Raises:
-        InputError: a value is of another type or out of its range; a format is unknown, lacks its library or cannot be
+        InputError: a value has the wrong type or is out of range; a format is unknown, lacks its library or cannot be
             written in tiles.
     """
 
@@ -142,21 +142,21 @@ class ImageOptions:
             raise InvalidOption("channels", f"{listed}: give one (grey) or three (red, green, blue)")
         size = self.pixel_size
         if size is not None and not (is_number(size) and 0 <= size < float("inf")):
-            raise InvalidOption("pixel_size", f"{size!r}: give micrometres a pixel, or 0 to measure in pixels")
+            raise InvalidOption("pixel_size", f"{size!r}: give micrometres per pixel, or 0 to measure in pixels")
 
     @cached_property
     def exporters(self) -> Formats:
         return choose(self.formats, streaming=self.tile is not None)
 
     def scale_of(self, found: tuple[float, float] | None) -> tuple[float, float] | None:
-        """Height and width of a pixel in micrometres, of an image whose file says ``found``; None: not known."""
+        """Height and width of a pixel in micrometres, given the size ``found`` in the file; None if it is unknown."""
         size = found if self.pixel_size is None else (self.pixel_size, self.pixel_size)
         return size if size and size[0] else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PredictOptions(ModelOptions, ImageOptions):
-    """Both."""
+    """The options of the model and of the images together."""
 
     def __post_init__(self) -> None:
         ModelOptions.__post_init__(self)
@@ -164,7 +164,7 @@ class PredictOptions(ModelOptions, ImageOptions):
 
 
 def kind_of(value: Any) -> str:
-    """What a value is, for messages."""
+    """The type of a value, in words for messages."""
     return f"of type {type(value).__module__}.{type(value).__qualname__}".replace("builtins.", "")
 
 

@@ -1,4 +1,4 @@
-"""From an image to its label map: one object for scripts and for the command line."""
+"""Predicts the label map of an image. Scripts and the command line use the same class."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from pffnet_d2.modeling.tta import for_inference
 # Scores an Instances may hold, in the order of the columns of exports.
 SCORES = {"score": "scores", "class_score": "class_scores", "mask_quality": "mask_quality"}
 
-# Pixels of an enlarged image. On a CPU the compact PFFNet takes some 200 bytes a pixel: 7 GB.
+# Most pixels of an enlarged image. The compact PFFNet needs about 200 bytes per pixel on a CPU, which makes 7 GB.
 MAX_ENLARGED = 1 << 25
 
 
@@ -45,27 +45,26 @@ class Prediction:
 
     label_map: NDArray[np.int32]  # (H, W), 0 background, ids 1..n, 1 the most confident
     capped: tuple[str, ...]  # caps that were reached, so that objects may be missing, as KEY VALUE of the config
-    instances: Instances  # n on the CPU, the i-th that of label i + 1; ``pred_masks`` as ROI masks, uncut by others
+    instances: Instances  # n on the CPU; entry i belongs to label i + 1; ``pred_masks``: ROI masks, which may overlap
 
     @property
     def scores(self) -> dict[str, NDArray[np.float32]]:
-        """(n,) columns: score (what orders), class_score and mask_quality where the model has them."""
+        """Columns (n,): score, by which objects are ordered, and class_score and mask_quality if the model has them."""
         fields = {key: name for key, name in SCORES.items() if self.instances.has(name)}
         return {key: self.instances.get(name).numpy().astype(np.float32) for key, name in fields.items()}
 
 
 class Predictor:
-    """A trained model and the rule that makes label maps of what it finds.
+    """A trained model, with the rule that turns its detections into label maps.
 
         predictor = Predictor()  # the model that comes with the package
         predictor = Predictor(model="output/mine")  # a folder with config.yaml and model_final.pth
         predictor = Predictor("configs/bbbc039/PFFNet_R18_FPN.yaml", "model_final.pth")
         label_map = predictor("plate_A01.tif").label_map
 
-    Images pass through the normalisation of training (MODEL.PFFNET.NORMALISATION) unless
-    another is given; ``invert`` shows the network dark objects on a bright ground as bright ones. The caps of the
-    config on proposals and detections are multiplied for images larger than those of training
-    (MODEL.PFFNET.CAPS_AREA).
+    Images are normalised as in training (MODEL.PFFNET.NORMALISATION) unless another normalisation is given. With
+    ``invert``, dark objects on a bright background become bright objects on a dark one. For images larger than those
+    of training (MODEL.PFFNET.CAPS_AREA), the config's caps on proposals and detections are raised.
     """
 
     def __init__(
@@ -78,17 +77,17 @@ class Predictor:
     ) -> None:
         """
         Args:
-            config: a merged config (not changed), or a yaml file; None takes the model that comes with the package, or
-                ``model``.
-            weights: a checkpoint; None takes MODEL.WEIGHTS.
-            options: all at once, instead of the other arguments.
+            config: a merged config (not changed), or a YAML file; None uses ``model``, or the model that comes with
+                the package.
+            weights: a checkpoint; None uses MODEL.WEIGHTS.
+            options: all options in one object, instead of the other arguments.
             others: ``model``, ``diameter``, ``device``, ``thresholds``, ``normalisation``, ``invert`` and ``opts``; see
                 :class:`~pffnet_d2.inference.options.ModelOptions`.
 
         Raises:
-            InputError: a file cannot be read, a key is unknown or its value out of range, the weights do not belong to
-                the config, there is no such device; the model's files are missing or damaged, or its diameter is
-                unknown; an argument is of another type.
+            InputError: a file cannot be read; a key is unknown or its value is out of range; the weights do not belong
+                to the config; the device does not exist; the model's files are missing or damaged, or its diameter is
+                unknown; an argument has the wrong type.
         """
         if options is None:
             options = ModelOptions(config=config, weights=weights, **others)
@@ -106,15 +105,15 @@ class Predictor:
         self._resize = T.AugmentationList(build_augmentations(self.cfg, is_train=False))
 
     def __call__(self, image: NDArray[Any] | str | os.PathLike[str]) -> Prediction:
-        """Predict one image; a Python warning says where the model was not made for such images, and where a cap on
+        """Predict one image. Issues a Python warning if the model was not made for such images, or if a cap on
         proposals or detections was reached.
 
         Args:
             image: (H, W) grey or (H, W, 3) RGB (an alpha channel is dropped) of any depth, or a file.
 
         Raises:
-            InputError: the file cannot be read; the array is no image, or is no array; values that are not finite; see
-                ``network_size``.
+            InputError: the file cannot be read; the argument is not an array, or not an image; values are not finite;
+                see ``network_size``.
         """
         _check_image(image)
         if isinstance(image, (str, os.PathLike)):
@@ -128,24 +127,27 @@ class Predictor:
         return prediction
 
     def doubt(self, rgb: NDArray[np.uint8]) -> str:
-        """Why the model was not made for a normalised image, and what to do, in one line; "" where it may be."""
+        """One line that says why the model does not suit a normalised image and what to do; "" if it may suit."""
         return unlike_fluorescence(rgb, self.normalisation.invert) if self.cfg.MODEL.PFFNET.IMAGES else ""
 
     def doubt_of(self, pixels: NDArray[Any], rgb: NDArray[np.uint8]) -> str:
-        """``doubt``, or why the normalisation left no contrast of the pixels of a file."""
+        """Like ``doubt``, but also says if the normalisation removed the contrast of the pixels of a file."""
         return lost_contrast(pixels, rgb, normalisation_of(pixels, self.normalisation)) or self.doubt(rgb)
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width at which an image passes through the network, for the diameter that was given.
 
         Raises:
-            InputError: beyond MAX_ENLARGED pixels, or no object of that diameter fits into the image.
+            InputError: the enlarged image has more than MAX_ENLARGED pixels, or an object of that diameter does not
+                fit into the image.
         """
         if self.scale == 1:
             return height, width
         diameter = self.cfg.MODEL.PFFNET.DIAMETER / self.scale
         if diameter > max(height, width):
-            raise InputError(f"no object of diameter {diameter:g} fits into {height} x {width} pixels; give a smaller")
+            raise InputError(
+                f"no object of diameter {diameter:g} fits into {height} x {width} pixels; give a smaller diameter"
+            )
         enlarged = height * self.scale, width * self.scale
         if self.scale > 1 and enlarged[0] * enlarged[1] > MAX_ENLARGED:
             raise InputError(
@@ -155,15 +157,15 @@ class Predictor:
         return max(round(enlarged[0]), 1), max(round(enlarged[1]), 1)
 
     def normalise(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
-        """(H, W, 3) uint8 RGB as the network sees it. Raises InputError as ``to_rgb8``."""
+        """(H, W, 3) uint8 RGB as the network sees it. Raises InputError like ``to_rgb8``."""
         return to_rgb8(pixels, self.normalisation)
 
     @torch.no_grad()
     def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
-        """Predict normalised images, (H, W, 3) uint8 RGB; those of the same size run as one batch.
+        """Predict normalised images, (H, W, 3) uint8 RGB. Images of the same size run as one batch.
 
         Raises:
-            InputError: an image is none of those; see ``network_size``.
+            InputError: an image is not such an array; see ``network_size``.
         """
         for image in images:
             if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
@@ -191,24 +193,25 @@ class Predictor:
         options: ImageOptions | None = None,
         **others: Any,
     ) -> LargePrediction:
-        """Predict an image in overlapping tiles, in memory that does not grow with it, and write what is found.
+        """Predict an image in overlapping tiles and write the results. The memory needed does not grow with the image.
 
-        Called again after it was interrupted, it resumes: tiles that were finished are kept in OUT/NAME.tiles until the
-        results are complete.
+        To resume after an interruption, call it again: finished tiles are kept in OUT/NAME.tiles until the results are
+        complete.
 
         Args:
-            image: a file (TIFF is read in parts), or anything (H, W) or (H, W, C) that slices like an array: memory
-                maps, zarr, dask.
-            out: folder of the results.
-            name: of the results, a path below ``out`` without ending; None takes that of the file, or "image".
-            options: all that follows at once.
-            others: ``tile`` (1024 unless given), ``overlap``, ``formats`` (of label-tiff, overlay, geojson, csv; an
-                overlay is reduced to at most 2048 pixels a side), ``plane``, ``channels``, ``pixel_size`` and
-                ``batch``; see :class:`~pffnet_d2.inference.options.ImageOptions`.
+            image: a file (TIFF is read in parts), or any object (H, W) or (H, W, C) that slices like an array, such as
+                a memory map, zarr or dask array.
+            out: folder for the results.
+            name: of the results, a path below ``out`` without a file extension; None uses the name of the file, or
+                "image".
+            options: all options in one object, instead of ``others``.
+            others: ``tile`` (1024 unless given), ``overlap``, ``formats`` (among label-tiff, overlay, geojson, csv; an
+                overlay is reduced until its longer side has at most 2048 pixels), ``plane``, ``channels``,
+                ``pixel_size`` and ``batch``; see :class:`~pffnet_d2.inference.options.ImageOptions`.
 
         Raises:
-            InputError: as :func:`pffnet_d2.inference.large.predict_large`; images are resized before prediction; the
-                device has too little memory for a tile.
+            InputError: see :func:`pffnet_d2.inference.large.predict_large`; the config resizes images before
+                prediction; the device has too little memory for a tile.
         """
         _check_image(image)
         if options is None:
@@ -225,7 +228,7 @@ class Predictor:
         return predict_large(model, image, Path(out), name, options)
 
     def check_tiles(self, options: ImageOptions) -> None:
-        """Raises InputError where this model cannot predict in such tiles."""
+        """Raises InputError if this model cannot predict in tiles of this size and overlap."""
         if options.tile is None:
             raise InputError("tile None: give a whole number")
         if self.cfg.INPUT.MIN_SIZE_TEST:
@@ -236,7 +239,7 @@ class Predictor:
         check_tiles(options.tile, options.overlap, self._stride)
 
     def _resized(self, height: int, width: int) -> str:
-        """What it means that tiles of a size become squares, in one line; "" where they stay as they are."""
+        """One line that warns that tiles of this size are resized to a square; "" if they are not."""
         side = self.cfg.INPUT.SQUARE.TEST
         if not side or max(height, width) == side:
             return ""
@@ -256,7 +259,7 @@ class Predictor:
             ) from None
 
     def _identity(self) -> str:
-        """Differs where weights or configuration do; not where only their places do."""
+        """A digest of the weights and the config. It does not depend on where their files are."""
         cfg = self.cfg.clone()
         cfg.defrost()
         cfg.MODEL.WEIGHTS = cfg.OUTPUT_DIR = ""
@@ -268,12 +271,12 @@ class Predictor:
         return digest.hexdigest()
 
     def _input(self, rgb: NDArray[np.uint8]) -> dict[str, Any]:
-        """What the mapper makes of a file."""
+        """The input of the model, as the mapper makes it from a file."""
         height, width = rgb.shape[:2]
         given = T.AugInput(rgb if self.cfg.INPUT.FORMAT == "RGB" else rgb[:, :, ::-1])
         if self.scale == 1:
             self._resize(given)
-        else:  # bilinear; a reduced image is averaged over the pixels that become one
+        else:  # bilinear; when reducing, each pixel is the average of those that it replaces
             given.transform(T.ResizeTransform(height, width, *self.network_size(height, width)))
         tensor = torch.from_numpy(np.ascontiguousarray(given.image.transpose(2, 0, 1)))
         return {"image": tensor, "height": height, "width": width, "normalised": True}
@@ -287,7 +290,7 @@ def _of_equal_size(images: Sequence[NDArray[Any]]) -> Iterator[list[int]]:
 
 
 def _check_image(image: Any) -> None:
-    """Raises InputError for what is neither a path nor an array of real numbers, in memory or read as it is sliced."""
+    """Raises InputError unless the image is a path or an array of real numbers, in memory or read when sliced."""
     if isinstance(image, (str, os.PathLike)):
         return
     try:
@@ -303,7 +306,7 @@ def _check_image(image: Any) -> None:
 
 
 def _check_name(name: Any, out: str | os.PathLike[str]) -> None:
-    """Raises InputError for a name of results that is none, or lies elsewhere."""
+    """Raises InputError for an invalid name of results, or one outside the output folder."""
     if not isinstance(name, str) or not PurePath(name).name or ".." in PurePath(name).parts or "\0" in name:
         raise InputError(f"name {name!r}: give a path below {os.fspath(out)}, without ..")
     if PurePath(name).is_absolute():

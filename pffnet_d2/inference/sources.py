@@ -1,4 +1,4 @@
-"""Which image files the arguments of a command stand for, and the names of their results."""
+"""Finds the image files that the arguments of a command name, and chooses the names of their results."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ from pathlib import Path
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.export import Exporter
 
-# What a folder is searched for.
+# The images of a folder are its files with one of these endings.
 ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".gif")
 WILD = "*?["
 
 
 @dataclass(frozen=True)
 class Source:
-    """An image file and the name its results get, a path below the output folder without ending."""
+    """An image file and the name of its results, a path below the output folder without a file extension."""
 
     path: Path
     name: str
 
 
 def find_sources(arguments: Sequence[str], out: Path, exporters: Sequence[Exporter]) -> list[Source]:
-    """The files that arguments stand for, each once, in their order; those of a folder or a pattern are sorted.
+    """The files that the arguments name, each once, in the order of the arguments. The files of a folder or a pattern
+    are sorted.
 
     Args:
         arguments: files, folders (images directly in them) or patterns (``*``, ``?``, ``[]``, ``**`` for any depth).
-            Results of a pattern's files keep the folders below its fixed part.
-        out: where results go.
+            Results of a pattern keep the folders that follow its fixed part.
+        out: folder for the results.
         exporters: of the formats that are written.
 
     Raises:
-        InputError: an argument stands for nothing, two files' results would have the same name, or a result would
+        InputError: an argument matches no file, the results of two files would have the same name, or a result would
             replace an image.
     """
     sources: dict[Path, Source] = {}
@@ -47,7 +48,8 @@ def find_sources(arguments: Sequence[str], out: Path, exporters: Sequence[Export
     for source in sources.values():
         if source.name in owners:
             raise InputError(
-                f"{owners[source.name]} and {source.path}: both give results {out / source.name}; predict them apart"
+                f"{owners[source.name]} and {source.path}: both give results {out / source.name}; "
+                "predict them separately"
             )
         owners[source.name] = source.path
         for exporter in exporters:
@@ -58,25 +60,25 @@ def find_sources(arguments: Sequence[str], out: Path, exporters: Sequence[Export
 
 
 def _found(argument: str) -> tuple[list[Path], Path]:
-    """The files that one argument stands for, and the folder that the names of their results are relative to."""
+    """The files that one argument names, and the folder that the names of their results are relative to."""
     path = Path(argument)
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
         if not found:
-            raise InputError(f"{argument}: no images in this folder ({' '.join(ENDINGS)}); name them, or a pattern")
+            raise InputError(f"{argument}: no images in this folder ({' '.join(ENDINGS)}); give files or a pattern")
         return found, path
     if os.path.lexists(path):
         return [path], path.parent
     if any(c in argument for c in WILD):
         found = [Path(p) for p in sorted(glob.glob(argument, recursive=True)) if not Path(p).is_dir()]
         if not found:
-            raise InputError(f"{argument}: no file has such a name; check the pattern")
+            raise InputError(f"{argument}: no file matches; check the pattern")
         return found, Path(*_fixed(path.parts))
     raise InputError(f"{argument}: no such file; check the path")
 
 
 def _fixed(parts: tuple[str, ...]) -> list[str]:
-    """The folders before the first that a pattern leaves open."""
+    """The folders before the first part of a pattern that contains a wildcard."""
     fixed: list[str] = []
     for part in parts[:-1]:
         if any(c in part for c in WILD):
@@ -86,6 +88,6 @@ def _fixed(parts: tuple[str, ...]) -> list[str]:
 
 
 def _stem(path: Path) -> Path:
-    """``a.ome.tif`` and ``a.png`` without their endings."""
+    """The path without its extension; ``a.ome.tif`` and ``a.png`` both become ``a``."""
     stem = path.with_suffix("")
     return stem.with_suffix("") if stem.suffix.lower() == ".ome" else stem

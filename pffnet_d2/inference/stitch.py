@@ -1,24 +1,25 @@
-"""One label map of what is found in each of the overlapping tiles of a large image.
+"""Stitches the label maps of the overlapping tiles of a large image into one label map.
 
-An object belongs to the tile whose core holds the middle of its bounding box; the cores part the image along the
-middles of the overlaps. Where tiles show an object alike, this rule is enough: an object not larger than the overlap is
-whole in the tile that owns it, and where a border cuts it, its middle is outside the core.
+Each tile has a core; the cores divide the image along the middles of the overlaps. An object belongs to the tile whose
+core contains the centre of its bounding box. This rule is sufficient if all tiles show an object alike: the tile that
+owns an object no larger than the overlap shows all of it, and in any tile whose border cuts the object, its centre lies
+outside the core.
 
-A network sees one object slightly differently in two tiles, so both may claim it, or each may leave it to the other.
-Tiles are therefore composed in row order on one canvas, which also remembers the pixels of objects that earlier tiles
-left to later ones:
+However, a network detects the same object slightly differently in two tiles, so both tiles may claim it, or each may
+leave it to the other. Tiles are therefore placed in row order on one canvas, which also stores the pixels of objects
+that earlier tiles left to later ones:
 
-- an object of this tile's core is placed unless those placed before cover more than half of it;
-- one of an earlier tile's core is placed if it is not cut and earlier tiles left more than half of its pixels to later
-  ones (each saw it in the other's core);
-- one of a later tile's core is left to that tile.
+- an object in the core of the current tile is placed unless objects placed before cover more than half of it;
+- an object in the core of an earlier tile is placed if no border cuts it and earlier tiles left more than half of its
+  pixels to later ones (each tile saw it in the core of the other);
+- an object in the core of a later tile is left to that tile.
 
-An object that is placed gets the pixels that are still free. One that a border cuts within the core is larger than the
-overlap: a later tile's object that agrees with it where both tiles see it (intersection over union above one half) adds
-its pixels to it (and, where it agrees with two, makes them one).
+A placed object gets those of its pixels that are still free. An object in the core that a border cuts is larger than
+the overlap. If an object of a later tile agrees with it in the area that both tiles show (intersection over union above
+one half), the later object adds its pixels to it; if it agrees with two such objects, it merges them.
 
-Nothing depends on what tiles further down will show, so finished objects and rows leave as soon as no later tile can
-reach them, and the canvas holds one row of tiles and the objects that reach out of it.
+No decision depends on tiles that come later, so finished objects and rows leave the canvas as soon as no later tile can
+touch them. The canvas holds one row of tiles and the objects that extend beyond it.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ from pffnet_d2.inference.tiling import Box, Tiles
 
 Labels = NDArray[np.signedinteger | np.unsignedinteger]
 
-# Ids of the label image; the canvas holds finished objects as 1..LIMIT.
+# The largest id of the label map. The canvas stores finished objects as 1..LIMIT.
 LIMIT = 2**31 - 1
-# Also on the canvas: pixels of an object left to a later tile, and, from -2 down, unfinished objects.
+# The canvas stores pixels of objects that are left to a later tile as _LEFT, and unfinished objects as -2 and below.
 _LEFT = -1
-# Rows that leave together.
+# Number of rows that leave the canvas together.
 _SLAB = 256
 
 
@@ -53,7 +54,7 @@ class View:
 
 @dataclass(frozen=True)
 class FinishedObjects:
-    """Objects that no later tile can touch. Their ids are successive, also from one of these to the next."""
+    """Objects that no later tile can touch. Their ids are consecutive, within one of these and from one to the next."""
 
     labels: NDArray[np.int32]  # (h, w), 0 background and other objects, 1..k
     first: int  # the id of label 1
@@ -65,16 +66,16 @@ class FinishedObjects:
 def stitch(
     tiles: Tiles, view: Callable[[int], View], emit: Callable[[FinishedObjects], None] = lambda finished: None
 ) -> Iterator[NDArray[np.int32]]:
-    """The label map of an image from those of its tiles, rows from the top on, in at most 256 at a time.
+    """Stitches the label maps of the tiles of an image. Yields its rows from the top down, at most 256 at a time.
 
     Args:
-        tiles: which.
-        view: gives what was found in the tile of an index; asked for each once, in order.
-        emit: gets the finished objects, after each tile that finishes some; those of rows that were yielded are among
-            them.
+        tiles: the tiles of the image.
+        view: returns what was found in the tile with an index; called once per tile, in order.
+        emit: called with the finished objects after each tile that finishes some; all objects of a row are emitted
+            before the row is yielded.
 
     Yields:
-        (rows, W) int32: 0 background, ids 1..n over the whole image, in the order of the tiles they belong to.
+        (rows, W) int32: 0 background, ids 1..n over the whole image, in the order of the tiles that own the objects.
 
     Raises:
         InputError: more than 2,147,483,647 objects.
@@ -96,18 +97,18 @@ class _Object:
 
     box: Box
     scores: list[float]
-    seen: list[Box] = field(default_factory=list)  # the tiles that show parts of it, where a border cut it
+    seen: list[Box] = field(default_factory=list)  # the tiles that show parts of it, if a border cuts it
 
 
 @dataclass(frozen=True)
 class _Measured:
-    """The labels 1..n of a tile, compared with what the canvas holds at their place."""
+    """The labels 1..n of a tile, compared with the canvas at the same place."""
 
     boxes: NDArray[np.int64]  # (n, 4) in the image
     area: NDArray[np.int64]  # (n,) pixels
-    covered: NDArray[np.int64]  # of these, pixels that other objects have
+    covered: NDArray[np.int64]  # of these, pixels that other objects occupy
     left: NDArray[np.int64]  # of these, pixels that earlier tiles left to later ones
-    cut: NDArray[np.bool_]  # (n,) a border of the tile inside the image cuts it
+    cut: NDArray[np.bool_]  # (n,) whether a border of the tile inside the image cuts it
 
 
 def _measured(labels: Labels, canvas: NDArray[np.int32], tile: Box, shape: tuple[int, int]) -> _Measured:
@@ -135,24 +136,25 @@ def _measured(labels: Labels, canvas: NDArray[np.int32], tile: Box, shape: tuple
 
 
 class _Canvas:
-    """The rows in flight, and the objects in them."""
+    """The rows that are not finished yet, and their objects."""
 
     def __init__(self, tiles: Tiles) -> None:
         self.shape, self.rows, self.columns = tiles.shape, tiles.rows, tiles.columns
         self.top = self.bottom = 0  # the rows of the image that ``pixels`` holds
         self.pixels = np.zeros((0, tiles.shape[1]), dtype=np.int32)
-        # From where on the next tiles may change the image.
+        # The first rows and columns that the next tiles may change.
         self.next_y = [*(start for start, _ in self.rows[1:]), tiles.shape[0]]
         self.next_x = [*(start for start, _ in self.columns[1:]), tiles.shape[1]]
-        # Twice the places where cores end, as twice a middle is a whole number.
+        # Twice the coordinates at which cores end, which are whole numbers.
         self.cores_y, self.cores_x = _seams(self.rows), _seams(self.columns)
         self.placed = self.finished = 0
         self.columns_of_scores: list[str] = []
-        # Unfinished objects by the column of tiles after which they are finished, if not by a row further down.
+        # Unfinished objects by the column of tiles after which they are finished, unless a row further down extends
+        # them.
         self.waiting: list[dict[int, _Object]] = [{} for _ in self.columns]
 
     def extend(self, stop: int) -> None:
-        """Room for rows up to ``stop``."""
+        """Makes room for rows up to ``stop``."""
         held = self.bottom - self.top
         if stop - self.top > len(self.pixels):
             grown = np.zeros((stop - self.top, self.shape[1]), dtype=np.int32)
@@ -165,7 +167,7 @@ class _Canvas:
         return self.pixels[box[0] - self.top : box[2] - self.top, box[1] : box[3]]
 
     def compose(self, row: int, column: int, view: View) -> None:
-        """Places the objects of a tile by the rule of the module, or leaves them to later tiles."""
+        """Places the objects of a tile, or leaves them to later tiles, by the rule in the module's docstring."""
         (top, bottom), (left, right) = self.rows[row], self.columns[column]
         tile = (top, left, bottom, right)
         labels, window = view.labels, self.window(tile)
@@ -192,20 +194,20 @@ class _Canvas:
         self.columns_of_scores = list(view.scores)
 
     def _later(self, boxes: NDArray[np.int64], row: int, column: int) -> NDArray[np.int64]:
-        """How many tiles after this one comes the tile that owns each object; negative: before it."""
+        """For each object, how many tiles after this one the tile that owns it comes; negative if it comes before."""
         owner_y = np.searchsorted(self.cores_y, boxes[:, 0] + boxes[:, 2], side="right")
         owner_x = np.searchsorted(self.cores_x, boxes[:, 1] + boxes[:, 3], side="right")
         return owner_y * len(self.columns) + owner_x - (row * len(self.columns) + column)
 
     def _place(self, one: _Object) -> int:
-        """A new object; its key on the canvas."""
+        """Adds a new object. Returns its key on the canvas."""
         self.placed += 1
         key = -1 - self.placed
         self._wait(key, one)
         return key
 
     def _joined(self, tile: Box, labels: Labels) -> dict[int, set[int]]:
-        """The labels of a tile that continue objects which a border cut, each with the keys of these objects."""
+        """The labels of a tile that continue objects cut by a border, each with the keys of these objects."""
         joined: dict[int, set[int]] = {}
         for key, one in ((key, one) for part in self.waiting for key, one in part.items() if one.seen):
             for seen in one.seen:
@@ -229,7 +231,7 @@ class _Canvas:
         return {label: keys for label, keys in joined.items() if keys}
 
     def _grow(self, keys: set[int], tile: Box, box: Box) -> int:
-        """Makes cut objects one that also reaches over ``box``; returns its key, that of the first of them."""
+        """Merges cut objects into one that also covers ``box``. Returns its key, which is that of the first object."""
         parts = {key: part.pop(key) for key in keys for part in self.waiting if key in part}
         first = max(parts)
         for key, other in parts.items():
@@ -246,7 +248,7 @@ class _Canvas:
         self.waiting[int(np.searchsorted(self.next_x, one.box[3]))][key] = one
 
     def finish(self, row: int, column: int) -> FinishedObjects | None:
-        """Gives ids to the objects that no tile after this one can touch; None where there are none."""
+        """Numbers the objects that no tile after this one can touch and returns them; None if there are none."""
         waiting = self.waiting[column]
         done = {key: one for key, one in waiting.items() if one.box[2] <= self.next_y[row]}
         if not done:
@@ -254,12 +256,12 @@ class _Canvas:
         for key in done:
             del waiting[key]
         if self.finished + len(done) > LIMIT:
-            raise InputError(f"more than {LIMIT:,} objects are more than a label image can number; cut the image")
-        keys = np.sort(np.array(list(done)))[::-1]  # as they were placed
+            raise InputError(f"more than {LIMIT:,} objects, which a label image cannot number; cut the image")
+        keys = np.sort(np.array(list(done)))[::-1]  # in the order in which they were placed
         around = np.array([one.box for one in done.values()])
         origin = around[:, :2].min(axis=0)
         window = self.window((*origin, *around[:, 2:].max(axis=0)))
-        number = np.zeros(keys[0] - keys[-1] + 2, dtype=np.int32)  # the last entry: none of them
+        number = np.zeros(keys[0] - keys[-1] + 2, dtype=np.int32)  # the last entry stands for all other pixels
         number[keys - keys[-1]] = np.arange(1, len(keys) + 1)
         labels = number[np.where((window >= keys[-1]) & (window <= keys[0]), window - keys[-1], len(number) - 1)]
         np.copyto(window, labels + np.int32(self.finished), where=labels > 0)
@@ -276,13 +278,13 @@ class _Canvas:
         return finished
 
     def leave(self, row: int) -> Iterator[NDArray[np.int32]]:
-        """The rows that are finished after a row of tiles."""
+        """Yields the rows that are finished after a row of tiles and removes them from the canvas."""
         held = self.bottom - self.top
         open_ = min((one.box[0] for part in self.waiting for one in part.values()), default=self.next_y[row])
         ready = min(open_, self.next_y[row]) - self.top
         for start in range(0, ready, _SLAB):
             yield np.maximum(self.pixels[start : min(start + _SLAB, ready)], 0)
-        # Moved in slabs: the places overlap, and numpy would copy all of them beside.
+        # Moved in slabs: source and target overlap, so numpy would make a temporary copy of everything.
         for start in range(ready, held, _SLAB):
             stop = min(start + _SLAB, held)
             self.pixels[start - ready : stop - ready] = self.pixels[start:stop]
@@ -290,7 +292,7 @@ class _Canvas:
 
 
 def _seams(spans: list[tuple[int, int]]) -> NDArray[np.int64]:
-    """Twice the middles of the overlaps of successive tiles."""
+    """Twice the coordinates of the middles of the overlaps between neighbouring tiles."""
     return np.array([spans[i + 1][0] + spans[i][1] for i in range(len(spans) - 1)], dtype=np.int64)
 
 

@@ -1,4 +1,4 @@
-"""What became of many files, for people and for the exit code."""
+"""The outcomes of predicting many files, summarised for the user and for the exit code."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pffnet_d2.inference.sources import Source
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one file."""
+    """The outcome of one file."""
 
     index: int  # among the sources
-    error: str = ""  # one line; empty where all its results were written
+    error: str = ""  # one line; empty if all its results were written
     capped: tuple[str, ...] = ()  # caps that were reached, so that objects may be missing
-    doubt: str = ""  # one line on why the result may mean little, such as a model made for other images
+    doubt: str = ""  # one line that says why the result may be unreliable, such as a model made for other images
     objects: int = 0
     pixels: int = 0
     normalisation: str = ""
@@ -24,7 +24,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Summary:
-    """Outcomes in the order of the sources, and how long it took."""
+    """Outcomes in the order of the sources, and the time taken."""
 
     outcomes: list[Outcome]
     seconds: float  # wall clock, without loading the model
@@ -36,11 +36,11 @@ class Summary:
 
     @property
     def exit_code(self) -> int:
-        """0: every file was predicted; 1: some failed; 2: all did."""
+        """0: every file was predicted; 1: some files failed; 2: all files failed."""
         return 0 if not self.failed else 2 if self.failed == len(self.outcomes) else 1
 
     def lines(self) -> list[str]:
-        """For people: the normalisations, how many images of how many, objects, speed."""
+        """Lines for the user: the normalisations, the numbers of images and objects, and the speed."""
         done = [outcome for outcome in self.outcomes if not outcome.error]
         speed = len(done) / self.seconds, sum(outcome.pixels for outcome in done) / 1e6 / self.seconds
         total = sum(self.stages.values()) or 1.0
@@ -55,7 +55,7 @@ class Summary:
 
 
 def doubts(sources: Sequence[Source], outcomes: Sequence[Outcome]) -> list[str]:
-    """One line for each reason why results may mean little: of how many images, the first of them, what to do."""
+    """One line per reason why results may be unreliable: how many images it affects, the first one and what to do."""
     lines = []
     for doubt, count in Counter(outcome.doubt for outcome in outcomes if outcome.doubt).items():
         first = next(sources[outcome.index].path for outcome in outcomes if outcome.doubt == doubt)

@@ -1,5 +1,5 @@
-"""The folder beside the results of a large image that keeps what was found in each tile until the results are complete,
-so that an interrupted run resumes."""
+"""The folder of tiles beside the results of a large image. It keeps the prediction of each tile until the results are
+complete, so that an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MANIFEST = "manifest.json"
 
 
 class Findings(Protocol):
-    """What was found in a tile; ``predictor.Prediction`` is one."""
+    """What was found in a tile. ``predictor.Prediction`` follows this protocol."""
 
     @property
     def label_map(self) -> NDArray[np.int32]: ...
@@ -37,13 +37,13 @@ class Findings(Protocol):
 
 
 class TileFolder:
-    """Tiles by their index, and a manifest that says which run they belong to."""
+    """Stores tiles by their index, and a manifest that tells which run they belong to."""
 
     def __init__(self, out: Path, name: str) -> None:
         """
         Args:
-            out: folder of the results.
-            name: of the results, a path below ``out`` without ending.
+            out: folder for the results.
+            name: of the results, a path below ``out`` without a file extension.
         """
         self.out, self.target = out, out / name
         self.path = self.target.with_name(f"{self.target.name}.tiles")
@@ -51,10 +51,10 @@ class TileFolder:
     # --- The manifest ------------------------------------------------------------------------------------------------
 
     def resumes(self, asked: Mapping[str, Any]) -> bool:
-        """Whether there is a manifest of the same run, as ``asked`` describes it; if not, the folder is made.
+        """Whether the folder has a manifest of the same run, described by ``asked``. If not, creates the folder.
 
         Raises:
-            InputError: the folder belongs to another run, holds something else, or cannot be written to.
+            InputError: the folder belongs to another run, contains other files, or cannot be written to.
         """
         file = self.path / _MANIFEST
         if not file.exists():
@@ -67,7 +67,7 @@ class TileFolder:
             raise InputError(f"{self.path}: its manifest.json cannot be read; remove the folder") from error
         if differ:
             raise InputError(
-                f"{self.path}: holds tiles of another run ({', '.join(differ)} differ); "
+                f"{self.path}: contains tiles of another run ({', '.join(differ)} differ); "
                 "remove it or choose another --out"
             )
         return True
@@ -75,7 +75,7 @@ class TileFolder:
     def _make(self) -> None:
         try:
             if self.path.exists() and any(not path.name.startswith(".") for path in self.path.iterdir()):
-                raise InputError(f"{self.path}: is no folder of tiles; remove it or choose another --out")
+                raise InputError(f"{self.path}: is not a folder of tiles; remove it or choose another --out")
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
@@ -86,14 +86,14 @@ class TileFolder:
         write_text(self.path / _MANIFEST, json.dumps({"asked": asked, "decided": decided}, indent=1))
 
     def decided(self) -> dict[str, Any]:
-        """What the process that began the run decided."""
+        """The choices of the process that began the run."""
         decided: dict[str, Any] = json.loads((self.path / _MANIFEST).read_text(encoding="utf-8"))["decided"]
         return decided
 
     # --- Tiles -------------------------------------------------------------------------------------------------------
 
     def keep(self, index: int, found: Findings) -> None:
-        """Writes what was found in a tile. Raises InputError where it cannot be written."""
+        """Writes what was found in a tile. Raises InputError if it cannot be written."""
         labels = found.label_map
         small = labels.max(initial=0) < 2**16
         arrays: dict[str, Any] = {f"score_{name}": column for name, column in found.scores.items()}
@@ -102,13 +102,13 @@ class TileFolder:
             np.savez_compressed(file, **arrays)
 
     def kept(self, index: int) -> tuple[View, list[str]]:
-        """What was found in a tile, and the caps that were reached there."""
+        """What was found in a tile, and the caps that were reached in it."""
         with np.load(self._file(index), allow_pickle=False) as kept:
             scores = {key.removeprefix("score_"): kept[key] for key in kept.files if key.startswith("score_")}
             return View(kept["labels"], scores), kept["capped"].tolist()
 
     def has(self, index: int) -> bool:
-        """Whether a tile is there and can be read; a crash of the machine may leave half of one."""
+        """Whether the file of a tile exists and can be read. A crash of the machine may leave a partial file."""
         if not self._file(index).exists():
             return False
         try:
@@ -123,12 +123,12 @@ class TileFolder:
     # --- Results -----------------------------------------------------------------------------------------------------
 
     def results(self, exporters: Iterable[Exporter]) -> dict[str, Path]:
-        """Where the file of each format is written, before it moves to its place beside the folder."""
+        """The path at which the file of each format is written before it moves to its place beside the folder."""
         return {exporter.name: self.path / (self.target.name + exporter.ending) for exporter in exporters}
 
     def check_results(self, made: Mapping[str, Path]) -> None:
-        """To be called before hours of work. Raises InputError where the name of a result is too long, or a folder has
-        it."""
+        """Raises InputError if the name of a result is too long or is the name of a folder. Call it before predicting,
+        which may take hours."""
         for path in made.values():
             write_text(path, "")
             path.unlink()
@@ -137,7 +137,7 @@ class TileFolder:
                 raise InputError(f"{place}: cannot be written (Is a directory); remove it")
 
     def publish(self, made: Mapping[str, Path]) -> dict[str, Path]:
-        """Moves the results to their place and removes the folder; returns where they are."""
+        """Moves the results to their places, removes the folder and returns the places."""
         places = {name: self.target.with_name(path.name) for name, path in made.items()}
         try:
             for name, path in made.items():
@@ -148,7 +148,7 @@ class TileFolder:
         return places
 
     def remove(self) -> None:
-        """The manifest goes last, so that a run can resume with what a kill leaves of a folder being removed."""
+        """Removes the folder. The manifest goes last, so that a run can resume if this is interrupted."""
         try:
             for path in self.path.iterdir():
                 if path.name != _MANIFEST:

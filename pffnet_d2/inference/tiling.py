@@ -1,4 +1,4 @@
-"""Which tiles a large image is predicted in."""
+"""Divides a large image into tiles."""
 
 from __future__ import annotations
 
@@ -13,26 +13,27 @@ from pffnet_d2.errors import InputError
 Box = tuple[int, int, int, int]
 """y0, x0, y1, x1 in pixels, the ends excluded."""
 
-# overlap_for: the measured side is that of all but the largest hundredth of the objects, times this.
+# overlap_for: the factor for the measured side, and the smallest overlap in pixels.
 _MARGIN = 1.5
 _LEAST = 32
 
 
 @dataclass(frozen=True)
 class Tiles:
-    """The tiles of an image in row order: all of one size, spread evenly, the last ones ending with the image.
+    """The tiles of an image in row order. All have the same size, are evenly spaced, and the last ones end at the edge
+    of the image.
 
-    There are as few as ``tile`` allows, and they are no larger than that number needs: 2048 pixels with an overlap of
-    64 are divided into three tiles of 736, not three of 1024.
+    There are as few tiles as ``tile`` allows, and each is only as large as that number requires: 2048 pixels with an
+    overlap of 64 are divided into three tiles of 736, not three of 1024.
     """
 
     shape: tuple[int, int]  # of the image
-    tile: int  # longest side in pixels; in a direction in which the image is shorter, tiles are as long as the image
-    overlap: int  # of neighbours, at least
-    step: int = 1  # sides are multiples of it where ``tile`` is
+    tile: int  # longest side in pixels; where the image is shorter than this, tiles are as long as the image
+    overlap: int  # least overlap of neighbours in pixels
+    step: int = 1  # sides are multiples of it if ``tile`` is one
 
     def __post_init__(self) -> None:
-        """Raises InputError where tile and overlap cannot be."""
+        """Raises InputError unless 0 < overlap < tile."""
         if not 0 < self.overlap < self.tile:
             raise InputError(
                 f"tiles of {self.tile} pixels cannot overlap by {self.overlap}; "
@@ -62,15 +63,15 @@ def _spans(length: int, tile: int, overlap: int, step: int) -> list[tuple[int, i
 
 
 def overlap_for(sides: Sequence[float] | NDArray[np.number], tile: int) -> int:
-    """The overlap that fits objects like those measured.
+    """The overlap for objects of the measured sizes.
 
     Args:
         sides: the longer side of the bounding box of each object, pixels.
         tile: side of the tiles.
 
     Returns:
-        1.5 times the side that 99 of 100 objects do not exceed, rounded up to a multiple of 16, between 32 and half a
-        tile; 128 (at most half a tile) where nothing was measured.
+        1.5 times the side that 99 of 100 objects do not exceed, rounded up to a multiple of 16, between 32 and half the
+        tile; without measured sides 128, or half the tile if that is less.
     """
     if not len(sides):
         return min(128, tile // 2)

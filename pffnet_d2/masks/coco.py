@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
+import scipy
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
 
 from pffnet_d2.errors import InputError
 
@@ -40,7 +40,7 @@ def label_map_to_annotations(
         returns for each mask.
     """
     runs, labels = runs_of_label_map(label_map)
-    windows = find_objects(label_map)
+    windows = scipy.ndimage.find_objects(label_map)
     areas = np.bincount(runs.owner, weights=runs.length, minlength=len(labels)).astype(np.int64)
     segmentations = encode(runs, len(labels), *label_map.shape)
     annotations = []

@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from pffnet_d2.config.values import check_value
 
@@ -110,7 +110,7 @@ def compose(
     laid: list[int] = []
     given = enumerate(masks)
     for index, each in sorted(given, key=lambda pair: -pair[1].area) if rule.largest_first else given:
-        mask = ndimage.binary_fill_holes(each.mask) if rule.fill_holes and each.mask.size else each.mask
+        mask = scipy.ndimage.binary_fill_holes(each.mask) if rule.fill_holes and each.mask.size else each.mask
         area = int(np.count_nonzero(mask))
         if not area:
             continue
@@ -135,7 +135,7 @@ def compose(
 
 
 def _largest_part(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    parts, count = ndimage.label(mask)
+    parts, count = scipy.ndimage.label(mask)
     if count < 2:
         return mask
     sizes = np.bincount(parts.ravel())

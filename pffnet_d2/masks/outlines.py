@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects, label
 
 Ring = NDArray[np.int64]
 """(n, 2) corners x, y in pixels, n >= 4. The first corner is not repeated at the end."""
@@ -35,7 +35,9 @@ def outlines(label_map: NDArray[np.int32]) -> Iterator[tuple[int, list[Part]]]:
         point twice) and the parts are the polygons of a valid multi-polygon. The rings contain only corners: the
         direction changes at every point.
     """
-    windows = [(i, window) for i, window in enumerate(find_objects(label_map), start=1) if window is not None]
+    windows = [
+        (i, window) for i, window in enumerate(scipy.ndimage.find_objects(label_map), start=1) if window is not None
+    ]
     start = 0
     while start < len(windows):
         stop, pixels = start, 0
@@ -144,7 +146,7 @@ def _parts(rings: list[Ring], mask: NDArray[np.bool_], origin: tuple[int, int]) 
         return parts
     if len(parts) == 1:
         return [parts[0] + holes]
-    components, _ = label(mask)
+    components, _ = scipy.ndimage.label(mask)
 
     def component(ring: Ring) -> int:
         # The pixel to the right of the first step.

@@ -39,16 +39,17 @@ class Runs(NamedTuple):
 
 def runs_of_masks(masks: Sequence[InstanceMask], height: int) -> Runs:
     """Return the runs of masks of an image of ``height`` rows. A mask without pixels has no runs."""
-    starts: list[NDArray[np.int64]] = []
-    ends: list[NDArray[np.int64]] = []
+    edges = [np.zeros(0, np.int64)]  # the starts and ends of runs by turns
     for y0, x0, mask in masks:
-        steps = np.diff(np.pad(mask.T, ((0, 0), (1, 1))).astype(np.int8), axis=1)  # each row is a column of the mask
-        for edges, step in ((starts, 1), (ends, -1)):
-            column, row = np.nonzero(steps == step)
-            edges.append((x0 + column) * height + y0 + row)
-    owner = np.repeat(np.arange(len(masks)), [len(each) for each in starts])
-    start = np.concatenate([np.zeros(0, np.int64), *starts])
-    return Runs(start, np.concatenate([np.zeros(0, np.int64), *ends]) - start, owner)
+        # Down the columns; an unset pixel at both ends of each keeps its runs apart.
+        columns = np.zeros((mask.shape[1], mask.shape[0] + 2), dtype=bool)
+        columns[:, 1:-1] = mask.T
+        flat = columns.ravel()
+        column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), columns.shape[1])
+        edges.append((x0 + column) * height + y0 + row)
+    start, end = np.concatenate(edges).reshape(-1, 2).T
+    owner = np.repeat(np.arange(len(masks)), [len(each) // 2 for each in edges[1:]])
+    return Runs(start, end - start, owner)
 
 
 def runs_of_label_map(label_map: NDArray[Any]) -> tuple[Runs, NDArray[Any]]:

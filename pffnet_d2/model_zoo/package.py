@@ -93,7 +93,7 @@ def read_about(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not a yaml file of plain values; give lines such as licence: CC0 1.0") from error
+        raise InputError(f"{path}: is not YAML of plain values; give lines such as licence: CC0 1.0") from error
     if not isinstance(about, dict):
         raise InputError(f"{path}: contains no keys; give lines such as licence: CC0 1.0")
     return about

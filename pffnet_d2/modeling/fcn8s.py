@@ -12,6 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
+import scipy
+import skimage
 import torch
 import torch.nn.functional as F
 from detectron2.config import configurable
@@ -20,10 +22,6 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.postprocessing import sem_seg_postprocess
 from detectron2.structures import Boxes, ImageList, Instances
 from numpy.typing import NDArray
-from scipy import ndimage
-from skimage.measure import label
-from skimage.morphology import disk
-from skimage.segmentation import watershed
 from torch import Tensor, nn
 
 from pffnet_d2.errors import InputError
@@ -110,15 +108,19 @@ def erode_label_grow(foreground: NDArray[np.bool_], radius: int) -> NDArray[np.i
     Returns:
         (H, W) int32, 0 is background. Every part is 4-connected; the labels are in no particular order.
     """
-    whole = label(foreground, connectivity=1)
-    seeds = label(ndimage.binary_erosion(foreground, disk(radius), border_value=1), connectivity=1)
+    whole = skimage.measure.label(foreground, connectivity=1)
+    seeds = skimage.measure.label(
+        scipy.ndimage.binary_erosion(foreground, skimage.morphology.disk(radius), border_value=1), connectivity=1
+    )
     seeded = np.zeros(whole.max() + 1, dtype=bool)
     seeded[whole[seeds > 0]] = True
     gone = foreground & ~seeded[whole]
     seeds[gone] = seeds.max() + whole[gone]
     if not seeds.any():
         return np.zeros(foreground.shape, np.int32)
-    parts: NDArray[np.int32] = watershed(ndimage.distance_transform_edt(seeds == 0), seeds, mask=foreground)
+    parts: NDArray[np.int32] = skimage.segmentation.watershed(
+        scipy.ndimage.distance_transform_edt(seeds == 0), seeds, mask=foreground
+    )
     return parts.astype(np.int32, copy=False)
 
 
@@ -246,7 +248,9 @@ class FCN8s(nn.Module):
         parts = erode_label_grow(found > 0.5, self.erosion_radius)
         sums = np.bincount(parts.ravel(), weights=found.ravel())
         areas = np.bincount(parts.ravel())
-        extents = {i: window for i, window in enumerate(ndimage.find_objects(parts), start=1) if window is not None}
+        extents = {
+            i: window for i, window in enumerate(scipy.ndimage.find_objects(parts), start=1) if window is not None
+        }
         order = sorted(extents, key=lambda i: -sums[i] / areas[i])[: self.max_instances]
 
         boxes, cut = np.zeros((len(order), 4), np.float32), []

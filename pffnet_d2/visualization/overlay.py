@@ -100,7 +100,7 @@ def read_metrics(metrics_json: Path) -> list[dict[str, float]]:
     except OSError as error:
         raise InputError(f"{metrics_json}: {error.strerror}; give the metrics.json of a training run") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{metrics_json}: is not a text file; give the metrics.json of a training run") from error
+        raise InputError(f"{metrics_json}: is not text; give the metrics.json of a training run") from error
     by_iteration: dict[int, dict[str, float]] = defaultdict(dict)
     left_out = []
     for number, line in enumerate(lines, start=1):

@@ -26,7 +26,7 @@ def yaml_file(path: Path, text: str) -> str:
         ("_BASE_: none.yaml\n", r"child\.yaml: its _BASE_ .*none\.yaml does not exist"),
         ("_BASE_: child.yaml\n", r"child\.yaml: its _BASE_ files name each other in a circle"),
         ("_BASE_: base.yaml\n", r"child\.yaml: Non-existent config key: SOLVER\.BASE_LRR"),
-        ("MODEL: [1, 2\n", r"child\.yaml, line 2: not a yaml file of plain values"),
+        ("MODEL: [1, 2\n", r"child\.yaml, line 2: not YAML of plain values"),
         ("SOLVER:\n  MAX_ITER: many\n", r"child\.yaml: Type mismatch .*MAX_ITER"),
         ("just words\n", r"child\.yaml: "),
         ("", r"child\.yaml: "),
@@ -45,7 +45,7 @@ def test_yaml_runs_nothing(tmp_path: Path, through_base: bool) -> None:
     file = yaml_file(tmp_path / "evil.yaml", f"SEED: !!python/object/apply:os.system ['touch {trace}']\n")
     if through_base:
         file = yaml_file(tmp_path / "child.yaml", "_BASE_: evil.yaml\n")
-    with pytest.raises(InputError, match=r"evil\.yaml, line 1: not a yaml file of plain values"):
+    with pytest.raises(InputError, match=r"evil\.yaml, line 1: not YAML of plain values"):
         read_config(file)
     assert not trace.exists()
 

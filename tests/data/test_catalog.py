@@ -77,7 +77,7 @@ def test_not_prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir(parents=True)
     for damaged in ("{", "[]", '{"images": [{}]}'):
         (folder / "instances.json").write_text(damaged)
-        with pytest.raises(InputError, match=r"instances\.json: is not the json of a prepared data set"):
+        with pytest.raises(InputError, match=r"instances\.json: is not the JSON of a prepared data set"):
             DatasetCatalog.get("phantoms_val")
 
 
@@ -135,3 +135,16 @@ def test_without_published_truth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for entry in DatasetCatalog.get("phantoms_val"):
         assert "sem_seg_file_name" not in entry
         assert "annotations" not in entry
+
+
+def test_a_root_may_be_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the environment says, and for names that are registered already."""
+    for name in ("phantoms_train", "phantoms_val"):
+        monkeypatch.setitem(MetadataCatalog.data, name, MetadataCatalog[name])
+    monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "elsewhere"))
+    prepare("phantoms", None, tmp_path / "here", Selection(splits=["train"], count=2))
+    with pytest.raises(InputError, match=f"--out {tmp_path}/elsewhere"):
+        DatasetCatalog.get("phantoms_train")
+    catalog.register_prepared(tmp_path / "here")
+    assert len(DatasetCatalog.get("phantoms_train")) == 2
+    assert MetadataCatalog.get("phantoms_val").json_file.startswith(str(tmp_path / "elsewhere"))

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from pffnet_d2.cli import main as cli
-from pffnet_d2.data.check import check
+from pffnet_d2.data.check import check_datasets
 from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.data.readers.dsb2018 import bbbc039_fields
 from pffnet_d2.errors import InputError
@@ -57,7 +57,7 @@ def split(root: Path, name: str, image: np.ndarray, labels: np.ndarray, reader: 
 
 
 def test_nothing_wrong(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert check(root, sheets=tmp_path / "sheets") == 0
+    assert check_datasets(root, sheets=tmp_path / "sheets") == 0
     text = capsys.readouterr().out
     assert "2 splits, no errors" in text
     data = json.loads((root / "phantoms/train/instances.json").read_text())
@@ -72,9 +72,9 @@ def test_nothing_wrong(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"phantoms train: 5 images, RGB mean {mean}, standard deviation {std}" in text
     sheet = np.asarray(Image.open(tmp_path / "sheets/phantoms_train.png"))
     assert sheet.shape == (2 * 274, 4 * 520, 3)
-    assert check(root / "phantoms", detections=max(counts) - 1) == 0  # of one data set; no sheets
+    assert check_datasets(root / "phantoms", detections=max(counts) - 1) == 0  # of one data set; no sheets
     assert f"1 images hold more than {max(counts) - 1} objects" in capsys.readouterr().out
-    assert check(root / "phantoms" / "val") == 0  # of one split
+    assert check_datasets(root / "phantoms" / "val") == 0  # of one split
 
 
 def _image(array: np.ndarray) -> Any:
@@ -132,7 +132,7 @@ def _cut_rle(data: dict[str, Any]) -> None:
         (_annotation(id=2), "instances.json: annotation 2 is there twice"),
         (_json(lambda data: data["images"][1].update(id=1)), "instances.json: image 1 is there twice"),
         (_json(lambda data: data["images"].clear() or data["annotations"].clear()), "instances.json: has no images"),
-        (_json(lambda data: data.pop("categories")), "instances.json: is not the json of a prepared data set"),
+        (_json(lambda data: data.pop("categories")), "instances.json: is not the JSON of a prepared data set"),
         (lambda folder, name: (folder / "instances.json").write_text("{"), "instances.json: is not the json"),
     ],
 )
@@ -140,7 +140,7 @@ def test_damage_is_named(root: Path, damage: Any, message: str, capsys: pytest.C
     folder = root / "phantoms" / "train"
     name = json.loads((folder / "instances.json").read_text())["images"][0]["file_name"]
     damage(folder, name)
-    assert check(root) > 0
+    assert check_datasets(root) > 0
     errors = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error: ")]
     assert any(str(folder) in line and message.format(name=name) in line for line in errors), errors
 
@@ -154,10 +154,10 @@ def test_the_same_image_in_two_splits(root: Path, capsys: pytest.CaptureFixture[
     shutil.copytree(folder / "train", folder / "fold1of2_train")
     shutil.copytree(folder / "train", root / "other" / "train")
     change(root / "other/train", lambda data: data["info"].update(reader="own"))
-    assert check(root) == 0
+    assert check_datasets(root) == 0
     assert "note: other train: 5 images are also in phantoms train" in capsys.readouterr().out
     Image.open(folder / "train/images" / a).save(folder / "val/images" / b, compress_level=9)
-    assert check(root) == 1
+    assert check_datasets(root) == 1
     assert f"error: {folder}/train/images/{a}: is also {folder}/val/images/{b}; leave" in capsys.readouterr().out
 
 
@@ -177,7 +177,7 @@ def test_copies_overlaps_and_shared_fields(tmp_path: Path, capsys: pytest.Captur
         data["annotations"] += masks_to_annotations(regions, 20, 30, 2, 3)
 
     change(folder, edit)
-    assert check(tmp_path) == 0
+    assert check_datasets(tmp_path) == 0
     text = capsys.readouterr().out
     assert "note: bowl train: 1 images are copies of others" in text
     assert "note: bowl train: objects overlap in 1 images, 6 pixels" in text
@@ -191,7 +191,7 @@ def test_many_errors_are_counted(root: Path, capsys: pytest.CaptureFixture[str])
             annotation["area"] = 0
 
     change(root / "phantoms/train", edit)
-    errors = check(root)
+    errors = check_datasets(root)
     assert errors == len(json.loads((root / "phantoms/train/instances.json").read_text())["annotations"]) > 25
     text = capsys.readouterr().out
     assert text.count("error: ") == 21
@@ -208,4 +208,4 @@ def test_command(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert cli.main(["check", str(tmp_path / "none"), *sheets]) == 2
     assert "none: holds no prepared data set" in capsys.readouterr().err
     with pytest.raises(InputError):
-        check(tmp_path / "none")
+        check_datasets(tmp_path / "none")

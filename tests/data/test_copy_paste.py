@@ -18,7 +18,7 @@ from PIL import Image
 from pffnet_d2.config import add_pffnet_config
 from pffnet_d2.data import copy_paste
 from pffnet_d2.data.augmentation import CopyPaste, GreyValues, build_augmentations, invert
-from pffnet_d2.data.copy_paste import Crop, Partners, paste
+from pffnet_d2.data.copy_paste import Crop, Partners, paste_objects
 from pffnet_d2.data.mapper import PFFNetDatasetMapper
 from pffnet_d2.data.prepared import write_semantic
 from pffnet_d2.errors import InputError
@@ -50,7 +50,7 @@ def above() -> Crop:
 def test_by_hand(below: Crop, above: Crop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copy_paste, "PASTED", 1.0)
     before = [np.copy(x) for x in (*below, *above)]
-    out = paste(below, above)
+    out = paste_objects(below, above)
     # object 1 keeps 4 of 16 pixels and goes, 2 keeps 16 of 20, 3 all; two are pasted
     assert out.boxes.tolist() == [[3, 8, 13, 10], [12, 1, 14, 3], [2, 3, 8, 6], [4, 8, 6, 11]]
     assert out.masks.sum(axis=(1, 2)).tolist() == [16, 4, 18, 6]
@@ -68,21 +68,21 @@ def test_by_hand(below: Crop, above: Crop, monkeypatch: pytest.MonkeyPatch) -> N
 def test_ignored_pixels_and_no_semantic_file(below: Crop, above: Crop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copy_paste, "PASTED", 1.0)
     ignored = np.full((12, 16), 255, np.uint8)
-    out = paste(below._replace(semantic=ignored), above)
+    out = paste_objects(below._replace(semantic=ignored), above)
     assert out.semantic is not None
     assert (out.semantic == 1).sum() == 24
     assert (out.semantic == 255).sum() == 12 * 16 - 24
-    assert paste(below._replace(semantic=None), above).semantic is None
+    assert paste_objects(below._replace(semantic=None), above).semantic is None
 
 
 def test_about_half_is_pasted_and_the_seed_tells_which(below: Crop, above: Crop) -> None:
     numbers = []
     for seed in range(200):
         np.random.seed(seed)  # noqa: NPY002
-        out = paste(below, above)
+        out = paste_objects(below, above)
         numbers.append(int((out.classes == 7).sum()))
         np.random.seed(seed)  # noqa: NPY002
-        np.testing.assert_array_equal(paste(below, above).image, out.image)
+        np.testing.assert_array_equal(paste_objects(below, above).image, out.image)
     assert set(numbers) == {0, 1, 2}
     assert 0.8 < np.mean(numbers) < 1.2
 
@@ -98,7 +98,7 @@ def test_crops_of_different_sizes(below: Crop, shape: tuple[int, int], monkeypat
     places = set()
     for seed in range(20):
         np.random.seed(seed)  # noqa: NPY002
-        out = paste(below, other)
+        out = paste_objects(below, other)
         assert out.image.shape == below.image.shape
         pasted = out.masks[out.classes == 7]
         assert len(pasted)
@@ -124,10 +124,10 @@ def test_nothing_to_paste_and_nothing_below(below: Crop, above: Crop, monkeypatc
         np.zeros((0, 4), np.float32),
         np.zeros(0, np.int64),
     )
-    for old, new in zip(below, paste(below, empty), strict=True):
+    for old, new in zip(below, paste_objects(below, empty), strict=True):
         np.testing.assert_array_equal(old, new)
-    assert paste(empty, above).boxes.tolist() == [[2, 3, 8, 6], [4, 8, 6, 11]]
-    assert len(paste(empty, empty).masks) == 0
+    assert paste_objects(empty, above).boxes.tolist() == [[2, 3, 8, 6], [4, 8, 6, 11]]
+    assert len(paste_objects(empty, empty).masks) == 0
 
 
 def test_partners_are_of_the_same_group() -> None:

@@ -39,7 +39,7 @@ def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
         (["DATASETS.TRAIN", "()"], r"DATASETS\.TRAIN is empty"),
         (["DATASETS.TEST", "('bbbc039_val',)"], r"bbbc039_val is not prepared: .*pffnet prepare bbbc039"),
         (["MODEL.BACKBONE.FREEZE_AT", "2"], r"set MODEL\.BACKBONE\.FREEZE_AT 0"),
-        (["SOLVER.AMP.ENABLED", "True"], r"set SOLVER\.AMP\.ENABLED False"),
+        (["SOLVER.AMP.ENABLED", "True", "MODEL.DEVICE", "cpu"], r"set SOLVER\.AMP\.ENABLED False"),
         (["SOLVER.IMS_PER_BATCH", "3", "SOLVER.REFERENCE_WORLD_SIZE", "2"], "does not divide among 2 processes"),
         (["SOLVER.IMS_PER_BATCH", "0"], "IMS_PER_BATCH 0"),
         (

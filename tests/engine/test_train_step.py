@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,7 +18,6 @@ from torch import nn
 
 from pffnet_d2.cli.main import main
 from pffnet_d2.config import config_path, read_config
-from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.engine.train_step import NonFiniteLoss, TrainStep, pool_in_float32
 from pffnet_d2.engine.trainer import Trainer
 
@@ -40,15 +38,6 @@ TINY = {
     "SOLVER.WARMUP_ITERS": 4,
     "SEED": 1,
 }
-
-
-@pytest.fixture(scope="module")
-def datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    root = tmp_path_factory.mktemp("datasets")
-    prepare("phantoms", None, root, Selection(splits=["train"], count=3))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(root))
-        yield root
 
 
 def arguments(out: Path, **options: Any) -> list[str]:

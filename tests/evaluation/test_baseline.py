@@ -64,5 +64,5 @@ def test_a_row_of_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 
 
 def test_a_folder_that_is_not_prepared(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"instances\.json: not a prepared data set"):
+    with pytest.raises(InputError, match=r"instances\.json: is not there; give the folder of a split"):
         next(score_otsu(tmp_path))

@@ -15,9 +15,10 @@ import tifffile
 
 from pffnet_d2.cli import main as cli
 from pffnet_d2.data.prepare import Selection, prepare
+from pffnet_d2.data.prepared import PreparedSplit
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import metrics
-from pffnet_d2.evaluation.folders import prepared, score_folders
+from pffnet_d2.evaluation.folders import score_folders
 from pffnet_d2.imaging.read import read_label_image
 
 GT = np.array([[1, 1, 0, 9], [1, 1, 0, 9], [0, 0, 0, 0]])
@@ -72,7 +73,7 @@ def test_the_command_prints_means_and_writes_both_files(
 def test_the_truth_of_a_prepared_split(tmp_path: Path, write_labels: Write) -> None:
     prepare("phantoms", None, tmp_path, Selection(splits=("val",), count=3))
     split = tmp_path / "phantoms" / "val"
-    truths = {name: image.truth() for name, image in prepared(split)}
+    truths = {image.name: image.truth() for image in PreparedSplit(split).labelled_images()}
     assert len(truths) == 3
     for name, truth in truths.items():
         write_labels(tmp_path / "prediction" / f"{name}.tif", np.where(truth > 3, truth, 0))
@@ -125,8 +126,8 @@ def refused(truth: Path, prediction: Path, capsys: pytest.CaptureFixture[str]) -
         (GT[:2].astype(np.uint8), r"truth (3, 4) and prediction (2, 4) differ in shape"),
         (GT.astype(np.float32), "prediction is of float32"),
         (-GT.astype(np.int16), "prediction has the negative id -9"),
-        (np.stack([np.pad(GT, 1)] * 5).astype(np.uint16), "holds a stack of 5 planes; save one plane"),
-        (np.stack([GT, GT + 1, GT], axis=-1).astype(np.uint8), "not the labels; use the label image"),
+        (np.stack([np.pad(GT, 1)] * 5).astype(np.uint16), "contains a stack of 5 planes; save one plane"),
+        (np.stack([GT, GT + 1, GT], axis=-1).astype(np.uint8), "is not a label image; use the label image"),
     ],
 )
 def test_files_that_are_not_label_maps_are_named_in_one_line(
@@ -146,7 +147,7 @@ def test_pages_are_planes(folders: tuple[Path, Path], capsys: pytest.CaptureFixt
     with tifffile.TiffWriter(folders[1] / "a.tif") as tiff:
         tiff.write(GT.astype(np.uint8))
         tiff.write(GT[:2].astype(np.uint16))
-    assert "a.tif: holds 2 images (3x4, 2x4); save the one you want by itself" in refused(*folders, capsys)
+    assert "a.tif: contains 2 images (3x4, 2x4); save the one you want by itself" in refused(*folders, capsys)
 
 
 def test_labels_saved_as_colours(
@@ -159,7 +160,7 @@ def test_labels_saved_as_colours(
         write_labels(folders[1] / name, np.dstack([labels, labels, labels]))
     assert list(score_folders(*folders)) == before
     write_labels(folders[1] / "b.png", np.dstack([labels, labels, labels + 1]))
-    assert "b.png: a picture of the labels in colours" in refused(*folders, capsys)
+    assert "b.png: shows labels in colours" in refused(*folders, capsys)
 
 
 def test_damage(folders: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -238,9 +239,9 @@ def test_the_files_of_predict_are_scored(
 def test_a_prepared_split_and_the_files_of_predict(tmp_path: Path, write_labels: Write) -> None:
     prepare("phantoms", None, tmp_path, Selection(splits=("val",), count=2))
     split = tmp_path / "phantoms" / "val"
-    for name, image in prepared(split):
-        write_labels(tmp_path / "results" / f"{name}_labels.tif", image.truth())
-        write_labels(tmp_path / "results" / f"{name}_overlay.png", np.zeros((256, 256, 3), np.uint8))
+    for image in PreparedSplit(split).labelled_images():
+        write_labels(tmp_path / "results" / f"{image.name}_labels.tif", image.truth())
+        write_labels(tmp_path / "results" / f"{image.name}_overlay.png", np.zeros((256, 256, 3), np.uint8))
     assert [(row["image"], row["PQ"]) for row in score_folders(split, tmp_path / "results")] == [
         ("val_00000", 1.0),
         ("val_00001", 1.0),

@@ -102,7 +102,7 @@ def test_the_sample_of_hover_net_scores_as_its_authors_print() -> None:
         "sq": sq,
     }
     for prediction, printed in values["hovernet_sample"].items():
-        assert printed.keys() == names.keys()
+        assert printed.keys() == names.keys() | {"dice2"}  # which this package does not report
         for name, metric in names.items():
             value = metric(pairs["hovernet_sample__true"], pairs[f"hovernet_sample__{prediction}"])
             assert value == pytest.approx(printed[name], abs=5.1e-5), (prediction, name)

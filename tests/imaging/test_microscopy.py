@@ -148,7 +148,7 @@ def test_five_dimensions(tmp_path: Path, kind: str) -> None:
         read_microscopy_image(path)
     with pytest.raises(InputError, match=r"T=0,Z=0"):
         read_microscopy_image(path, plane=1, channels=[0])
-    with pytest.raises(InputError, match="says nothing of Z"):
+    with pytest.raises(InputError, match="has no index for Z"):
         read_microscopy_image(path, plane={"T": 1}, channels=[0])
     with pytest.raises(InputError, match="2 channels"):
         read_microscopy_image(path, plane={"T": 1, "Z": 2})
@@ -190,7 +190,7 @@ def test_pages_of_the_same_size_and_thumbnails(tmp_path: Path) -> None:
     with tifffile.TiffWriter(tmp_path / "two.tif") as tiff:
         tiff.write(FOUR[0])
         tiff.write(FOUR[1].astype(np.uint8).T)
-    with pytest.raises(InputError, match="holds 2 images"):
+    with pytest.raises(InputError, match="contains 2 images"):
         read_microscopy_image(tmp_path / "two.tif")
 
 

@@ -259,9 +259,9 @@ def test_other_colours_are_named(tmp_path: Path, mode: str) -> None:
 
 def test_channels_are_no_colours_in_training_either() -> None:
     two = tiff(COLOUR[..., :2], photometric="minisblack", planarconfig="contig")
-    with pytest.raises(InputError, match="x: holds 2 channels; save one as grey, or three as RGB"):
+    with pytest.raises(InputError, match="x: contains 2 channels; save one as grey, or three as RGB"):
         decode_image(two, "x")
-    with pytest.raises(InputError, match="x: holds a stack of 4 planes; save one plane"):
+    with pytest.raises(InputError, match="x: contains a stack of 4 planes; save one plane"):
         decode_image(tiff(np.zeros((2, 2, 8, 8), np.uint8), imagej=True, metadata={"axes": "ZCYX"}), "x")
 
 
@@ -324,7 +324,7 @@ def test_planes_in_several_files(tmp_path: Path) -> None:
     for z in range(2):
         np.testing.assert_array_equal(read_microscopy_image(tmp_path / names[0], plane=z).pixels, STACK[z])
     (tmp_path / names[1]).unlink()
-    with pytest.raises(InputError, match=r"one\.ome\.tif: the file that holds this plane is not beside it"):
+    with pytest.raises(InputError, match=r"one\.ome\.tif: the file that contains this plane is not beside it"):
         read_microscopy_image(tmp_path / names[0], plane=1)
 
 

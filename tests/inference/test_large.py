@@ -215,7 +215,7 @@ def test_a_killed_run_goes_on(spots: NDArray[np.uint16], tmp_path: Path, dies_at
         (spots, "another", {}),
         (spots, "m", {"batch": 2}),
     ):
-        with pytest.raises(InputError, match=r"a\.tiles: holds tiles of another run \((image|model|batch) differ\)"):
+        with pytest.raises(InputError, match=r"a\.tiles: contains tiles of another run \((image|model|batch) differ\)"):
             run_large(TileModel(Threshold(), model), image, plan("killed", **other))
 
     rest = Threshold()
@@ -244,7 +244,7 @@ def test_tiles_belong_to_every_byte_of_a_file(spots: NDArray[np.uint16], tmp_pat
         run_large(TileModel(Threshold(5), "m"), path, plan)
     for y, x in ((150, 200), (0, 0), (299, 409), (7, 311)):
         one_pixel(path, spots, y, x)
-        with pytest.raises(InputError, match=r"a\.tiles: holds tiles of another run \(image differ\)"):
+        with pytest.raises(InputError, match=r"a\.tiles: contains tiles of another run \(image differ\)"):
             run_large(TileModel(Threshold(), "m"), path, plan)
     tifffile.imwrite(tmp_path / "copy.tif", spots)
     assert run_large(TileModel(Threshold(), "m"), tmp_path / "copy.tif", plan).predicted == 12 - 5
@@ -347,7 +347,8 @@ def test_what_cannot_be(spots: NDArray[np.uint16], tmp_path: Path, monkeypatch: 
     fails("tiles of 128 pixels cannot overlap by 128", overlap=128)
     fails("overlap 'wide': give a whole number or auto", overlap="wide")
     fails(
-        "format coco is not written in tiles; with --tile choose from label-tiff,overlay,geojson,csv", formats=["coco"]
+        "format coco cannot be written in tiles; with --tile choose from label-tiff,overlay,geojson,csv",
+        formats=["coco"],
     )
     fails("batches of 0", batch=0)
     fails(r"shape \(3, 300, 410, 7\)", image=np.zeros((3, 300, 410, 7), np.uint8))
@@ -361,7 +362,7 @@ def test_what_cannot_be(spots: NDArray[np.uint16], tmp_path: Path, monkeypatch: 
     fails(r"cut\.tif: cannot be read as an image; it is truncated", image=tmp_path / "cut.tif")
     (tmp_path / "out" / "a.tiles").mkdir(parents=True)
     (tmp_path / "out" / "a.tiles" / "mine.txt").touch()
-    fails(r"a\.tiles: is no folder of tiles", overlap=24)
+    fails(r"a\.tiles: is not a folder of tiles", overlap=24)
     (tmp_path / "out" / "a.tiles" / "mine.txt").unlink()
 
     def full(*_: Any, **__: Any) -> None:
@@ -409,7 +410,7 @@ def test_the_command(
         (("--tile", 96, "--overlap", 96), "tiles of 96 pixels cannot overlap by 96"),
         (("--tile", 96, "--overlap", "much"), "--overlap much: give pixels, or auto"),
         (("--overlap", 32), "--overlap is that of tiles; give --tile too"),
-        (("--tile", 96, "--format", "roi"), "format roi is not written in tiles"),
+        (("--tile", 96, "--format", "roi"), "format roi cannot be written in tiles"),
         (("--tile", 96, "--opts", "INPUT.MIN_SIZE_TEST", 300), "would resize every tile"),
     ):
         assert predict("--out", tmp_path / "none", *arguments) == 2

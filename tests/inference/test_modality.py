@@ -36,7 +36,7 @@ def test_statistics_by_hand() -> None:
         ((0, 0, 0), (0, 0, 0), ""),
         ((230, 230, 230), (80, 80, 80), "bright background"),
         ((230, 215, 228), (120, 70, 150), "coloured on a bright background"),
-        ((2, 2, 2), (10, 10, 220), "coloured; .*take the channel of the nuclei"),
+        ((2, 2, 2), (10, 10, 220), "coloured; .*choose the nuclei's channel"),
     ],
 )
 def test_what_is_said(background: tuple[int, int, int], objects: tuple[int, int, int], words: str) -> None:

@@ -215,9 +215,9 @@ def test_thresholds_of_a_file(small_model: Any, tmp_path: Path) -> None:
         ("SCORE_THRESH: high", r"SCORE_THRESH 'high': give a number from 0 to below 1"),
         ("MIN_SIZE: 2.5", r"MIN_SIZE 2\.5: give a whole number"),
         ("FILL_HOLES: 1", "FILL_HOLES 1: give true or false"),
-        ("- 1", "holds no keys"),
+        ("- 1", "contains no keys"),
         ("MODEL: {PFFNET: 3}", "has no MODEL.PFFNET.LABEL_MAP"),
-        ("a: [", "is no yaml"),
+        ("a: [", "is not a YAML file"),
     ):
         file.write_text(text)
         with pytest.raises(InputError, match=words):

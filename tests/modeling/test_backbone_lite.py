@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from detectron2.config import CfgNode
@@ -16,6 +18,7 @@ import timm
 from pffnet_d2.config import config_path, read_config
 from pffnet_d2.errors import InputError
 from pffnet_d2.modeling.backbone_lite import EfficientNetLite
+from pffnet_d2.modeling.object_guided.backbone import LEVELS
 
 CHANNELS = {0: [16, 24, 40, 112, 320], 1: [16, 24, 40, 112, 320], 2: [16, 24, 48, 120, 352]}
 
@@ -92,15 +95,8 @@ def test_unknown_version() -> None:
         build_backbone(config("MODEL.EFFICIENTNET_LITE.VERSION", "3"))
 
 
-@pytest.mark.parametrize("method", ["", "MaskRCNN_GN", "CellRCNN", "CellRCNN_V2"])
-def test_methods_train_and_predict_on_it(method: str) -> None:
-    cfg = config("MODEL.RPN.POST_NMS_TOPK_TEST", "20", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8")
-    if method:
-        cfg.merge_from_file(str(config_path(f"methods/{method}.yaml")), allow_unsafe=False)
-        cfg.merge_from_file(str(config_path("backbones/EfficientNet_Lite0.yaml")), allow_unsafe=False)
-        cfg.MODEL.WEIGHTS = ""
-    torch.manual_seed(0)
-    model = build_model(cfg)
+def step(model: Any) -> Any:
+    """The instances found in an image on which one training step was taken."""
     masks = torch.zeros(1, 64, 64, dtype=torch.bool)
     masks[0, 20:40, 20:40] = True
     truth = Instances((64, 64), gt_boxes=Boxes([[20.0, 20, 40, 40]]), gt_classes=torch.zeros(1, dtype=torch.int64))
@@ -111,4 +107,39 @@ def test_methods_train_and_predict_on_it(method: str) -> None:
     sum(losses.values()).backward()
     assert model.backbone.bottom_up.net.conv_stem.weight.grad.abs().sum() > 0
     (result,) = model.eval()([{"image": image, "height": 64, "width": 64}])
-    assert result["instances"].has("pred_masks")
+    return result["instances"]
+
+
+@pytest.mark.parametrize("method", ["", "MaskRCNN_GN", "CellRCNN", "CellRCNN_V2"])
+def test_methods_train_and_predict_on_it(method: str) -> None:
+    cfg = config("MODEL.RPN.POST_NMS_TOPK_TEST", "20", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "8")
+    if method:
+        cfg.merge_from_file(str(config_path(f"methods/{method}.yaml")), allow_unsafe=False)
+        cfg.merge_from_file(str(config_path("backbones/EfficientNet_Lite0.yaml")), allow_unsafe=False)
+        cfg.MODEL.WEIGHTS = ""
+    torch.manual_seed(0)
+    assert step(build_model(cfg)).has("pred_masks")
+
+
+def test_object_guided_trains_and_predicts_on_it() -> None:
+    """And its trunk has the names that ImageNet's weights are loaded by."""
+    part = str(config_path("backbones/ObjectGuided_EfficientNet_Lite0.yaml"))
+    given = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.OBJECT_GUIDED.SCORE_THRESH_TEST", "0.0"]
+    cfg = read_config(
+        str(config_path("dsb2018/ObjectGuided_R18_compact.yaml")),
+        [*given, "INPUT.SQUARE.TRAIN", "0", "INPUT.SQUARE.TEST", "0"],
+        [part],
+    )
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    shape = model.backbone.output_shape()
+    assert [(shape[name].stride, shape[name].channels) for name in LEVELS] == [
+        (1, 16),
+        (2, 16),
+        (4, 24),
+        (8, 40),
+        (16, 112),
+    ]
+    assert step(model).has("pred_masks")
+    names = {f"backbone.bottom_up.{name}" for name in EfficientNetLite(0, frozen_norms=False).state_dict()}
+    assert names <= set(model.state_dict())

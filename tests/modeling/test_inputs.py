@@ -61,7 +61,7 @@ def test_of_a_square_model_too(tmp_path: Path, leave_no_trace: None) -> None:
     image = np.repeat(dim_field()[:, :, None], 3, axis=2) * 6
     theirs, ours = DefaultPredictor(cfg), Predictor(cfg)
     seen: list[torch.Tensor] = []
-    for model in (theirs.model, ours.model):
+    for model in (theirs.model, ours.model.model):
         model.backbone.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     assert theirs(image)["instances"].image_size == ours(image).label_map.shape == (70, 90)
     assert seen[0].shape == (1, 3, 128, 128)

@@ -206,16 +206,11 @@ REPORT = [
         all_of(scores("a", "b"), empty_folder("out/report.md")),
         leaves=("out/report.csv",),
     ),
-    Case(
-        "Otsu on nothing",
-        f"{AB} --otsu nowhere",
-        ("nowhere/instances.json: not a prepared data set",),
-        scores("a", "b"),
-    ),
+    Case("Otsu on nothing", f"{AB} --otsu nowhere", ("nowhere/instances.json: is not there",), scores("a", "b")),
     Case(
         "Otsu on json nested too deep",
         f"{AB} --otsu split",
-        ("split/instances.json: not a prepared data set",),
+        ("split/instances.json: is not the JSON of a prepared",),
         all_of(scores("a", "b"), text("split/instances.json", DEEP)),
     ),
 ]
@@ -237,8 +232,8 @@ EVALUATE_FOLDERS = [
     Case(
         "score colours",
         SCORE,
-        ("prediction/a.png", "not in colours"),
-        label_images(prediction=np.zeros((8, 8, 3), np.uint8)),
+        ("prediction/a.png", "in colours", "is not a label image"),
+        label_images(prediction=np.dstack([np.eye(8), np.zeros((8, 8, 2))]).astype(np.uint8)),
     ),
     Case(
         "score floats",
@@ -288,13 +283,13 @@ EVALUATE_FOLDERS = [
     Case(
         "score damaged truth",
         SCORE,
-        ("truth/instances.json: not a prepared data set",),
+        ("truth/instances.json: is not the JSON of a prepared",),
         all_of(label_images(), text("truth/instances.json", "{")),
     ),
     Case(
         "score truth nested too deep",
         SCORE,
-        ("truth/instances.json: not a prepared data set",),
+        ("truth/instances.json: is not the JSON of a prepared",),
         all_of(label_images(), text("truth/instances.json", DEEP)),
     ),
 ]
@@ -418,18 +413,11 @@ PACKS = [
     Case(
         "pack about a date",
         f"{PACK} --about a.yaml",
-        ("a.yaml: is not a yaml file of plain values",),
+        ("a.yaml: is not YAML of plain values",),
         text("a.yaml", "day: 2024-01-01\n"),
     ),
-    Case(
-        "pack about half a yaml", f"{PACK} --about a.yaml", ("a.yaml: is not a yaml file",), text("a.yaml", "a: [1\n")
-    ),
-    Case(
-        "pack about a yaml nested too deep",
-        f"{PACK} --about a.yaml",
-        ("a.yaml: is not a yaml file",),
-        text("a.yaml", DEEP),
-    ),
+    Case("pack about half a yaml", f"{PACK} --about a.yaml", ("a.yaml: is not YAML",), text("a.yaml", "a: [1\n")),
+    Case("pack about a yaml nested too deep", f"{PACK} --about a.yaml", ("a.yaml: is not YAML",), text("a.yaml", DEEP)),
     Case("pack with unknown key", f"{PACK} --opts MODEL.NONE 1", ("MODEL.NONE",)),
     Case("pack with key alone", f"{PACK} --opts SEED", ("SEED",)),
     Case(

@@ -79,31 +79,26 @@ FILES = [
     Case("config of comments alone", TRAIN, ("bad.yaml: is empty",), file("bad.yaml", "# MODEL:\n")),
     Case("config that is a list", TRAIN, ("bad.yaml: contains a list, not keys",), file("bad.yaml", "- MODEL\n")),
     Case("config that is a word", TRAIN, ("bad.yaml: contains a str, not keys",), file("bad.yaml", "MODEL\n")),
+    Case("yaml with a tab", TRAIN, ("bad.yaml, line 2: not YAML",), file("bad.yaml", "MODEL:\n\tMASK_ON: True\n")),
     Case(
-        "yaml with a tab", TRAIN, ("bad.yaml, line 2: not a yaml file",), file("bad.yaml", "MODEL:\n\tMASK_ON: True\n")
-    ),
-    Case(
-        "yaml with an open bracket",
-        TRAIN,
-        ("bad.yaml, line", "not a yaml file"),
-        file("bad.yaml", "MODEL: {MASK_ON: True\n"),
+        "yaml with an open bracket", TRAIN, ("bad.yaml, line", "not YAML"), file("bad.yaml", "MODEL: {MASK_ON: True\n")
     ),
     Case(
         "yaml that runs python",
         TRAIN,
-        ("bad.yaml, line 1: not a yaml file of plain values",),
+        ("bad.yaml, line 1: not YAML of plain values",),
         file("bad.yaml", "MODEL: !!python/object/apply:os.getcwd []\n"),
     ),
     Case(
         "config in Latin 1",
         TRAIN,
-        ("bad.yaml: not a yaml file of plain values",),
+        ("bad.yaml: not YAML of plain values",),
         file("bad.yaml", b"OUTPUT_DIR: r\xe9sultat\n"),
     ),
     Case(
         "a picture as config",
         TRAIN,
-        ("bad.yaml", "not a yaml file of plain values"),
+        ("bad.yaml", "not YAML of plain values"),
         file("bad.yaml", b"\x89PNG\r\n\x1a\n\0\0"),
     ),
     Case(
@@ -210,7 +205,7 @@ PARTS = [
     Case(
         "second method that is damaged",
         f"{TINY} --method good.yaml --method bad.yaml",
-        ("bad.yaml, line 2: not a yaml file",),
+        ("bad.yaml, line 2: not YAML",),
         files(good="TEST: {EVAL_PERIOD: 1}\n", bad="MODEL: [\n"),
     ),
     Case(

@@ -136,8 +136,10 @@ IMAGES = [
         {f"results/{n}.png": png((LABELS > 0).astype(np.uint8)) for n in "ab"},
     ),
     row("truth in colours", EVALUATE, "truth/b.png | in colours | never converted to RGB", {"truth/b.png": COLOURED}),
-    of_b("in colours", "in colours | not the labels", COLOURED),
-    of_b("grey with alpha", "with transparency | not the labels", png(np.dstack([LABELS, LABELS]).astype(np.uint8))),
+    of_b("in colours", "in colours | is not a label image", COLOURED),
+    of_b(
+        "grey with alpha", "with transparency | is not a label image", png(np.dstack([LABELS, LABELS]).astype(np.uint8))
+    ),
     of_b("another size", "(8, 10) and prediction (4, 10) differ", png(LABELS[:4].astype(np.uint8))),
     of_b("empty file", "cannot be read", b""),
     of_b("text called png", "cannot be read", b"a note"),
@@ -158,20 +160,22 @@ IMAGES = [
 ]
 
 PREPARED = [
-    prepared("json of another kind", "truth/instances.json | not a prepared data set", lambda d: b"[]"),
-    prepared("json cut short", "truth/instances.json | not a prepared data set", lambda d: b'{"images": ['),
-    prepared("json of brackets", "truth/instances.json | not a prepared data set", lambda d: b"[" * 100_000),
-    prepared("no annotations", "truth/instances.json | not a prepared data set", lambda d: d.pop("annotations")),
+    prepared("json of another kind", "truth/instances.json | is not the JSON of a prepared", lambda d: b"[]"),
+    prepared("json cut short", "truth/instances.json | is not the JSON of a prepared", lambda d: b'{"images": ['),
+    prepared("json of brackets", "truth/instances.json | is not the JSON of a prepared", lambda d: b"[" * 100_000),
+    prepared("no annotations", "truth/instances.json | is not the JSON of a prepared", lambda d: d.pop("annotations")),
     prepared(
-        "images without size", "truth/instances.json | not a prepared data set", lambda d: d["images"][0].pop("height")
+        "images without size", "truth/instances.json | is not the json of", lambda d: d["images"][0].pop("height")
     ),
     prepared(
         "height in quotes",
-        "truth/instances.json | not a prepared data set",
+        "truth/instances.json | is not the JSON of a prepared",
         lambda d: d["images"][0].update(height="8"),
     ),
     prepared(
-        "height below 0", "truth/instances.json | not a prepared data set", lambda d: d["images"][0].update(height=-8)
+        "height below 0",
+        "truth/instances.json | is not the JSON of a prepared",
+        lambda d: d["images"][0].update(height=-8),
     ),
     prepared(
         "runs of another size",
@@ -187,10 +191,10 @@ PREPARED = [
     prepared("a bad z_order", "truth/instances.json | annotation 7 | z_order", annotation(z_order="top")),
     prepared(
         "two images of one name",
-        "truth/instances.json | not a prepared data set",
+        "truth/instances.json | two images are called a",
         lambda d: d["images"][1].update(file_name="a.jpg"),
     ),
-    prepared("an annotation of no image", "truth/instances.json | not a prepared data set", annotation(image_id=5)),
+    prepared("an annotation of no image", "truth/instances.json | annotation 7 is of image 5", annotation(image_id=5)),
 ]
 
 
@@ -240,7 +244,7 @@ REPORT = [
         "A/label_map.csv | cannot be read",
         {"A/label_map.csv": b"image,group\n" + b"a" * 200_000},
     ),
-    report("report: no prepared split", "A=A --otsu B", "B/instances.json | not a prepared data set"),
+    report("report: no prepared split", "A=A --otsu B", "B/instances.json | is not there"),
     report(
         "report: groups without an image", "A=A --groups g.csv", "g.csv | image a", {"g.csv": b"image,group\nb,x\n"}
     ),

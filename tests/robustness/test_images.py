@@ -153,10 +153,10 @@ FILES: list[tuple[str, str, bytes | Callable[[], bytes], str, tuple[str, ...]]] 
     ("cmyk tiff", "a.tif", pillow(CMYK, "TIFF"), "", ("its colours are CMYK", "save it as RGB")),
     ("ycbcr tiff", "a.tif", pillow(Image.fromarray(RGB).convert("YCbCr"), "TIFF"), "", ("YCbCr", "save it as RGB")),
     ("lab tiff", "a.tif", pillow(Image.fromarray(RGB).convert("LAB"), "TIFF"), "", ("CIELAB", "save it as RGB")),
-    ("deep ppm", "a.ppm", DEEP_PPM, "", ("more than 8 bits a channel", "PNG or TIFF")),
+    ("deep ppm", "a.ppm", DEEP_PPM, "", ("more than 8 bits per channel", "PNG or TIFF")),
     ("complex values", "a.tif", tif(GREY.astype(np.complex64)), "", ("complex64", "floating values")),
     ("nan", "a.tif", tif(NOT_FINITE), "", ("NaN or infinite", "replace them")),
-    ("two images", "a.tif", lambda: two_images(), "", ("holds 2 images", "by itself")),
+    ("two images", "a.tif", lambda: two_images(), "", ("contains 2 images", "by itself")),
 ]
 
 

@@ -136,12 +136,12 @@ CASES = [
     ),
     Case("no such file", WHOLE + "none.tif", ("none.tif: no such file", "check the path")),
     Case("a folder without images", WHOLE + "folder", ("folder: no images in this folder",), file("folder/a.txt", b"")),
-    Case("a pattern without files", WHOLE + "'*.czi'", ("*.czi: no file has such a name", "check the pattern")),
+    Case("a pattern without files", WHOLE + "'*.czi'", ("*.czi: no file matches", "check the pattern")),
     Case("an empty name", WHOLE + "''", (": no images in this folder",)),
     Case(
         "two images of one name",
         WHOLE + ".",
-        ("a.png and a.tif: both give results out/a", "predict them apart"),
+        ("a.png and a.tif: both give results out/a", "predict them separately"),
         both(tif(), picture("a.png")),
     ),
     Case(
@@ -229,9 +229,9 @@ CASES += [
             (
                 "ROIs",
                 "--tile 64 --format roi",
-                ("format roi is not written in tiles", "label-tiff,overlay,geojson,csv"),
+                ("format roi cannot be written in tiles", "label-tiff,overlay,geojson,csv"),
             ),
-            ("COCO", "--tile 64 --format csv,coco", ("format coco is not written in tiles",)),
+            ("COCO", "--tile 64 --format csv,coco", ("format coco cannot be written in tiles",)),
             ("resized", "--tile 64 --opts INPUT.MIN_SIZE_TEST 300", ("would resize every tile", "set it to 0")),
             ("no batch", "--tile 64 --batch 0", ("batches of 0", "must be at least 1")),
         )
@@ -239,7 +239,7 @@ CASES += [
     Case(
         "tiles: a folder of something else",
         TILED + "a.tif",
-        ("a.tiles: is no folder of tiles; remove it or choose another --out",),
+        ("a.tiles: is not a folder of tiles; remove it or choose another --out",),
         both(tif(), file("out/a.tiles/mine.txt", b"")),
     ),
     *(
@@ -260,7 +260,7 @@ CASES += [
     Case(
         "tiles: of an earlier release",
         TILED + "a.tif",
-        ("a.tiles: holds tiles of another run (", "image", "remove it or choose another --out"),
+        ("a.tiles: contains tiles of another run (", "image", "remove it or choose another --out"),
         both(tif(), file("out/a.tiles/manifest.json", json.dumps({"asked": {"tile": 64}, "decided": {}}).encode())),
     ),
 ]

@@ -72,7 +72,7 @@ ARGUMENTS = [
     row("scheme of a reader without", of("cpm15", "--scheme a"), "scheme 'a' of cpm15 | has none", cpm15),
     row("unknown option", of("tnbc", "--option size=3"), "option 'size' of tnbc | min_size", tnbc),
     row("option of a reader without", of("cpm15", "--option a=b"), "option 'a' of cpm15 | has none", cpm15),
-    row("option that is no number", of("tnbc", "--option min_size=x"), "min_size=x | whole number", tnbc),
+    row("option that is not a number", of("tnbc", "--option min_size=x"), "min_size=x | whole number", tnbc),
     row("option neither true nor false", of("dsb2018", "--option partial=1"), "partial=1 | true or", dsb2018),
     row("fold without folds", of("tnbc", "--fold 0"), "--fold 0 needs --folds", tnbc),
     row("fold beyond the folds", of("tnbc", "--folds 2 --fold 2"), "--fold 2 | give 0 to 1", tnbc),
@@ -107,7 +107,7 @@ KUMAR = [
     row(
         "kumar: xml of unknown encoding",
         of("kumar"),
-        "G9-6363 | no complete xml",
+        "G9-6363 | not complete XML",
         kumar,
         put("6363-01Z-00-DX1.xml", b'<?xml version="1.0" encoding="klingon"?><a/>'),
     ),
@@ -136,7 +136,7 @@ KUMAR = [
     row(
         "kumar: truncated xml",
         of("kumar"),
-        "5931-01Z-00-DX1.xml | no complete xml",
+        "5931-01Z-00-DX1.xml | not complete XML",
         kumar,
         cut("5931-01Z-00-DX1.xml", -200),
     ),
@@ -155,7 +155,7 @@ KUMAR = [
         put("6363-01Z-00-DX1.xml", b"<Annotations/>"),
     ),
     row(
-        "kumar: vertex that is no number",
+        "kumar: vertex that is not a number",
         of("kumar"),
         "G9-6363 | finite",
         kumar,
@@ -175,7 +175,7 @@ KUMAR = [
         kumar,
         put("6363-01Z-00-DX1.xml", xml([*SQUARE, (900, 700)])),
     ),
-    row("kumar: offset that is no number", of("kumar", "--option polygon_offset=nan"), "polygon_offset nan", kumar),
+    row("kumar: offset that is not a number", of("kumar", "--option polygon_offset=nan"), "polygon_offset nan", kumar),
     row("kumar: unknown overlap", of("kumar", "--option overlap=last"), "overlap=last | smaller or first", kumar),
 ]
 

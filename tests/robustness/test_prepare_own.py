@@ -96,7 +96,7 @@ OWN_LABELS = [
         add("labels/b.tif", tiff(LABELS + np.float32(0.5))),
     ),
     row(
-        "own: ids that are no numbers",
+        "own: ids that are not numbers",
         OWN,
         "labels/b.tif | no whole numbers",
         own,
@@ -165,7 +165,7 @@ OWN_COCO = [
     row("coco: height in quotes", OWN, f"{JSON} | b.png | height '8'", coco(image(height="8"))),
     row("coco: height that is true", OWN, f"{JSON} | b.png | height True", coco(image(height=True))),
     row("coco: width of 0", OWN, f"{JSON} | b.png | width 0", coco(image(width=0))),
-    row("coco: width that is no number", OWN, f"{JSON} | b.png | width nan", coco(image(width=float("nan")))),
+    row("coco: width that is not a number", OWN, f"{JSON} | b.png | width nan", coco(image(width=float("nan")))),
     row("coco: width without end", OWN, f"{JSON} | b.png | width inf", coco(image(width=float("inf")))),
     row("coco: half a pixel", OWN, f"{JSON} | b.png | height 8.5", coco(image(height=8.5))),
     row("coco: no file name", OWN, f"{JSON} | image 1 has the file_name None", coco(image(file_name=None))),

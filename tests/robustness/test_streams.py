@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pffnet_d2.data.prepare import Selection, prepare
 from tests.robustness.process import CLOSED, Done, run, start
 from tests.robustness.process import done as ended
 
@@ -42,11 +41,9 @@ def files(folder: Path) -> set[str]:
 
 
 @pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def prepared(prepared_phantoms: Path) -> dict[str, str]:
     """The environment that names prepared images."""
-    root = tmp_path_factory.mktemp("prepared")
-    prepare("phantoms", None, root, Selection(count=2))
-    return {"DETECTRON2_DATASETS": str(root), "OMP_NUM_THREADS": "1"}
+    return {"DETECTRON2_DATASETS": str(prepared_phantoms), "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture

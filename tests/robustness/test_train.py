@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from pffnet_d2.data.prepare import Selection, prepare
 from tests.robustness.case import Case, by_name
 
 RUN = "--config-file {run}/config.yaml OUTPUT_DIR run"
@@ -25,14 +24,11 @@ DEEP = "[" * 100_000
 
 
 @pytest.fixture(scope="module", autouse=True)
-def datasets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Four small images, prepared, whose folder the environment names."""
-    root = tmp_path_factory.mktemp("prepared")
-    prepare("phantoms", None, root, Selection(count=2))
+def whole_datasets(datasets: Path) -> Iterator[None]:
+    """The prepared images, whose folder the environment also names for the cases that copy it."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DETECTRON2_DATASETS", str(root))
-        patch.setenv("WHOLE_DATASETS", str(root))
-        yield root
+        patch.setenv("WHOLE_DATASETS", str(datasets))
+        yield
 
 
 def config(content: str, name: str = "c.yaml") -> Callable[[Path], None]:
@@ -109,23 +105,13 @@ CONFIGS = [
     Case("config that is a list", "train --config-file c.yaml", ("c.yaml: contains a list",), config("- 1\n- 2\n")),
     Case("config of words", "train --config-file c.yaml", ("c.yaml: contains a str",), config("just words\n")),
     Case("config nested too deep", "train --config-file c.yaml", ("c.yaml: nested too deeply",), config(DEEP)),
-    Case("half a config", "train --config-file c.yaml", ("c.yaml, line 2: not a yaml file",), config("MODEL: [1, 2\n")),
-    Case(
-        "config of bytes",
-        "train --config-file c.yaml",
-        ("c.yaml: not a yaml file",),
-        raw(b"\xff\xfe\x00\x01", "c.yaml"),
-    ),
-    Case(
-        "a picture as config",
-        "train --config-file c.png",
-        ("c.png: not a yaml file",),
-        raw(b"\x89PNG\r\n\x1a\n", "c.png"),
-    ),
+    Case("half a config", "train --config-file c.yaml", ("c.yaml, line 2: not YAML",), config("MODEL: [1, 2\n")),
+    Case("config of bytes", "train --config-file c.yaml", ("c.yaml: not YAML",), raw(b"\xff\xfe\x00\x01", "c.yaml")),
+    Case("a picture as config", "train --config-file c.png", ("c.png: not YAML",), raw(b"\x89PNG\r\n\x1a\n", "c.png")),
     Case(
         "config with code",
         "train --config-file c.yaml",
-        ("c.yaml, line 1: not a yaml file of plain values",),
+        ("c.yaml, line 1: not YAML of plain values",),
         config("SEED: !!python/object/apply:os.system ['true']\n"),
     ),
     Case("unknown key", "train --config-file c.yaml", ("c.yaml: ", "MODEL.NONE"), config("MODEL:\n  NONE: 1\n")),
@@ -162,12 +148,7 @@ CONFIGS = [
         ("a.yaml: its _BASE_ no.yaml does not exist",),
         several(a="_BASE_: [b.yaml, no.yaml]\n", b="SEED: 1\n"),
     ),
-    Case(
-        "no such date",
-        "train --config-file c.yaml",
-        ("c.yaml: not a yaml file of plain",),
-        config("SEED: 2024-02-31\n"),
-    ),
+    Case("no such date", "train --config-file c.yaml", ("c.yaml: not YAML of plain",), config("SEED: 2024-02-31\n")),
     Case("base that is a number", "train --config-file c.yaml", ("c.yaml: its _BASE_ 3",), config("_BASE_: 3\n")),
     Case(
         "base from the network",
@@ -188,7 +169,7 @@ VALUES = [
     Case("negative iterations", f"{TRAIN} SOLVER.MAX_ITER -5", ("SOLVER.MAX_ITER -5",)),
     Case("checkpoints never", f"{TRAIN} SOLVER.CHECKPOINT_PERIOD 0", ("SOLVER.CHECKPOINT_PERIOD 0",)),
     Case("no images a batch", f"{TRAIN} SOLVER.IMS_PER_BATCH 0", ("SOLVER.IMS_PER_BATCH 0",)),
-    Case("learning rate that is no number", f"{TRAIN} SOLVER.BASE_LR nan", ("SOLVER.BASE_LR",)),
+    Case("learning rate that is not a number", f"{TRAIN} SOLVER.BASE_LR nan", ("SOLVER.BASE_LR",)),
     Case("seed too large", f"{TRAIN} SEED 99999999999999", ("SEED 99999999999999",)),
     Case("steps out of order", f"{TRAIN} SOLVER.STEPS (5,3)", ("SOLVER.STEPS (5, 3)", "later")),
     Case("half precision on the CPU", f"{TRAIN} MODEL.DEVICE cpu SOLVER.AMP.ENABLED True", ("SOLVER.AMP", "bfloat16")),
@@ -483,25 +464,25 @@ DATA = [
     Case(
         "half a json",
         TRAIN,
-        ("phantoms/train/instances.json: is not the json of a prepared",),
+        ("phantoms/train/instances.json: is not the JSON of a prepared",),
         spoiled("instances.json", b"{"),
     ),
     Case(
         "json that is a list",
         TRAIN,
-        ("phantoms/train/instances.json: is not the json of a prepared",),
+        ("phantoms/train/instances.json: is not the JSON of a prepared",),
         spoiled("instances.json", b"[]"),
     ),
     Case(
         "json nested too deep",
         TRAIN,
-        ("phantoms/train/instances.json: is not the json of a prepared",),
+        ("phantoms/train/instances.json: is not the JSON of a prepared",),
         spoiled("instances.json", DEEP.encode()),
     ),
     Case(
         "json of bytes",
         TRAIN,
-        ("phantoms/train/instances.json: is not the json of a prepared",),
+        ("phantoms/train/instances.json: is not the JSON of a prepared",),
         spoiled("instances.json", b"\xff\xfe\x00"),
     ),
     Case(

@@ -9,14 +9,14 @@ Citation: Caicedo et al., "Evaluation of Deep Learning Strategies for Nucleus Se
 Cytometry A 95(9), 2019; image set BBBC039v1 of the Broad Bioimage Benchmark Collection (Ljosa et al., Nature Methods 9,
 2012).
 
-Layout: images/<stem>.tif, masks/<stem>.png, metadata/{training,validation,test}.txt with a line ``<stem>.png`` a field.
-Folders or the three zips, doubled folders and __MACOSX entries included; with the zips of only some splits, those
-splits can be read.
+Layout: images/<stem>.tif, masks/<stem>.png, metadata/{training,validation,test}.txt with one line ``<stem>.png`` per
+field. Folders or the three zips, with doubled folders and __MACOSX entries. Splits can be read without the files of the
+others.
 
-Traps. Images are 12 bit in 16: readers that clip or convert to 8 bit destroy them. The mask's red channel (0..3) is a
-colouring in which neighbours differ: not an id and not interior/boundary. An object is an 8-connected component of one
-value: 11,999 / 5,896 / 5,720 objects in the three splits. Three fields (F13_s7, L01_s2: training; L10_s6: validation)
-are empty; they are kept.
+Traps. Images hold 12 bits in 16: readers that clip or convert to 8 bits destroy them. The red channel of a mask (0..3)
+is a colouring in which neighbours differ, neither ids nor interior and boundary. An object is an 8-connected component
+of one value: 11,999 / 5,896 / 5,720 objects in the three splits. Three fields (F13_s7, L01_s2: training; L10_s6:
+validation) are empty; they are kept.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from skimage.measure import label
+import skimage
 
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, find_part
@@ -41,7 +41,7 @@ NORMALISATION = PERCENTILE_16_BIT
 
 
 def splits(root: Path) -> tuple[str, ...]:
-    """The splits whose list is under ``root``."""
+    """The splits whose lists are under ``root``."""
     lists = {file.name for file in find_part(root, "metadata")}
     found = tuple(split for split in SPLITS if LISTS[split] in lists)
     if not found:
@@ -107,4 +107,4 @@ def _read_label_map(file: SourceFile) -> npt.NDArray[np.int32]:
         raise InputError(
             f"{file}: not a BBBC039 mask (8-bit RGBA, green and blue 0); use the publisher's masks.zip unchanged"
         )
-    return np.asarray(label(mask[:, :, 0], connectivity=2), np.int32)
+    return np.asarray(skimage.measure.label(mask[:, :, 0], connectivity=2), np.int32)

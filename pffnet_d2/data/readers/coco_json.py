@@ -1,4 +1,4 @@
-"""COCO jsons that users bring: checked before their numbers are trusted, every fault named with the file."""
+"""COCO jsons of users. They are checked before their numbers are used, and every error names the file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CORRECT = "correct the json"
 
 @dataclass(frozen=True)
 class CocoImage:
-    """An image of a json with its annotations, crowds left out."""
+    """An image of a json with its annotations, without crowds."""
 
     json_name: str
     file_name: str
@@ -36,10 +36,10 @@ class CocoImage:
         return PurePosixPath(self.file_name.replace("\\", "/"))
 
     def masks(self) -> list[InstanceMask]:
-        """Every object whole, in the order of the annotations; those without a pixel are left out with a warning.
+        """Every object whole, in the order of the annotations. Objects without a pixel are left out with a warning.
 
         Raises:
-            InputError: naming the json, the annotation and the image, for a mask that is none or of another size.
+            InputError: naming the json, the annotation and the image: a mask cannot be decoded or has another size.
         """
         for annotation in self.annotations:
             where = f"{self.json_name}: annotation {annotation.get('id', '?')} of {self.file_name}"
@@ -55,10 +55,10 @@ class CocoImage:
 
 
 def read_coco(file: SourceFile) -> list[CocoImage]:
-    """The images of a json in its order. All categories become one; crowds are left out; both with a warning.
+    """The images of a json, in its order. All categories become one and crowds are left out, both with a warning.
 
     Raises:
-        InputError: naming the file, for what is no COCO json, a size that is no whole number, ids that do not fit.
+        InputError: naming the file: it is not a COCO json; a size is not a whole number; ids do not agree.
     """
     name = str(file)
     try:
@@ -86,7 +86,7 @@ def read_coco(file: SourceFile) -> list[CocoImage]:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{name}: is no COCO json with images (id, file_name, height, width) and annotations "
+            f"{name}: is not COCO JSON with images (id, file_name, height, width) and annotations "
             f"(image_id, category_id, segmentation); give one, or name it with --option coco=PATH"
         ) from error
     if crowds:
@@ -110,7 +110,7 @@ def _image(entry: dict[str, Any], name: str) -> CocoImage:
 
 
 def _check_segmentation(segmentation: Any, height: int, width: int, where: str) -> None:
-    """Refuse what pycocotools would take for something else, or crash on."""
+    """Raise an error for what pycocotools would misread, or crash on."""
     if isinstance(segmentation, dict):
         _check_runs(segmentation, height, width, where)
     elif isinstance(segmentation, list) and segmentation:
@@ -141,10 +141,10 @@ def _check_runs(runs: dict[str, Any], height: int, width: int, where: str) -> No
 def _check_polygon(polygon: Any, height: int, width: int, where: str) -> None:
     numbers = isinstance(polygon, list) and all(isinstance(value, int | float) for value in polygon)
     if not numbers or len(polygon) < 6 or len(polygon) % 2:
-        raise InputError(f"{where}: a polygon is no list of x, y, x, y, ... of three points or more; {CORRECT}")
+        raise InputError(f"{where}: a polygon is not a list of x, y, x, y, ... of three points or more; {CORRECT}")
     points = np.array([float(value) if abs(value) < 1e9 else np.nan for value in polygon]).reshape(-1, 2)
     if not np.isfinite(points).all():
-        raise InputError(f"{where}: a polygon has a coordinate that is no number, or far too large; {CORRECT}")
+        raise InputError(f"{where}: a polygon has a coordinate that is not a number, or far too large; {CORRECT}")
     if (points < (-width, -height)).any() or (points > (2 * width, 2 * height)).any():
         x, y = points[np.abs(points / (width, height)).max(axis=1).argmax()]
         raise InputError(

@@ -22,8 +22,11 @@ Pairs = dict[str, tuple[SourceFile, SourceFile]]
 
 
 def files_of(root: Path, name: str) -> list[SourceFile]:
-    """The files under ``root``; of a folder or zip called ``name`` where there is one, as in the folder with several
-    data sets that the HoVer-Net authors share, else those not in a folder of another of them."""
+    """The files of one data set under ``root``.
+
+    They are those in a folder or zip called ``name`` where there is one, as in the folder with several data sets that
+    the HoVer-Net authors share, otherwise those outside the folders of the other data sets.
+    """
     files = list_files(root)
     named = [file for file in files if name in _folders(file, root)]
     return named or [file for file in files if not _folders(file, root) & REPACKED]
@@ -32,8 +35,8 @@ def files_of(root: Path, name: str) -> list[SourceFile]:
 def pairs_of(files: Iterable[SourceFile]) -> Pairs:
     """Image and truth by the image's name, in the order of the numbers in the names.
 
-    <name>.png with <name>_mask.txt beside it, or Images/<name>.png with Labels/<name>.mat; renderings (<name>_poly.png,
-    Overlay/) are no images.
+    <name>.png with <name>_mask.txt beside it, or Images/<name>.png with Labels/<name>.mat. Renderings
+    (<name>_poly.png, Overlay/) are left out.
 
     Raises:
         InputError: an image without truth, truth without image, two of one name.
@@ -61,7 +64,8 @@ def pairs_of(files: Iterable[SourceFile]) -> Pairs:
 
 
 def folder_splits(root: Path, name: str, wanted: Iterable[str]) -> tuple[str, ...]:
-    """The splits whose folder is under ``root``, Train or training as well as train. Raises InputError without any."""
+    """The splits whose folders are under ``root``; Train or training will do for train. Raises InputError where there
+    are none."""
     files = files_of(root, name)
     found = tuple(split for split in wanted if _in_folder(files, root, split))
     if not found:
@@ -70,7 +74,7 @@ def folder_splits(root: Path, name: str, wanted: Iterable[str]) -> tuple[str, ..
 
 
 def folder_records(root: Path, name: str, split: str, counts: dict[str, int]) -> Iterator[Record]:
-    """The records of the folder of a split, which has the published number of images. Ids begin with the split.
+    """The records in the folder of a split, which must hold the published number of images. Ids begin with the split.
 
     Raises:
         InputError: an unknown split; an image or truth that is missing. Reading a record: a damaged file.
@@ -90,7 +94,7 @@ def check_count(pairs: Pairs, count: int, title: str, root: Path) -> None:
 
 
 def pair_records(pairs: Pairs) -> Iterator[Record]:
-    """Records of histology images; which belong to one patient is not published."""
+    """Records of histology images. It is not published which of them are of one patient."""
     for stem, (image, truth) in pairs.items():
         yield Record(
             image_id=stem,

@@ -12,8 +12,8 @@ Bioengineering and Biotechnology 7:53, 2019.
 Layout, in folders or zips of any depth: image<01 to 15>.png with image<..>_mask.txt, or the repack's
 Images/image_<00 to 14>.png with Labels/image_<..>.mat (variable inst_map).
 
-Traps. A text mask is ``width height``, then an id a line, row after row. In the original the masks of image04 and
-image05 are exchanged: they are told by their sizes.
+Traps. A text mask is ``width height``, then one id per line, row by row. In the original download the masks of image04
+and image05 are exchanged, which their sizes show.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ IMAGES = 15
 
 
 def splits(root: Path) -> tuple[str, ...]:
-    """``all``, whose images are counted when they are read."""
+    """``all``; its images are counted when they are read."""
     files_of(root, "cpm15")
     return SPLITS
 
@@ -54,7 +54,7 @@ def records(root: Path, split: str) -> Iterator[Record]:
 
 
 def _exchanged(pairs: Pairs) -> Pairs:
-    """Masks 04 and 05 back with their images, where they are exchanged."""
+    """The masks 04 and 05 of the right images, also where they are exchanged."""
     if not {"image04", "image05"} <= pairs.keys():
         return pairs
     (image_4, mask_4), (image_5, mask_5) = pairs["image04"], pairs["image05"]

@@ -10,9 +10,9 @@ Citation: Vu et al., "Methods for Segmentation and Classification of Digital Mic
 Bioengineering and Biotechnology 7:53, 2019.
 
 Layout, in folders or zips of any depth below train and test: Images/image_<00 to 31>.png with Labels/image_<..>.mat
-(variable inst_map), or image<01 to 32>.png with image<..>_mask.txt (``width height``, then an id a line, row after
-row). Ids begin with the split, since both number their images alike. There is no validation split; Cell R-CNN V2 takes
-one training image of each of the four diseases, and does not name them.
+(variable inst_map), or image<01 to 32>.png with image<..>_mask.txt (``width height``, then one id per line, row by
+row). Ids begin with the split, because the numbers of both splits are the same. There is no validation split; Cell
+R-CNN V2 uses one training image of each of the four diseases, without naming them.
 """
 
 from __future__ import annotations

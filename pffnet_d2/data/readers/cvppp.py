@@ -1,6 +1,6 @@
 """CVPPP 2017 Leaf Segmentation Challenge (LSC; "CVPPP 2019" is the same): rosette plants from above, every leaf. A1
-(Arabidopsis, 530 x 500 pixels) has 128 labelled plants with 2,088 leaves and 33 test plants whose truth is with the
-challenge; A2 and A4 are Arabidopsis too, A3 is tobacco.
+(Arabidopsis, 530 x 500 pixels) has 128 labelled plants with 2,088 leaves, and 33 test plants whose truth the challenge
+keeps; A2 and A4 are Arabidopsis too, A3 is tobacco.
 
 Download page: https://www.plant-phenotyping.org/datasets-download and
 https://competitions.codalab.org/competitions/18405.
@@ -16,16 +16,16 @@ Layout, in folders or zips of any depth: <A1 to A4>/<plant>_rgb.png and, where l
 .../label. With both, the PNG are read.
 
 Split schemes: ``a1`` (the default) to ``a4`` and ``all``, each with train (labelled) and test (not labelled), and
-``challenge``: A1 with 28 of its labelled plants as val, and 100 as train, as for PFFNet's entry to the challenge. Its
-paper gives the numbers and not the plants. Of the 128 in the order of their names, plant i (from 0) is for validation
-where 28 (i + 1) / 128, rounded down, is more than 28 i / 128, rounded down: every fourth or fifth.
+``challenge``: A1 with 28 of its labelled plants as val and 100 as train, as for PFFNet's entry to the challenge, whose
+paper gives the numbers but not the plants. Of the 128 in the order of their names, plant i (from 0) is for validation
+where 28 (i + 1) / 128, rounded down, exceeds 28 i / 128, rounded down: every fourth or fifth.
 
-Ids carry their subset, A1_plant003, because plants of different subsets share names. A1 is checked against the official
-lists; of the others the files tell. Images of the test splits have no truth: ``pffnet predict --format cvppp`` writes
-what the challenge scores, and ``write_submission`` fills the challenge's own example.
+Ids begin with the subset, as in A1_plant003, because plants of different subsets share names. A1 is checked against the
+official lists; the other subsets are what the files hold. Images of the test splits have no truth: ``pffnet predict
+--format cvppp`` writes what the challenge scores, and ``write_submission`` fills the challenge's own example.
 
-Traps. A label image has a palette whose index is the id; OpenCV, imageio and ``convert`` expand it to colours, which
-are no ids. A leaf that another one crosses has several components: it stays one object. Leaves touch.
+Traps. A label image has a palette, and the index is the id; OpenCV, imageio and ``convert`` expand it to colours, which
+are no ids. A leaf that another one crosses has several components but stays one object. Leaves touch.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Plant:
 
 
 def splits(root: Path, *, scheme: str = "a1") -> tuple[str, ...]:
-    """The splits of which there is an image under ``root``."""
+    """The splits of which there are images under ``root``."""
     plants = _plants(root, scheme)
     found = tuple(
         s for s in SCHEMES[scheme] if any(_in_split(name, plant, s, scheme) for name, plant in plants.items())
@@ -110,7 +110,7 @@ def splits(root: Path, *, scheme: str = "a1") -> tuple[str, ...]:
 
 
 def records(root: Path, split: str, *, scheme: str = "a1") -> Iterator[Record]:
-    """The plants of a split, subset by subset in the order of their names; those of test without label map.
+    """The plants of a split, subset by subset, in the order of their names. Those of test have no label map.
 
     Raises:
         InputError: an unknown split; an image without its label image or a label image without image; a plant of A1
@@ -213,7 +213,7 @@ def _subsets(scheme: str) -> tuple[str, ...]:
 
 
 def _published(scheme: str) -> dict[str, dict[str, list[str]]]:
-    """Of the subsets with official lists the plants of each split of a scheme."""
+    """The plants of each split of a scheme, for the subsets with official lists."""
     if scheme != CHALLENGE:
         return PUBLISHED
     labelled, val = PUBLISHED["A1"]["train"], LISTS["A1 challenge"]["val"]
@@ -230,7 +230,7 @@ def _in_split(key: tuple[str, str], plant: Plant, split: str, scheme: str) -> bo
 
 
 def _plants(root: Path, scheme: str) -> dict[tuple[str, str], Plant]:
-    """What there is of each plant, by subset and name in their order."""
+    """The files of each plant, by subset and name, sorted."""
     subsets = _subsets(scheme)
     found: dict[tuple[str, str], Plant] = {}
     files = list_files(root)
@@ -303,7 +303,7 @@ def _read_label_map(part: Part) -> npt.NDArray[np.int32]:
     labels = decode_label_image(data, str(part))
     with Image.open(io.BytesIO(data)) as image:
         grey = image.mode in ("L", "LA", "RGB", "RGBA")
-    if grey and labels.max() > len(np.unique(labels)):  # of palette colours, where two leaves may have got one grey
+    if grey and labels.max() > len(np.unique(labels)):  # of palette colours; two leaves may have the same grey value
         raise InputError(
             f"{part}: grey values with gaps up to {labels.max()}, a rendering of the labels, not the labels; "
             "use the publisher's palette PNG unchanged"

@@ -10,15 +10,16 @@ Licence: CC0 1.0.
 Citation: Caicedo et al., "Nucleus segmentation across imaging experiments: the 2018 Data Science Bowl", Nature Methods
 16, 2019; image set BBBC038v1 of the Broad Bioimage Benchmark Collection.
 
-Layout: <id>/images/<id>.png and <id>/masks/<any>.png, one nucleus each, in folders or zips at any depth. What lies
-below a folder or zip named stage1_test is that stage, all else but stage2_* is stage1_train. The nuclei of stage1_test
-are rows ImageId, EncodedPixels, Height, Width, Usage of stage1_solution.csv: pairs of start (from 1) and length down
-the columns, one after the other; rows with Usage "Ignored" do not count.
+Layout: <id>/images/<id>.png and <id>/masks/<any>.png, one nucleus each, in folders or zips at any depth. Files below a
+folder or zip named stage1_test belong to that stage, all others except stage2_* to stage1_train. The nuclei of
+stage1_test are rows ImageId, EncodedPixels, Height, Width, Usage of stage1_solution.csv: pairs of start (from 1) and
+length, counted down the columns; rows with Usage "Ignored" do not count.
 
-Traps. Images are RGB or RGBA even where they are grey. A mask is what exceeds 80 of 255: the corrected edition has RGB
-and anti-aliased ones, some with overlaps of 1 or 2 pixels (the smaller object is on top). Many masks have holes by
-mistake; they are filled (425 objects of the original). 43 images are fields of BBBC039, 9 of its test split: see the
-option exclude_bbbc039. Six images have bad truth, of which the corrected edition drops the images: see exclude_bad.
+Traps. Images are RGB or RGBA even where they are grey. A mask consists of the pixels above 80 of 255: the corrected
+edition has RGB and anti-aliased masks, some of which overlap by 1 or 2 pixels (the smaller object is on top). Many
+masks have holes by mistake, which are filled (425 objects of the original). 43 images are fields of BBBC039, 9 of them
+of its test split: see the option exclude_bbbc039. Six images have bad truth; the corrected edition dropped these
+images: see exclude_bad.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ import functools
 import io
 import logging
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,8 @@ from pffnet_d2.masks.coco import masks_to_label_map
 
 logger = logging.getLogger(__name__)
 
+SolutionRow = tuple[str, str, int, int]  # of the csv: its place for messages, run lengths, height, width
+
 # "objectguided": Yi et al., IEEE TMI 40, 2021, 402 / 134 / 134 images of the original stage1_train.
 SCHEMES: dict[str, tuple[str, ...]] = {"stage1": ("train", "test"), "objectguided": ("train", "val", "test")}
 SPLITS = SCHEMES["stage1"]
@@ -60,10 +64,10 @@ CATEGORY = "nucleus"
 IMAGE_TYPES = ("fluorescence", "histology", "brightfield")
 NORMALISATION = AS_IS
 EDITIONS = {670: "original", 664: "corrected"}  # images of stage1_train
-# What the names of the images begin with that the corrected edition dropped; 7b38c917 has one mask for some 100 nuclei.
+# How the ids of the images begin that the corrected edition dropped; 7b38c917 has one mask for some 100 nuclei.
 BAD = ("12aeefb1", "19f0653c", "74a77855", "7b38c917", "adc315bd", "c304a1fd")
 MASK_THRESHOLD = 80  # of 255, the corrected edition's own rule
-BRIGHT = 100  # grey value that divides the mean of dark and bright fields
+BRIGHT = 100  # mean grey value above which a field is a bright one
 
 
 def normalisation(*, normalisation: str = AS_IS.name, **_: Any) -> Normalisation:
@@ -75,7 +79,7 @@ def normalisation(*, normalisation: str = AS_IS.name, **_: Any) -> Normalisation
 
 
 def splits(root: Path, *, scheme: str = "stage1", **_: Any) -> tuple[str, ...]:
-    """The splits whose files are under ``root``. ``records`` says what is missing of a split."""
+    """The splits of which there are files under ``root``; ``records`` raises an error where some are missing."""
     files = list_files(root)
     images = _images(root, files)
     stages = {stage for stage, _ in images}
@@ -103,39 +107,17 @@ def records(
     """The images of a split, in the order of their ids or of the scheme's list.
 
     Raises:
-        InputError: an unknown split or image type; an image without masks or masks without an image; an image of the
-            scheme's list or of the csv that is missing (unless ``partial``); a csv that is not the publisher's. Reading
-            a record: a truncated file; masks of different sizes; run lengths outside the image.
+        InputError: the split or image type is unknown; an image has no masks, or masks no image; an image of the
+            scheme's list or of the csv is missing (unless ``partial``); the csv is not the publisher's. Reading a
+            record: a file is truncated; masks have different sizes; run lengths leave the image.
     """
     if split not in SCHEMES[scheme]:
         raise InputError(f"unknown split {split!r} of DSB2018 {scheme}; choose one of {', '.join(SCHEMES[scheme])}")
     if image_type and image_type not in IMAGE_TYPES:
         raise InputError(f"option image_type={image_type}: give one of {', '.join(IMAGE_TYPES)}")
-    files = list_files(root)
-    stage = "test" if (scheme, split) == ("stage1", "test") else "train"
-    images = {image: file for (s, image), file in _images(root, files).items() if s == stage}
-    masks = {image: found for (s, image), found in _masks(root, files).items() if s == stage}
-    for image in sorted(masks.keys() - images.keys()):
-        raise InputError(f"{root}: {image} has masks but no image; fetch stage1_{stage}.zip again")
-    if not images:
-        raise InputError(f"{root}: holds no stage1_{stage}/<id>/images/<id>.png; put stage1_{stage}.zip there")
-    solution = next((file for file in files if _is_solution(file)), None) if stage == "test" else None
-    rows = _read_solution(solution) if solution else {}
-    for image in sorted(images):
-        if image not in (rows if solution else masks):
-            where = f"has no row in {solution}" if solution else "has no masks"
-            raise InputError(f"{images[image]}: {where}; fetch the truth of stage1_{stage} again")
-    _count(rows.keys() - images.keys(), partial, f"{solution}: images of its rows", f"fetch stage1_{stage}.zip again")
-
-    ids = sorted(images)
-    if scheme == "objectguided":
-        ids = shipped("dsb2018_objectguided")[split]
-        absent = set(ids) - images.keys()
-        _count(
-            absent, partial, f"{root}: images of objectguided {split}", "give the original stage1_train.zip, all of it"
-        )
-        ids = [image for image in ids if image not in absent]
-    elif stage == "train" and len(ids) not in EDITIONS:
+    stage = _find_stage(root, "test" if (scheme, split) == ("stage1", "test") else "train", partial)
+    ids = _listed(root, stage, split, partial) if scheme == "objectguided" else sorted(stage.images)
+    if scheme == "stage1" and split == "train" and len(ids) not in EDITIONS:
         logger.warning("%s: %d images; stage1_train has 670 (664 in the corrected edition)", root, len(ids))
     if exclude_bbbc039:
         shared = bbbc039_fields()
@@ -143,29 +125,75 @@ def records(
     if exclude_bad:
         ids = [image for image in ids if not image.startswith(BAD)]
     if image_type:
-        ids = [image for image in ids if type_of(images[image].image()) == image_type]
+        ids = [image for image in ids if image_type_of(stage.images[image].image()) == image_type]
     for image in ids:
         yield Record(
             image_id=image,
-            read_image=images[image].image,
-            read_label_map=(
-                functools.partial(_from_rows, rows[image], fill_holes)
-                if solution
-                else functools.partial(one_mask_per_object, masks[image], MASK_THRESHOLD, fill_holes)
-            ),
-            report_group=type_of,
-            image_type=type_of,
+            read_image=stage.images[image].image,
+            read_label_map=stage.label_map_reader(image, fill_holes),
+            report_group=image_type_of,
+            image_type=image_type_of,
         )
 
 
+@dataclass(frozen=True)
+class _Stage:
+    """The files of stage1_train or stage1_test by image id; the truth is in ``masks``, or else in ``rows`` of the csv
+    ``solution``."""
+
+    images: dict[str, SourceFile]
+    masks: dict[str, list[SourceFile]]
+    rows: dict[str, list[SolutionRow]]
+    solution: SourceFile | None
+
+    def label_map_reader(self, image: str, fill_holes: bool) -> Callable[[], npt.NDArray[np.int32]]:
+        if self.solution:
+            return functools.partial(_from_rows, self.rows[image], fill_holes)
+        return functools.partial(one_mask_per_object, self.masks[image], MASK_THRESHOLD, fill_holes)
+
+
+def _find_stage(root: Path, name: str, partial: bool) -> _Stage:
+    """The files of the stage "train" or "test".
+
+    Raises:
+        InputError: as ``records``: images or truth are missing.
+    """
+    files = list_files(root)
+    images = {image: file for (stage, image), file in _images(root, files).items() if stage == name}
+    masks = {image: found for (stage, image), found in _masks(root, files).items() if stage == name}
+    for image in sorted(masks.keys() - images.keys()):
+        raise InputError(f"{root}: {image} has masks but no image; fetch stage1_{name}.zip again")
+    if not images:
+        raise InputError(f"{root}: holds no stage1_{name}/<id>/images/<id>.png; put stage1_{name}.zip there")
+    solution = next((file for file in files if _is_solution(file)), None) if name == "test" else None
+    rows = _read_solution(solution) if solution else {}
+    for image in sorted(images):
+        if image not in (rows if solution else masks):
+            where = f"has no row in {solution}" if solution else "has no masks"
+            raise InputError(f"{images[image]}: {where}; fetch the truth of stage1_{name} again")
+    _check_missing(
+        rows.keys() - images.keys(), partial, f"{solution}: images of its rows", f"fetch stage1_{name}.zip again"
+    )
+    return _Stage(images, masks, rows, solution)
+
+
+def _listed(root: Path, stage: _Stage, split: str, partial: bool) -> list[str]:
+    """The ids of the list of the scheme "objectguided" for which there are images. Raises InputError as ``records``."""
+    ids: list[str] = shipped("dsb2018_objectguided")[split]
+    missing = set(ids) - stage.images.keys()
+    remedy = "give the original stage1_train.zip, all of it"
+    _check_missing(missing, partial, f"{root}: images of objectguided {split}", remedy)
+    return [image for image in ids if image not in missing]
+
+
 def bbbc039_fields() -> dict[str, tuple[str, str]]:
-    """Of the images of stage1_train that are fields of BBBC039: the stem there and its split."""
+    """The images of stage1_train that are fields of BBBC039, each with its name and split there."""
     return {image: (stem, split) for image, stem, split in shipped("dsb2018_bbbc039")["pairs"]}
 
 
-def type_of(image: npt.NDArray[Any]) -> str:
-    """Kind of an 8-bit image from its pixels: colour is histology (haematoxylin and eosin, purple stains), grey (red,
-    green and blue equal) is brightfield where its mean exceeds 100, else fluorescence.
+def image_type_of(image: npt.NDArray[Any]) -> str:
+    """The type of an 8-bit image, from its pixels: a coloured one is histology (haematoxylin and eosin, purple stains),
+    a grey one (red, green and blue equal) brightfield where its mean exceeds 100, otherwise fluorescence.
 
     On stage1_train this gives 546 fluorescence, 108 histology and 16 brightfield images.
     """
@@ -175,9 +203,9 @@ def type_of(image: npt.NDArray[Any]) -> str:
     return "brightfield" if grey.mean() > BRIGHT else "fluorescence"
 
 
-def _count(absent: Iterable[str], allowed: bool, what: str, remedy: str) -> None:
-    """Refuse, or with leave mention, images that are missing."""
-    missing = sorted(absent)
+def _check_missing(ids: Iterable[str], allowed: bool, what: str, remedy: str) -> None:
+    """Raise InputError for images that are missing or, where that is allowed, log how many are."""
+    missing = sorted(ids)
     if not missing:
         return
     if not allowed:
@@ -186,7 +214,7 @@ def _count(absent: Iterable[str], allowed: bool, what: str, remedy: str) -> None
 
 
 def _images(root: Path, files: list[SourceFile]) -> dict[tuple[str, str], SourceFile]:
-    """Stage and id to file."""
+    """The images by stage and id."""
     found: dict[tuple[str, str], SourceFile] = {}
     for file in files:
         key = _key(root, file, "images")
@@ -198,7 +226,7 @@ def _images(root: Path, files: list[SourceFile]) -> dict[tuple[str, str], Source
 
 
 def _masks(root: Path, files: list[SourceFile]) -> dict[tuple[str, str], list[SourceFile]]:
-    """Stage and id to files."""
+    """The masks by stage and id."""
     found: dict[tuple[str, str], list[SourceFile]] = defaultdict(list)
     for file in files:
         key = _key(root, file, "masks")
@@ -222,10 +250,10 @@ def _is_solution(file: SourceFile) -> bool:
     return file.name == "stage1_solution.csv"
 
 
-def _read_solution(file: SourceFile) -> dict[str, list[tuple[str, str, int, int]]]:
-    """The rows of each image: where they are, run lengths, height, width."""
+def _read_solution(file: SourceFile) -> dict[str, list[SolutionRow]]:
+    """The rows of each image."""
     table = csv.DictReader(io.StringIO(file.read().decode("utf-8", "replace")))
-    rows: dict[str, list[tuple[str, str, int, int]]] = defaultdict(list)
+    rows: dict[str, list[SolutionRow]] = defaultdict(list)
     try:
         missing = {"ImageId", "EncodedPixels", "Height", "Width"} - set(table.fieldnames or ())
         if missing:
@@ -252,7 +280,7 @@ def _size_of(row: dict[str, Any], where: str) -> tuple[int, int]:
     return height, width
 
 
-def _from_rows(rows: list[tuple[str, str, int, int]], fill_holes: bool) -> npt.NDArray[np.int32]:
+def _from_rows(rows: list[SolutionRow], fill_holes: bool) -> npt.NDArray[np.int32]:
     _, _, height, width = rows[0]
     masks = []
     for where, text, row_height, row_width in rows:

@@ -9,26 +9,26 @@ Licence: CC BY-NC-SA 4.0.
 Citation: Kumar et al., "A Dataset and a Technique for Generalized Nuclear Segmentation for Computational Pathology",
 IEEE TMI 36(7), 2017; Kumar et al., "A Multi-Organ Nucleus Segmentation Challenge", IEEE TMI 39(5), 2020.
 
-Layout: <id>.tif and <id>.xml (Aperio ImageScope), of the training set in "Tissue Images" and "Annotations", of the test
-set side by side; in folders or zips of any depth. Images are selected by the shipped lists, never by what is there: the
-download of 2020 has seven more.
+Layout: <id>.tif and <id>.xml (Aperio ImageScope), those of the training set in "Tissue Images" and "Annotations", those
+of the test set side by side; in folders or zips at any depth. The shipped lists select the images, not what is there:
+the download of 2020 has seven more.
 
 Split schemes: ``kumar`` 12 / 4 / 8 of the same organs / 6 of others (Kumar 2017, Naylor, Qu, CIA-Net, PFFNet);
 ``hovernet`` 16 / 8 / 6 (the repack that HoVer-Net distributes; three of its training images are test images of
 ``kumar``: do not mix their numbers); ``monuseg2018`` 30 / 14.
 
-Pixels. A region is filled by the rule of the publisher's MATLAB code, poly2mask: vertices are in 1-based pixel centres
-and a pixel belongs to a region when its centre does, one on a left or upper edge not. Moving the vertices by -0.99, not
--1, puts the centres that many vertices lie on to that side: measured against published label maps, IoU 0.992 to 0.996
-(with -1 down to 0.90). ``polygon_offset=-0.5`` gives the outlines that fit the stain best; its numbers are not
-comparable with published ones.
+Pixels. A region is filled as by poly2mask of the publisher's MATLAB code: vertices are in 1-based pixel centres, and a
+pixel belongs to a region if its centre does, unless the centre is on a left or upper edge. Many vertices lie on pixel
+centres; moving them by -0.99 instead of -1 puts those centres on the right side. Compared with published label maps
+this gives IoU 0.992 to 0.996 (-1: down to 0.90). With ``polygon_offset=-0.5`` the outlines fit the stain best, but
+scores are not comparable with published ones.
 
 Traps. Vertices lie up to 3 pixels outside the image: the region is cut there. Regions of fewer than three vertices are
-strokes: dropped, as are those without a pixel in the image. A region with NegativeROA="1" is an eraser: its pixels
-belong to no nucleus. Regions overlap: each is kept whole as an annotation. In the label map that scores are taken on,
-the region that the xml names first is on top, as in the publisher's label maps (13 xml, 4,948 nuclei: mean IoU with
-those maps 0.994, at least 0.941; with the smaller one on top 0.984, at least 0.232). ``overlap=smaller`` gives the
-latter.
+strokes and are dropped, as are those without a pixel in the image. A region with NegativeROA="1" is an eraser: its
+pixels belong to no nucleus. Regions overlap: each annotation is whole. In the label map that scores are computed on,
+the region that comes first in the xml is on top, as in the publisher's label maps (13 xml, 4,948 nuclei: mean IoU with
+those maps 0.994, at least 0.941; with the smaller one on top 0.984, at least 0.232). ``overlap=smaller`` puts the
+smaller one on top.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from xml.parsers import expat
 
 import numpy as np
 import numpy.typing as npt
-from skimage.draw import polygon
+import skimage
 
 from pffnet_d2.data.readers.labels import image_size
 from pffnet_d2.data.readers.record import Record
@@ -70,7 +70,7 @@ Vertices = npt.NDArray[np.float64]
 def splits(
     root: Path, *, scheme: str = "kumar", polygon_offset: float = -0.99, overlap: str = "first"
 ) -> tuple[str, ...]:
-    """The splits of which all images are under ``root``."""
+    """The splits all images of which are under ``root``."""
     images = _by_stem(list_files(root), (".tif", ".tiff"))
     lists = _lists(scheme)
     found = tuple(split for split, names in lists.items() if images.keys() >= set(names))
@@ -173,7 +173,7 @@ def fill(vertices: Vertices, height: int, width: int) -> InstanceMask | None:
         vertices: (n, 2) x and y in 0-based pixel centres.
         height: of the image, as ``width`` in pixels.
     """
-    rows, columns = polygon(vertices[:, 1], vertices[:, 0], (height, width))
+    rows, columns = skimage.draw.polygon(vertices[:, 1], vertices[:, 0], (height, width))
     if rows.size == 0:
         return None
     y0, x0 = int(rows.min()), int(columns.min())
@@ -183,12 +183,12 @@ def fill(vertices: Vertices, height: int, width: int) -> InstanceMask | None:
 
 
 def parse_outlines(data: bytes, name: str) -> list[tuple[bool, Vertices]]:
-    """Of every region with at least three vertices whether it is an eraser (NegativeROA) and its vertices, (n, 2) x and
-    y as written, all annotation layers in the order of the file.
+    """For each region with at least three vertices: whether it is an eraser (NegativeROA), and its vertices, (n, 2) x
+    and y as written. All annotation layers, in the order of the file.
 
     Raises:
         InputError: naming ``name``: no xml, a document type (it may declare entities that expand without bound), no
-        region of three vertices, a coordinate that is no finite number.
+        region of three vertices, a coordinate that is not a finite number.
     """
     regions: list[tuple[bool, list[float]]] = []
 
@@ -212,7 +212,7 @@ def parse_outlines(data: bytes, name: str) -> list[tuple[bool, Vertices]]:
     except InputError:  # is a ValueError too
         raise
     except (expat.ExpatError, LookupError, ValueError) as error:  # the latter two of encodings that expat does not know
-        raise InputError(f"{name}: no complete xml ({error}); it is truncated or damaged, fetch it again") from error
+        raise InputError(f"{name}: not complete XML ({error}); it is truncated or damaged, fetch it again") from error
     outlines = [(negative, np.array(v).reshape(-1, 2)) for negative, v in regions if len(v) >= 6]
     if not outlines:
         raise InputError(f"{name}: no region with at least three vertices; it is not the annotation of an image")

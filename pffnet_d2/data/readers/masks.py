@@ -1,4 +1,4 @@
-"""Truth of one mask an object."""
+"""Truth in the form of one mask per object."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_fill_holes
+import scipy
 
 from pffnet_d2.data.readers.source import SourceFile
 from pffnet_d2.errors import InputError
@@ -16,11 +16,11 @@ from pffnet_d2.masks.instance_mask import InstanceMask
 
 
 def one_mask_per_object(files: Sequence[SourceFile], threshold: int, fill_holes: bool) -> npt.NDArray[np.int32]:
-    """The label map of files that hold one object each: where they exceed ``threshold`` of 255, masks of 0 and 1 where
-    they are 1. Where objects overlap the smaller one is on top.
+    """The label map of files that hold one object each: the pixels above ``threshold`` of 255, in masks of 0 and 1
+    those of 1. Where objects overlap, the smaller one is on top.
 
     Raises:
-        InputError: a file that is no 8-bit mask, of another size than the others, or empty.
+        InputError: a file is not an 8-bit mask, has another size than the others, or is empty.
     """
     masks: list[InstanceMask] = []
     size: tuple[int, ...] = ()
@@ -46,4 +46,4 @@ def instance_mask(mask: npt.NDArray[np.bool_], name: str, fill_holes: bool) -> I
     found = InstanceMask.of(mask)
     if not found.mask.size:
         raise InputError(f"{name}: holds no object; remove it or fetch it again")
-    return found._replace(mask=binary_fill_holes(found.mask)) if fill_holes else found
+    return found._replace(mask=scipy.ndimage.binary_fill_holes(found.mask)) if fill_holes else found

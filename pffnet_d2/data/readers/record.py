@@ -1,4 +1,4 @@
-"""What every reader hands on: one image with its label map, read only when asked for."""
+"""What every reader returns: an image with its label map, both read only when they are needed."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ class Record:
     """One image of a split.
 
     Attributes:
-        image_id: the publisher's name without ending; file names of the prepared data set are made from it, so it is
-            unique in a split.
+        image_id: the publisher's name without suffix, unique in a split. The prepared files are named after it.
         read_image: returns (H, W), (H, W, 3) or (H, W, 4) in the publisher's own depth.
-        read_label_map: returns (H, W) int32, 0 background, ids 1..n contiguous; where objects overlap as ``overlap``
-            says. None where the publisher keeps the truth to himself: then for all images of a split.
-        split_group: what must not be divided between splits and folds (patient, plate, plant); "" where there is none.
-        report_group: the column of the papers' tables that the image counts in (a subset, a type of image), or what
-            decides it from the image; "" where there is none. See also REPORT_GROUPS below.
-        image_type: one of IMAGE_TYPES, or what decides it from the image; "" where nothing tells.
-        read_masks: for truth whose objects overlap: every object whole. The annotations are made of them instead of
-            the label map, and the semantic truth is their union.
-        overlap: which of the regions is on top, one of ``coco.OVERLAPS``.
+        read_label_map: returns (H, W) int32, 0 background, ids 1..n contiguous; ``overlap`` says what is on top. None
+            where the truth is not published, which is then so for all images of a split.
+        split_group: what must stay in one split or fold (a patient, plate or plant); "" where there is none.
+        report_group: the column of the papers' tables that the image belongs to (a subset, a type of image), or a
+            function that decides it from the image; "" where there is none. See also REPORT_GROUPS below.
+        image_type: one of IMAGE_TYPES, or a function that decides it from the image; "" where it is unknown.
+        read_masks: where objects overlap, returns every object whole. The annotations are then made from these instead
+            of the label map, and the semantic truth is their union.
+        overlap: which object is on top, one of ``coco.OVERLAPS``.
     """
 
     image_id: str
@@ -46,20 +45,19 @@ class Record:
 
 
 class Reader(Protocol):
-    """What a module in this folder offers. Besides these, where it has them (see ``readers.schemes`` and
-    ``readers.options``):
+    """What a module in this folder offers. It may also have (see ``readers.schemes`` and ``readers.options``):
 
-    - ``SCHEMES: dict[str, tuple[str, ...]]``: split schemes by name with their splits; the first is the default, whose
-      splits are SPLITS. The name of another one is handed to ``splits`` and ``records`` as the keyword ``scheme``.
-    - ``OPTIONS: dict[str, tuple[default, help]]``: what ``pffnet prepare NAME --option key=value`` accepts; a value
-      takes the type of the default (bool, int, float or str). Those given are handed to ``splits`` and ``records`` as
-      keywords.
+    - ``SCHEMES: dict[str, tuple[str, ...]]``: split schemes by name with their splits. The first is the default, with
+      the splits SPLITS; the name of another one is passed to ``splits`` and ``records`` as the keyword ``scheme``.
+    - ``OPTIONS: dict[str, tuple[default, help]]``: what ``pffnet prepare NAME --option key=value`` accepts. A value has
+      the type of the default (bool, int, float or str). Options that were given are passed to ``splits`` and
+      ``records`` as keywords.
     - ``REPORT_GROUPS: dict[str, str]``: the report group of all images of a split, where a split is a column of the
       papers' tables. Folds mix the splits and have no such groups.
-    - ``normalisation(**options) -> Normalisation``: where the options decide it, instead of NORMALISATION.
+    - ``normalisation(**options) -> Normalisation``: in place of NORMALISATION, where options decide it.
 
-    Facts the user should hear (files of a published list that are absent with leave, say) go to ``logging`` as
-    warnings.
+    What the user should know, such as how many files of a published list are missing where that is allowed, is logged
+    as a warning.
     """
 
     SPLITS: tuple[str, ...]
@@ -67,7 +65,7 @@ class Reader(Protocol):
     NORMALISATION: Normalisation
 
     def splits(self, root: Path, **options: Any) -> tuple[str, ...]:
-        """The splits that the files under ``root`` suffice for."""
+        """The splits for which there are files under ``root``."""
 
     def records(self, root: Path, split: str, **options: Any) -> Iterator[Record]:
-        """The images of a split in the publisher's order. Raises InputError naming what is missing or wrong."""
+        """The images of a split in the publisher's order. Raises InputError that names what is missing or wrong."""

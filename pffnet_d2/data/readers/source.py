@@ -1,4 +1,4 @@
-"""Files of a publisher where they lie: in a folder or in a zip, which is read without being extracted."""
+"""The files of a publisher, in folders or in zips, which are read without being extracted."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.read import decode_image, read_bytes
 
-MAX_MEMBER_BYTES = 2 << 30  # of one file in an archive, unpacked: beyond every image within images.MAX_PIXELS
+MAX_MEMBER_BYTES = 2 << 30  # of one unpacked file of a zip; images of read.MAX_PIXELS pixels are smaller
 
 DAMAGED_ZIP = (OSError, KeyError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
 
@@ -45,7 +45,7 @@ class SourceFile:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The folders of the file, an archive being one under its name, then the name."""
+        """The folders of the file, then its name. An archive counts as a folder."""
         return (*self.path.parts, *PurePosixPath(self.member).parts) if self.member else self.path.parts
 
     def read(self) -> bytes:
@@ -60,7 +60,7 @@ class SourceFile:
             ) from error
 
     def image(self) -> npt.NDArray[Any]:
-        """The pixels, as :func:`~pffnet_d2.imaging.read.decode_image` gives them. Raises InputError naming the file."""
+        """The pixels, as ``read.decode_image`` returns them. Raises InputError naming the file."""
         return decode_image(self.read(), str(self))
 
     def __str__(self) -> str:
@@ -68,14 +68,14 @@ class SourceFile:
 
 
 def list_files(root: Path) -> list[SourceFile]:
-    """All files under ``root`` at any depth, in order; a zip stands for the files in it, unless the folder it extracts
-    to (its name without .zip) is beside it.
+    """All files under ``root`` at any depth, sorted. A zip stands for the files in it, unless the folder that it
+    extracts to (its name without .zip) is beside it.
 
-    What macOS adds (__MACOSX, ._name, .DS_Store) and hidden files are left out. Links to folders are followed.
+    Hidden files and those that macOS adds (__MACOSX, ._name, .DS_Store) are left out. Links to folders are followed.
 
     Raises:
-        InputError: ``root`` is no folder; it holds no file; a zip is damaged or has a member pointing outside; a folder
-            cannot be read; a link leads nowhere.
+        InputError: ``root`` is not a folder or holds no file; a zip is damaged or has a member that points outside; a
+            folder cannot be read; a link is broken.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the folder that holds the downloaded files")
@@ -91,13 +91,13 @@ def list_files(root: Path) -> list[SourceFile]:
 
 
 def find_part(root: Path, part: str) -> list[SourceFile]:
-    """All files of one part of a download, say ``images``: of the folder images/ or else of images.zip, under ``root``
-    or one folder deeper.
+    """All files of one part of a download, such as ``images``: those in the folder images/ or else in images.zip, under
+    ``root`` or one folder deeper.
 
-    Doubled folders (images/images/) are followed; what macOS adds (__MACOSX, ._name, .DS_Store) is left out.
+    Doubled folders (images/images/) are followed; files that macOS adds (__MACOSX, ._name, .DS_Store) are left out.
 
     Raises:
-        InputError: ``root`` is no folder; neither folder nor zip is there; the zip is damaged.
+        InputError: ``root`` is not a folder; there is neither folder nor zip; the zip is damaged.
     """
     if not root.is_dir():
         raise InputError(f"{root}: no such folder; give the folder that holds the downloaded files")
@@ -118,11 +118,13 @@ def find_part(root: Path, part: str) -> list[SourceFile]:
 
 
 def _walk(root: Path) -> list[Path]:
-    """The files under ``root`` that are not hidden, at any depth, sorted. Links to folders are followed, but not to a
-    folder that they lie in, which would have no end, nor to one under ``root`` that is listed at its own place.
+    """The files under ``root`` that are not hidden, at any depth, sorted.
+
+    Links to folders are followed, except to a folder that contains the link, which would not end, and to a folder
+    under ``root`` that is listed at its own place.
 
     Raises:
-        InputError: a folder that cannot be read, or a link that leads nowhere.
+        InputError: a folder cannot be read, or a link is broken.
     """
 
     def refuse(error: OSError) -> None:
@@ -159,7 +161,7 @@ def _walk(root: Path) -> list[Path]:
 
 
 def shipped(name: str) -> Any:
-    """The content of pffnet_d2/data/splits/<name>.json, a published list that comes with the package."""
+    """The content of pffnet_d2/data/splits/<name>.json, a published list that is part of the package."""
     return json.loads((resources.files("pffnet_d2.data") / "splits" / f"{name}.json").read_text(encoding="utf-8"))
 
 
@@ -170,7 +172,7 @@ def _members(archive: Path) -> list[SourceFile]:
         )
     except (OSError, zipfile.BadZipFile) as error:
         raise InputError(f"{archive}: not a zip file, or truncated; fetch it again") from error
-    for info in infos:  # nothing is ever extracted, but who packs such members is not to be trusted with the rest
+    for info in infos:  # nothing is extracted, but the rest of such an archive is not to be trusted either
         name = PurePosixPath(info.filename.replace("\\", "/"))
         if not name.parts or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
             raise InputError(
@@ -195,8 +197,8 @@ def _archive(path: Path) -> zipfile.ZipFile:
 
 @lru_cache(maxsize=8)
 def _opened(path: Path, _modified: int, _size: int) -> zipfile.ZipFile:
-    """Kept open, because reading the directory of an archive with 17,000 members takes longer than reading a member;
-    members are read by many threads at once, which zipfile allows."""
+    """The archive, kept open: reading a directory of 17,000 members takes longer than reading one of them. Many
+    threads may read members at once."""
     return zipfile.ZipFile(path)
 
 

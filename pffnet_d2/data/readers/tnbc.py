@@ -12,12 +12,12 @@ Layout: Slide_<patient>/<patient>_<number>.png and GT_<patient>/<patient>_<numbe
 zips of any depth. The later TNBC_and_Brain_dataset has patients 12 to 14, brain tumours: they are in no split.
 
 Split scheme ``qu`` (Qu et al., MIDL 2019), by patient: 01-06, 07-08, 09-11, which are 30 / 7 / 13 images. PFFNet's
-three folds of all 50 are not published; `--folds 3` makes such, by patient.
+three folds of all 50 images are not published; `--folds 3` makes three folds, by patient.
 
-Objects. The truth is black and white and annotators kept nuclei apart: an object is an 8-connected component, its holes
-of single pixels filled. There are 4,028, six of fewer than 30 pixels. ``min_size`` is the smallest number of pixels
-kept: 16 drops the four strays of the pen, of 1 to 4 pixels; 30 leaves the published 4,022. Most images have an alpha
-channel, which says nothing and is dropped.
+Objects. The truth is black and white, and annotators left a gap between nuclei: an object is an 8-connected component
+with its holes of single pixels filled. There are 4,028, six of them with fewer than 30 pixels. Objects of fewer than
+``min_size`` pixels are dropped: 16 drops four accidental marks of 1 to 4 pixels, 30 leaves the published 4,022. Most
+images have an alpha channel without information, which is dropped.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import binary_fill_holes, find_objects
-from skimage.measure import label
+import scipy
+import skimage
 
 from pffnet_d2.data.readers.record import Record
 from pffnet_d2.data.readers.source import SourceFile, list_files, shipped
@@ -53,7 +53,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
 
 
 def splits(root: Path, *, scheme: str = "qu", min_size: int = 16) -> tuple[str, ...]:
-    """The splits of which every patient is under ``root``."""
+    """The splits all patients of which are under ``root``."""
     patients = {stem[:2] for stem in _by_stem(list_files(root), "Slide")}
     found = tuple(split for split, names in PATIENTS.items() if patients >= set(names))
     if not found:
@@ -100,10 +100,12 @@ def records(root: Path, split: str, *, scheme: str = "qu", min_size: int = 16) -
         )
 
 
-def _by_stem(files: list[SourceFile], kind: str) -> dict[str, SourceFile]:
+def _by_stem(files: list[SourceFile], part: str) -> dict[str, SourceFile]:
+    """Those of the folders ``<part>_<patient>``."""
     found: dict[str, SourceFile] = {}
     for file in files:
-        folder = re.fullmatch(rf"{kind}_(\d\d)", "".join(file.parts[-2:-1]))  # none at the top of the source "."
+        # A file at the top of the source "." has no folder.
+        folder = re.fullmatch(rf"{part}_(\d\d)", "".join(file.parts[-2:-1]))
         if folder and re.fullmatch(rf"{folder[1]}_\d+\.png", file.name):
             if file.stem in found:
                 raise InputError(f"{file}: {found[file.stem]} has the same name; remove one of them")
@@ -121,10 +123,10 @@ def _read_label_map(file: SourceFile, min_size: int) -> npt.NDArray[np.int32]:
 
 
 def objects(foreground: npt.NDArray[np.bool_], min_size: int) -> npt.NDArray[np.int32]:
-    """Label map, (H, W) int32, of the 8-connected components, their holes filled, of at least ``min_size`` pixels."""
-    labels = np.asarray(label(foreground, connectivity=2), np.int32)
-    for i, window in enumerate(find_objects(labels), 1):
-        inside = labels[window]  # a view: what lies in a hole and is another object stays
-        inside[binary_fill_holes(inside == i) & (inside == 0)] = i
+    """The label map, (H, W) int32, of the 8-connected components of at least ``min_size`` pixels, with holes filled."""
+    labels = np.asarray(skimage.measure.label(foreground, connectivity=2), np.int32)
+    for i, window in enumerate(scipy.ndimage.find_objects(labels), 1):
+        inside = labels[window]  # a view; another object inside a hole stays
+        inside[scipy.ndimage.binary_fill_holes(inside == i) & (inside == 0)] = i
     small = np.bincount(labels.ravel()) < min_size
     return contiguous(np.where(small[labels], 0, labels))

@@ -1,9 +1,9 @@
-"""Predictions as files that other programs open.
+"""Writes predictions to files that other programs open.
 
-``EXPORTERS`` lists the formats. To add one, write a file like those here, add its exporter to the list, test it, and
-describe it in docs/predict.md; the command line and its help text follow the list. A file is written beside its place
-and moved there when it is complete. Objects are written one after the other, so a file of 100,000 objects takes no more
-memory than one of few, apart from the label map.
+``EXPORTERS`` lists the formats. To add a format, write a module like the others here, add its exporter to the list,
+test it, and describe it in docs/predict.md. The command line and its help text follow the list. Each file is written
+under a temporary name and moved to its place when it is complete. Objects are written one by one, so apart from the
+label map, a file of 100,000 objects needs no more memory than a small one.
 """
 
 from __future__ import annotations
@@ -49,26 +49,27 @@ EXPORTERS: Sequence[Exporter | CollectionExporter] = (
 
 @dataclass(frozen=True)
 class Formats:
-    """What one run writes."""
+    """The exporters of one run."""
 
     files: tuple[Exporter, ...]  # for each image
     collections: tuple[CollectionExporter, ...] = ()  # for all images together
 
 
 def names(*, streaming: bool = False) -> list[str]:
-    """The formats in the order of ``EXPORTERS``; ``streaming``: only those that are written part by part."""
+    """The names of the formats in the order of ``EXPORTERS``; with ``streaming``, only those written part by part."""
     return [e.name for e in EXPORTERS if not streaming or (isinstance(e, Exporter) and e.streams)]
 
 
 def choose(chosen: Iterable[str], *, streaming: bool = False) -> Formats:
-    """The exporters of some formats, each once, in the order given; of a collection also the one it is made of.
+    """The exporters of the chosen formats, each once, in the given order. A collection also adds the exporter that it
+    is made of.
 
     Args:
-        chosen: of ``names()``.
-        streaming: the label map is written part by part.
+        chosen: among ``names()``.
+        streaming: whether the label map is written part by part.
 
     Raises:
-        InputError: a format is unknown, lacks its library or, streaming, needs the whole image.
+        InputError: a format is unknown, lacks its library or, with ``streaming``, needs the whole image.
     """
     known = {exporter.name: exporter for exporter in EXPORTERS}
     files: dict[str, Exporter] = {}
@@ -84,7 +85,7 @@ def choose(chosen: Iterable[str], *, streaming: bool = False) -> Formats:
         assert isinstance(exporter, Exporter)
         if streaming and not exporter.streams:
             raise InputError(
-                f"format {name} is not written in tiles; with --tile choose from {','.join(names(streaming=True))}"
+                f"format {name} cannot be written in tiles; with --tile choose from {','.join(names(streaming=True))}"
             )
         files[exporter.name] = exporter
     return Formats(tuple(files.values()), tuple(collections.values()))

@@ -1,4 +1,4 @@
-"""``coco``: one image as a COCO data set."""
+"""``coco``: the objects of one image as a COCO data set."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class Coco(Exporter):
 def write_coco_image(
     path: Path, label_map: NDArray[np.int32], scores: Scores | None = None, *, file_name: str, category: str = "object"
 ) -> None:
-    """Write one image as a COCO data set: run lengths, area and bounding box of each object, and the scores.
+    """Write the objects of one image as a COCO data set: run lengths, area, bounding box and scores of each.
 
-    It serves both as truth (to correct and train on: ``images``, ``annotations``, ``categories``) and, through its
-    ``annotations`` alone, as a list of results.
+    The file can be used as truth, to correct and train on (``images``, ``annotations``, ``categories``). Its
+    ``annotations`` alone are a list of results.
 
     Args:
         path: the file.
         label_map: (H, W) integers, 0 background.
         scores: columns of n values, one per object.
         file_name: of the image, without folders.
-        category: name of the one category.
+        category: name of the only category.
 
     Raises:
         InputError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""``csv``: measurements."""
+"""``csv``: a table of measurements, one row per object."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.inference.export.base import Add, Exporter, Part, Scores, SourceImage
 from pffnet_d2.inference.tiling import Box
 
-# Measured by skimage.measure.regionprops_table, with the power of the pixel size in their unit.
+# Properties of skimage.measure.regionprops_table, with the power of the length unit in each.
 SHAPES = {
     "area": 2,
     "perimeter": 1,
@@ -51,22 +51,22 @@ def write_csv(
     pixels: NDArray[Any] | None = None,
     pixel_size: tuple[float, float] | None = None,
 ) -> None:
-    """Write one row per object: label, scores, place, shape and the grey values of the file.
+    """Write one row per object: label, scores, position, shape and grey values in the file.
 
     Columns: label; the scores; centroid_x, centroid_y (pixels, the centre of the first pixel at 0.5, as in the
     GeoJSON); bbox_x, bbox_y, bbox_width, bbox_height (pixels); SHAPES with their unit, ``_px`` or ``_um`` and a power;
-    INTENSITIES of ``pixels``, with ``_0``, ``_1``, ... where there are several channels. An image without objects
-    gives the header alone.
+    INTENSITIES of ``pixels``, with ``_0``, ``_1``, ... if there are several channels. For an image without objects,
+    only the header is written.
 
     Args:
         path: the file.
         label_map: (H, W) integers, 0 background.
         scores: columns of n values, one per object.
-        pixels: (H, W) or (H, W, C) grey values; None leaves out INTENSITIES.
+        pixels: (H, W) or (H, W, C) grey values; None omits INTENSITIES.
         pixel_size: height and width of a pixel in micrometres; None measures in pixels.
 
     Raises:
-        InputError: pixels are not square, so that lengths have no single unit; the file cannot be written.
+        InputError: pixels are not square, so lengths in micrometres are not defined; the file cannot be written.
     """
     values = None if pixels is None else lambda _: pixels
     with _rows(path, values, pixel_size) as add:
@@ -116,7 +116,8 @@ def _table(
     side = (pixel_size[0] * pixel_size[1]) ** 0.5 if pixel_size else 1.0
     (top, left), (height, width) = part.origin, part.labels.shape
     names = ["label", "centroid", "bbox", *SHAPES, *(INTENSITIES if pixels is not None else ())]
-    # As 64-bit floats no sum of grey values overflows. A table without objects has no channels yet to name columns by.
+    # 64-bit floats, so that sums of grey values do not overflow. Pixels are needed even without objects, because their
+    # channels determine the columns.
     values = pixels and np.asarray(pixels((top, left, top + height, left + width)), dtype=np.float64)
     found = regionprops_table(part.labels, intensity_image=values, properties=names)
 
@@ -133,5 +134,5 @@ def _table(
 
 
 def _number(value: Any) -> int | str:
-    """Whole numbers as they are, others to six digits."""
+    """Whole numbers unchanged, other numbers with six digits."""
     return int(value) if float(value).is_integer() else f"{value:.6g}"

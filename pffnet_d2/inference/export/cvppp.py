@@ -1,4 +1,4 @@
-"""``cvppp``: the one file that the CVPPP leaf segmentation challenge scores."""
+"""``cvppp``: the single file that the CVPPP leaf segmentation challenge scores."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def _h5py() -> Any:
 
 
 def plants_of(paths: Iterable[Path]) -> list[Plant]:
-    """Which plants of the challenge the images show, by their names: A1/plant003_rgb.png, or A1_plant003.png as
-    ``pffnet prepare cvppp`` writes them.
+    """The plants that the images show, found from their names: A1/plant003_rgb.png as in the challenge, or
+    A1_plant003.png as ``pffnet prepare cvppp`` writes them.
 
     Raises:
-        InputError: another name, or two images of one plant.
+        InputError: an image has another name, or two images show the same plant.
     """
     owners: dict[Plant, Path] = {}
     for path in paths:
@@ -54,7 +54,7 @@ def plants_of(paths: Iterable[Path]) -> list[Plant]:
         subset = match and (match[1] or folder)
         if not match or not subset or not re.fullmatch(r"A\d", subset):
             raise InputError(
-                f"{path}: not named as an image of the challenge; --format {Cvppp.name} wants names such as "
+                f"{path}: not named like an image of the challenge; --format {Cvppp.name} needs names such as "
                 "A1/plant003_rgb.png or A1_plant003.png"
             )
         plant = (subset, match[2])
@@ -65,16 +65,16 @@ def plants_of(paths: Iterable[Path]) -> list[Plant]:
 
 
 def write_answer(path: Path, label_files: Mapping[Plant, Path]) -> None:
-    """Write what the challenge scores: /<subset>/<plant>/label, (H, W) uint8, and label_filename.
+    """Write the file that the challenge scores: /<subset>/<plant>/label, (H, W) uint8, and label_filename.
 
-    The challenge treats a plant that is missing from the file as one without leaves.
+    The challenge treats a plant that is missing from the file as a plant without leaves.
 
     Args:
         path: the file, answer.h5.
         label_files: the label TIFF of each plant, 0 background, objects from 1 on.
 
     Raises:
-        InputError: h5py is missing, more than 255 objects, or a file that cannot be written.
+        InputError: h5py is missing; an image has more than 255 objects; the file cannot be written.
     """
     h5py = _h5py()
     with whole_file(path, "w+b") as file, h5py.File(file, "w") as answer:

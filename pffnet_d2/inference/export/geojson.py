@@ -1,4 +1,4 @@
-"""``geojson``: outlines with scores, which QuPath opens."""
+"""``geojson``: outlines with scores, for QuPath."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pffnet_d2.atomic_write import whole_file
 from pffnet_d2.inference.export.base import Add, Exporter, Part, Scores, SourceImage, score_rows
 from pffnet_d2.masks.outlines import outlines
 
-# What QuPath calls the columns of scores where it shows them to people.
+# Names of the score columns as QuPath displays them.
 MEASUREMENTS = {"score": "Score", "class_score": "Class score", "mask_quality": "Mask quality"}
 COLOUR = [230, 75, 53]  # RGB of the outlines in QuPath
 
@@ -43,8 +43,8 @@ def write_geojson(
 ) -> None:
     """Write a FeatureCollection that QuPath (0.4 and later) imports as detections.
 
-    Coordinates are pixels of the image; (0, 0) is the outer corner of the first pixel. An object of several parts is a
-    MultiPolygon. Exteriors turn clockwise as one looks at the image, y pointing down. Measurements are the label, the
+    Coordinates are in pixels; (0, 0) is the outer corner of the first pixel. An object of several parts is a
+    MultiPolygon. Exteriors run clockwise as seen in the image, with y pointing down. Measurements are the label, the
     scores and the area.
 
     Args:
@@ -52,7 +52,7 @@ def write_geojson(
         label_map: (H, W) integers, 0 background.
         scores: columns of n values, one per object.
         pixel_size: height and width of a pixel in micrometres; None gives areas in pixels.
-        category: name of QuPath's class of the objects.
+        category: name of the objects' class in QuPath.
 
     Raises:
         InputError: the file cannot be written.
@@ -79,7 +79,7 @@ def _features(path: Path, pixel_size: tuple[float, float] | None, category: str 
 
 def _objects(part: Part, path: Path, pixel_size: tuple[float, float] | None, category: str) -> Iterator[dict[str, Any]]:
     """One feature per object."""
-    name = path.name.encode("utf-8", "backslashreplace").decode()  # a file's name need not be UTF-8
+    name = path.name.encode("utf-8", "backslashreplace").decode()  # file names need not be UTF-8
     unit, factor = ("um^2", pixel_size[0] * pixel_size[1]) if pixel_size else ("px^2", 1)
     areas = np.bincount(part.labels.ravel())
     rows = score_rows(part.scores)
@@ -92,7 +92,7 @@ def _objects(part: Part, path: Path, pixel_size: tuple[float, float] | None, cat
         scores = {MEASUREMENTS.get(key, key): value for key, value in rows(i).items()}
         yield {
             "type": "Feature",
-            # QuPath wants a UUID; the same prediction gets the same one.
+            # QuPath requires a UUID. The same prediction always gets the same one.
             "id": str(uuid.uuid5(uuid.NAMESPACE_OID, f"{name} {label} {closed[0][0]}")),
             "geometry": {
                 "type": "Polygon" if single else "MultiPolygon",

@@ -19,7 +19,7 @@ TILE = 256  # side in pixels of the tiles of a label map that is written part by
 
 
 class LabelTiff(Exporter):
-    """Deflated. In one part: 16 bit up to 65,535 objects, 32 bit beyond. Part by part: a tiled BigTIFF of 32 bit."""
+    """A deflated TIFF. In one part: 16 bit up to 65,535 objects, 32 bit above. Part by part: a tiled 32-bit BigTIFF."""
 
     name = "label-tiff"
     ending = "_labels.tif"
@@ -39,13 +39,13 @@ def write_label_tiff(
     pixel_size: tuple[float, float] | None = None,
     resolution: tuple[Any, Any, int] | None = None,
 ) -> None:
-    """Write a label map as a deflated TIFF, 16 bit up to 65,535 objects, 32 bit beyond.
+    """Write a label map as a deflated TIFF of 16 bits up to 65,535 objects and 32 bits above.
 
     Args:
         path: the file.
         label_map: (H, W) integers >= 0.
         pixel_size: height and width of a pixel in micrometres; stored as pixels per centimetre.
-        resolution: where no pixel size is known, the tags XResolution, YResolution and ResolutionUnit to copy.
+        resolution: the tags XResolution, YResolution and ResolutionUnit to copy if the pixel size is unknown.
 
     Raises:
         InputError: the file cannot be written.
@@ -67,8 +67,8 @@ def _in_one_part(path: Path, scale: dict[str, Any]) -> Iterator[Add]:
 
 @contextmanager
 def _tiled(path: Path, shape: tuple[int, int], scale: dict[str, Any]) -> Iterator[Add]:
-    """tifffile takes all tiles of an image from one iterator, but rows arrive one part at a time. Compressed tiles,
-    which are small, therefore wait in a temporary file."""
+    """Writes a tiled BigTIFF. tifffile takes all tiles of an image from one iterator, but rows arrive part by part, so
+    the compressed tiles, which are small, first go to a temporary file."""
     encode = tifffile.TIFF.COMPRESSORS[tifffile.COMPRESSION.ADOBE_DEFLATE]
     sizes: list[int] = []
     with whole_file(path, "w+b") as file, TemporaryFile(dir=path.parent) as waiting:
@@ -86,7 +86,7 @@ def _tiled(path: Path, shape: tuple[int, int], scale: dict[str, Any]) -> Iterato
 
 
 class _Bands:
-    """Collects rows until they fill a row of tiles."""
+    """Collects rows until they complete a row of tiles."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self.height, self.width = shape
@@ -94,7 +94,7 @@ class _Bands:
         self.filled = self.done = 0
 
     def tiles(self, rows: NDArray[np.int32]) -> Iterator[NDArray[np.uint32]]:
-        """The tiles, (TILE, TILE), that further rows (n, W) complete."""
+        """Adds rows (n, W). Yields the tiles (TILE, TILE) that they complete."""
         while len(rows):
             rows, part = rows[TILE - self.filled :], rows[: TILE - self.filled]
             self.band[self.filled : self.filled + len(part), : self.width] = part
@@ -111,7 +111,7 @@ _STYLE: dict[str, Any] = {"photometric": "minisblack", "compression": "zlib", "m
 
 
 def _scale(pixel_size: tuple[float, float] | None, resolution: tuple[Any, Any, int] | None) -> dict[str, Any]:
-    """What tifffile writes as the size of a pixel."""
+    """The arguments with which tifffile writes the size of a pixel."""
     if pixel_size:
         return {"resolution": (1e4 / pixel_size[1], 1e4 / pixel_size[0]), "resolutionunit": 3}
     return {"resolution": resolution[:2], "resolutionunit": resolution[2]} if resolution else {}

@@ -1,4 +1,4 @@
-"""``overlay``: the image with the outline of every object; of a large image a reduced picture that fits a screen."""
+"""``overlay``: the image with the outline of every object. A large image is reduced to fit a screen."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from PIL import Image
 from pffnet_d2.inference.export.base import Add, Exporter, Part, SourceImage
 from pffnet_d2.inference.tiling import Box
 
-SIDE = 2048  # pixels of the longer side of a reduced picture, at most
-# About how many rows and columns of the image are read together.
+SIDE = 2048  # greatest length in pixels of the longer side of a reduced picture
+# Approximate numbers of rows and columns of the image that are read together.
 _BLOCK = (1024, 4096)
-# Neighbours in the picture whose ids differ by a multiple of it are drawn as one; a colour for each takes time.
+# The number of distinct colours, limited because each takes time. Neighbours whose ids differ by a multiple of it are
+# drawn as one object.
 _COLOURS = 2**16
 
 
 class Overlay(Exporter):
-    """A PNG. Part by part it shows the image reduced to at most ``SIDE`` pixels a side."""
+    """A PNG. Part by part, it shows the image reduced to at most ``SIDE`` pixels per side."""
 
     name = "overlay"
     ending = "_overlay.png"
@@ -31,7 +32,7 @@ class Overlay(Exporter):
 
     @contextmanager
     def begin(self, path: Path, image: SourceImage) -> Iterator[Add]:
-        # Here, as it imports Matplotlib and scikit-image.
+        # Imported here because it loads Matplotlib and scikit-image.
         from pffnet_d2.visualization.overlay import overlay, write_png
 
         if image.whole:
@@ -43,9 +44,10 @@ class Overlay(Exporter):
 
 
 class Overview:
-    """Collects every n-th row and column of a label map as it is finished, and draws it over the image reduced by n.
+    """Collects every n-th row and column of a label map as it is finished, and draws them over the image reduced by n.
 
-    For an image of at most ``SIDE`` pixels a side n is 1: the picture is that of ``visualization.overlay.overlay``.
+    For an image of at most ``SIDE`` pixels per side, n is 1 and the picture equals that of
+    ``visualization.overlay.overlay``.
     """
 
     def __init__(self, shape: tuple[int, int]) -> None:
@@ -55,23 +57,23 @@ class Overview:
         """
         self.shape = shape
         self.step = -(-max(shape) // SIDE)
-        # The middle of each block of step x step pixels; the last blocks may be smaller.
+        # The centre of each block of step x step pixels; the last blocks may be smaller.
         self._rows, self._columns = (
             np.minimum(np.arange(0, length, self.step) + self.step // 2, length - 1) for length in shape
         )
         self._labels = np.zeros((len(self._rows), len(self._columns)), np.int32)
 
     def add(self, part: Part) -> None:
-        """Looks at some rows of the label map, (n, W)."""
+        """Adds rows of the label map, (n, W)."""
         top, bottom = part.origin[0], part.origin[0] + len(part.labels)
         first, last = np.searchsorted(self._rows, (top, bottom))
         self._labels[first:last] = part.labels[self._rows[first:last] - top][:, self._columns]
 
     def picture(self, image: Callable[[Box], NDArray[np.uint8]]) -> NDArray[np.uint8]:
-        """(ceil(H / n), ceil(W / n), 3) RGB, after all rows were added.
+        """Draws the picture, (ceil(H / n), ceil(W / n), 3) RGB. Call it after all rows were added.
 
         Args:
-            image: gives a window y0, x0, y1, x1 of the image as (h, w, 3) RGB; each block becomes its mean.
+            image: returns a window y0, x0, y1, x1 of the image as (h, w, 3) RGB; each block becomes its mean.
         """
         from pffnet_d2.visualization.overlay import overlay
 

@@ -1,4 +1,4 @@
-"""``roi``: outlines as ROIs of ImageJ."""
+"""``roi``: outlines as ImageJ ROIs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pffnet_d2.inference.export.base import Add, Exporter, Part, Scores, SourceI
 from pffnet_d2.masks.outlines import Part as Polygon
 from pffnet_d2.masks.outlines import outlines
 
-LONGEST = 2**16 - 1  # ImageJ keeps coordinates in 16 bit
+LONGEST = 2**16 - 1  # ImageJ stores coordinates in 16 bits
 
 
 class Roi(Exporter):
@@ -38,8 +38,8 @@ class Roi(Exporter):
 def write_rois(path: Path, label_map: NDArray[np.int32], scores: Scores | None = None) -> None:
     """Write a zip of ROIs for ImageJ's ROI Manager, named by label ("00001.roi"), with the scores as properties.
 
-    An object in one part without holes is a traced polygon, any other a composite ROI. Its pixels are exactly those
-    that ImageJ fills.
+    An object in one part without holes becomes a traced polygon, any other object a composite ROI. ImageJ fills exactly
+    the pixels of the object.
 
     Args:
         path: the file.
@@ -47,8 +47,8 @@ def write_rois(path: Path, label_map: NDArray[np.int32], scores: Scores | None =
         scores: columns of n values, one per object.
 
     Raises:
-        InputError: roifile is not installed; a side of the image is longer than 65,535 pixels, which ROIs cannot hold;
-            the file cannot be written.
+        InputError: roifile is not installed; a side of the image is longer than 65,535 pixels, the limit of ROIs; the
+            file cannot be written.
     """
     with _archive(path, (label_map.shape[0], label_map.shape[1])) as add:
         add(Part(label_map, scores or {}))
@@ -59,7 +59,7 @@ def _archive(path: Path, shape: tuple[int, int]) -> Iterator[Add]:
     Roi().require()
     if max(shape) > LONGEST:
         raise InputError(
-            f"{path}: ImageJ's ROIs end at {LONGEST:,} pixels, the image has {shape[0]} x {shape[1]}; "
+            f"{path}: ImageJ's ROIs are limited to {LONGEST:,} pixels per side, the image has {shape[0]} x {shape[1]}; "
             "use geojson or label-tiff"
         )
 
@@ -69,7 +69,7 @@ def _archive(path: Path, shape: tuple[int, int]) -> Iterator[Add]:
         for i, (label, polygons) in enumerate(outlines(part.labels)):
             name = f"{label:0{digits}d}"
             properties = "".join(f"{key}: {value:.6g}\n" for key, value in rows(i).items())
-            # A fixed date: otherwise no two files would have the same bytes.
+            # A fixed date, so that equal results give equal bytes.
             entry = zipfile.ZipInfo(f"{name}.roi", date_time=(1980, 1, 1, 0, 0, 0))
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, _encoded(polygons, name, properties))
@@ -79,7 +79,7 @@ def _archive(path: Path, shape: tuple[int, int]) -> Iterator[Add]:
 
 
 def _encoded(polygons: list[Polygon], name: str, properties: str) -> bytes:
-    """One object in ImageJ's format."""
+    """Encodes one object in ImageJ's format."""
     from roifile import ROI_TYPE, ImagejRoi
 
     exteriors = np.concatenate([polygon[0] for polygon in polygons])

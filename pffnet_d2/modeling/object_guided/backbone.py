@@ -1,4 +1,4 @@
-"""The detection trunk: a ResNet with a decoder to stride 4, and two shallow maps ([OG] Fig. 1)."""
+"""The detection trunk: an encoder brought back to stride 4, and the two shallow maps beside it ([OG] Fig. 1)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from detectron2.modeling.backbone.resnet import BasicBlock, BasicStem, ResNet
 from torch import Tensor, nn
 
 from pffnet_d2.errors import InputError
+from pffnet_d2.modeling.backbone_lite import EfficientNetLite, NormedMaps, build_efficientnet_lite
 
 LEVELS = ("c1", "c2", "c3", "c4", "c5")  # of stride 1, 2, 4, 8, 16
 
 
 class Combination(nn.Module):
-    """Merges a coarse map into the next finer level.
-
-    Resize, 3x3, norm, ReLU, concatenate (fine first), 1x1, norm, ReLU.
+    """A coarse map brought to the next finer level and joined with what is there: resize, 3x3, norm, ReLU, concatenate
+    (fine first), 1x1, norm, ReLU.
 
     Args:
-        coarse, fine: channels of the two inputs; the output has ``fine`` channels.
-        norm: a norm of ``detectron2.layers.get_norm``.
+        coarse, fine: channels of the two inputs; the output has ``fine``.
+        norm: of ``detectron2.layers.get_norm``.
     """
 
     def __init__(self, coarse: int, fine: int, norm: str) -> None:
@@ -35,27 +35,27 @@ class Combination(nn.Module):
         self.merge_norm = get_norm(norm, fine)
 
     def forward(self, low: Tensor, skip: Tensor) -> Tensor:
-        """Merge (N, coarse, h, w) and (N, fine, H, W) into (N, fine, H, W)."""
+        """(N, coarse, h, w) and (N, fine, H, W) to (N, fine, H, W)."""
         low = F.interpolate(low, size=skip.shape[-2:], mode="bilinear", align_corners=False)
         low = F.relu(self.reduce_norm(self.reduce(low)))
         return F.relu(self.merge_norm(self.merge(torch.cat([skip, low], dim=1))))
 
 
 class ObjectGuidedBackbone(Backbone):
-    """Returns c1 (two convolutions on the image), c2 (the ResNet's first convolution before pooling) and the decoder's
-    c3, c4, c5.
+    """c1 (two convolutions on the image), c2 (the encoder's map of stride 2) and the decoder's c3, c4, c5, which are
+    both the detection head's input and the guidance of the segmentation branch.
 
-    The detection head reads c3; the segmentation branch reads all five. Their strides are 1, 2, 4, 8, 16; with
-    ResNet-50 they have 64, 64, 256, 512, 1024 channels. Only the decoder reads the ResNet's last stage (stride 32).
+    Strides 1, 2, 4, 8, 16; with ResNet-50 64, 64, 256, 512, 1024 channels. The encoder's last stage (stride 32) only
+    feeds the decoder.
     """
 
-    def __init__(self, bottom_up: ResNet, channels: int, norm: str) -> None:
+    def __init__(self, bottom_up: Backbone, stem_channels: int, channels: int, norm: str) -> None:
         """
         Args:
-            bottom_up: a ResNet with res2 .. res5 and its own stem. It keeps the state-dict names of Detectron2's
-                weights files.
-            channels: channels of c1.
-            norm: norm of the decoder's combination modules.
+            bottom_up: the encoder, with res2 .. res5. The names of its weights stay those of the files of weights.
+            stem_channels: of c2.
+            channels: of c1.
+            norm: of the decoder's combination modules.
         """
         super().__init__()
         self.bottom_up = bottom_up
@@ -67,23 +67,19 @@ class ObjectGuidedBackbone(Backbone):
         self.combine = nn.ModuleList(Combination(widths[i + 1], widths[i], norm) for i in range(3))
         self._out_features = list(LEVELS)
         self._out_feature_strides = {name: 2**i for i, name in enumerate(LEVELS)}
-        self._out_feature_channels = dict(
-            zip(LEVELS, [channels, bottom_up.stem.out_channels, *widths[:3]], strict=True)
-        )
+        self._out_feature_channels = dict(zip(LEVELS, [channels, stem_channels, *widths[:3]], strict=True))
 
     @property
     def size_divisibility(self) -> int:
         return 32
 
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """The encoder's maps of stride 2, 4, 8, 16 and 32."""
+        raise NotImplementedError
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Turn (N, 3, H, W), H and W multiples of 32, into {"c1": (N, C, H, W), ..., "c5": (N, C, H / 16, W / 16)}."""
-        # The parts of the stem are called one by one, because c2 is the map before its pooling.
-        c2 = F.relu(self.bottom_up.stem.conv1(x))
-        stage = F.max_pool2d(c2, kernel_size=3, stride=2, padding=1)
-        encoded = []
-        for name in self.bottom_up.stage_names:
-            stage = getattr(self.bottom_up, name)(stage)
-            encoded.append(stage)
+        """(N, 3, H, W) with H and W multiples of 32 to {"c1": (N, C, H, W), ..., "c5": (N, C, H / 16, W / 16)}."""
+        c2, *encoded = self.encode(x)
         level = encoded[-1]
         decoded = []
         for combine, skip in zip(reversed(self.combine), reversed(encoded[:-1]), strict=True):
@@ -93,11 +89,45 @@ class ObjectGuidedBackbone(Backbone):
         return dict(zip(LEVELS, [self.shallow(x), c2, c3, c4, c5], strict=True))
 
 
+class ObjectGuidedResNet(ObjectGuidedBackbone):
+    """On a ResNet; c2 is its first convolution before pooling."""
+
+    bottom_up: ResNet
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        # The stem by its parts, for the map before its pooling.
+        c2 = F.relu(self.bottom_up.stem.conv1(x))
+        maps, stage = [c2], F.max_pool2d(c2, kernel_size=3, stride=2, padding=1)
+        for name in self.bottom_up.stage_names:
+            stage = getattr(self.bottom_up, name)(stage)
+            maps.append(stage)
+        return maps
+
+
+class ObjectGuidedLite(ObjectGuidedBackbone):
+    """On an EfficientNet-Lite, each of its maps normed first."""
+
+    def __init__(self, bottom_up: EfficientNetLite, channels: int, norm: str) -> None:
+        widths = {name: spec.channels for name, spec in bottom_up.output_shape().items()}
+        super().__init__(bottom_up, widths["res1"], channels, norm)
+        self.maps = NormedMaps(widths)
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        return list(self.maps(self.bottom_up(x)).values())
+
+
 @BACKBONE_REGISTRY.register()
-def build_object_guided_backbone(cfg: Any, input_shape: ShapeSpec) -> ObjectGuidedBackbone:
-    """Build the backbone of MODEL.RESNETS (ResNet-18 and -34 of any RES2_OUT_CHANNELS) and MODEL.OBJECT_GUIDED."""
+def build_object_guided_backbone(cfg: Any, input_shape: ShapeSpec) -> ObjectGuidedResNet:
+    """From MODEL.RESNETS (ResNet-18 and -34 of any width RES2_OUT_CHANNELS) and MODEL.OBJECT_GUIDED."""
+    own, resnet = cfg.MODEL.OBJECT_GUIDED, _resnet(cfg, input_shape)
+    return ObjectGuidedResNet(resnet, resnet.stem.out_channels, own.SHALLOW_CHANNELS, own.NORM)
+
+
+@BACKBONE_REGISTRY.register()
+def build_object_guided_lite_backbone(cfg: Any, input_shape: ShapeSpec) -> ObjectGuidedLite:
+    """From MODEL.EFFICIENTNET_LITE and MODEL.OBJECT_GUIDED; takes the weights ``package://efficientnet-lite0``."""
     own = cfg.MODEL.OBJECT_GUIDED
-    return ObjectGuidedBackbone(_resnet(cfg, input_shape), own.SHALLOW_CHANNELS, own.NORM)
+    return ObjectGuidedLite(build_efficientnet_lite(cfg), own.SHALLOW_CHANNELS, own.NORM)
 
 
 def _resnet(cfg: Any, input_shape: ShapeSpec) -> ResNet:
@@ -106,7 +136,7 @@ def _resnet(cfg: Any, input_shape: ShapeSpec) -> ResNet:
         raise InputError("MODEL.RESNETS.OUT_FEATURES: ObjectGuided needs [res2, res3, res4, res5]")
     if resnets.DEPTH not in (18, 34) or resnets.RES2_OUT_CHANNELS == 64:
         return build_resnet_backbone(cfg, input_shape)
-    # Detectron2 builds these two with 64 channels only.
+    # Upstream builds these two with 64 channels only.
     stages = []
     before, width = resnets.STEM_OUT_CHANNELS, resnets.RES2_OUT_CHANNELS
     for i, blocks in enumerate({18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}[resnets.DEPTH]):

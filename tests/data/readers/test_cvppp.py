@@ -134,8 +134,8 @@ def test_bad_label_images(tmp_path: Path, layouts: ModuleType, plants: Plants) -
         files["training/A2/plant5_label.png"] = layouts.png(np.array(grey.convert("RGB")))
     found = list(cvppp.records(layouts.write(tmp_path, files), "train", scheme="a2"))
     words = (
-        "plant0_label.png: a picture of the labels in colours.*label image unchanged",
-        "plant1_label.png: a picture of the labels in colours",
+        "plant0_label.png: shows labels in colours.*label image unchanged",
+        "plant1_label.png: shows labels in colours",
         "plant2_label.png: grey values with gaps up to .*palette PNG unchanged",
         "plant3_label.png: cannot be read as an image",
     )

@@ -122,11 +122,13 @@ def test_run_lengths_by_hand(tmp_path: Path, layouts: ModuleType) -> None:
 
 def test_image_type() -> None:
     grey = np.full((4, 4, 3), 30, np.uint8)
-    assert dsb2018.type_of(grey) == "fluorescence"
-    assert dsb2018.type_of(grey + 150) == "brightfield"
-    assert dsb2018.type_of(np.dstack([grey, np.full((4, 4), 255, np.uint8)])) == "fluorescence"  # alpha is no colour
+    assert dsb2018.image_type_of(grey) == "fluorescence"
+    assert dsb2018.image_type_of(grey + 150) == "brightfield"
+    assert (
+        dsb2018.image_type_of(np.dstack([grey, np.full((4, 4), 255, np.uint8)])) == "fluorescence"
+    )  # alpha is no colour
     grey[1, 1, 2] = 31
-    assert dsb2018.type_of(grey) == "histology"
+    assert dsb2018.image_type_of(grey) == "histology"
 
 
 def test_one_type_stretched(tmp_path: Path, layouts: ModuleType) -> None:

@@ -10,9 +10,9 @@ import pytest
 
 from pffnet_d2.data.catalog import load
 from pffnet_d2.data.prepare import Selection, prepare
+from pffnet_d2.data.prepared import PreparedSplit
 from pffnet_d2.data.readers import kumar
 from pffnet_d2.errors import InputError
-from pffnet_d2.evaluation.folders import prepared
 from pffnet_d2.masks.coco import annotations_to_label_map, annotations_to_masks
 
 
@@ -149,7 +149,7 @@ def test_what_is_prepared_has_the_label_map_of_the_reader(
     record = one(layouts.aperio_xml(outlines))
     expected = one(layouts.aperio_xml(outlines), overlap=overlap).read_label_map()
     prepare("kumar", tmp_path, tmp_path / "out", Selection(splits=["val"], options={"overlap": overlap}))
-    ((_, image),) = prepared(tmp_path / "out/kumar/val")
+    (image,) = PreparedSplit(tmp_path / "out/kumar/val").labelled_images()
     np.testing.assert_array_equal(image.truth(), expected)
     (entry,) = load("kumar_val")
     np.testing.assert_array_equal(annotations_to_label_map(entry["annotations"], 10, 12), expected)
@@ -208,9 +208,9 @@ EXTERNAL = b'<!DOCTYPE a [<!ENTITY x SYSTEM "file:///etc/hostname">]><Annotation
         (b'<Annotations><Region><Vertex X="1"/></Region></Annotations>', "vertex without numbers X and Y"),
         (b'<Annotations><Region><Vertex X="1" Y="y"/></Region></Annotations>', "vertex without numbers X and Y"),
         (b"<Annotations><Region>" + 3 * b'<Vertex X="1" Y="nan"/>' + b"</Region></Annotations>", "finite number"),
-        (b"<Annotations><Region>", "no complete xml"),
-        (b"", "no complete xml"),
-        (b"<Annotations>&undeclared;</Annotations>", "no complete xml"),
+        (b"<Annotations><Region>", "not complete XML"),
+        (b"", "not complete XML"),
+        (b"<Annotations>&undeclared;</Annotations>", "not complete XML"),
     ],
 )
 def test_bad_xml(one: Callable[..., kumar.Record], xml: bytes, words: str) -> None:
@@ -250,7 +250,7 @@ def test_missing_and_damaged_files(tmp_path: Path, layouts: ModuleType) -> None:
     first, second, *_ = kumar.records(root, "val")
     with pytest.raises(InputError, match=rf"{names[0]}\.tif: cannot be read as an image"):
         first.read_image()
-    with pytest.raises(InputError, match=rf"{names[1]}\.xml: no complete xml"):
+    with pytest.raises(InputError, match=rf"{names[1]}\.xml: not complete XML"):
         second.read_masks()
     root = layouts.write(tmp_path / "c", {**files, f"copy/{names[2]}.tif": b""})
     with pytest.raises(InputError, match="has the same name; remove one of them"):

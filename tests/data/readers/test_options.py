@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from pffnet_d2.data import readers
-from pffnet_d2.data.readers import READERS, own
+from pffnet_d2.data.readers import READERS, custom_layouts, own
 
 # A user's own reader hands its options on.
-INSIDE: dict[str, list[Callable[..., Any]]] = {"own": [own._divide, own._items]}
+INSIDE: dict[str, list[Callable[..., Any]]] = {"own": [own._divide, custom_layouts.find_images]}
 
 
 def parameters(functions: list[Callable[..., Any]]) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def test_plants_by_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("name", ["A1/plant003_fg.png", "plants/plant003_rgb.png", "A1/flower003_rgb.png", "A1.png"])
 def test_other_names_are_refused(name: str) -> None:
-    with pytest.raises(InputError, match=r"not named as an image of the challenge; .*A1/plant003_rgb\.png"):
+    with pytest.raises(InputError, match=r"not named like an image of the challenge; .*A1/plant003_rgb\.png"):
         plants_of([Path(name)])
 
 

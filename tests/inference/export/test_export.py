@@ -175,5 +175,5 @@ def test_what_needs_the_whole_image_is_not_streamed() -> None:
         "geojson",
         "csv",
     ]
-    with pytest.raises(InputError, match="format coco is not written in tiles; with --tile choose from label-tiff,"):
+    with pytest.raises(InputError, match="format coco cannot be written in tiles; with --tile choose from label-tiff,"):
         choose(["csv", "coco"], streaming=True)
