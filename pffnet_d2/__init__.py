@@ -1,8 +1,8 @@
-"""PFFNet and its relatives for Detectron2: instance segmentation of nuclei, cells and leaves.
+"""PFFNet and related networks for Detectron2: instance segmentation of nuclei, cells and leaves.
 
 Importing the package registers its networks and data sets with Detectron2, whichever of the two is imported first.
-Without a working Detectron2 (or torch) the parts that need neither still import: metrics, readers, label maps,
-``pffnet_d2.env``; the rest says what to install.
+Metrics, readers, label maps and ``pffnet_d2.env`` need neither Detectron2 nor torch and can be imported without them.
+Importing anything else then raises an error that says what to install.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Predictor", "__version__", "add_pffnet_config", "config_path"]
 
-# Public names that need Detectron2, and the modules they are in.
+# Public names that need Detectron2, and their modules.
 _NEEDS_DETECTRON2 = {"Predictor": "inference.predictor", "add_pffnet_config": "config"}
 
 register_with_detectron2()

@@ -1,4 +1,4 @@
-"""Files and folders that are either whole or not there, and that one process at a time makes."""
+"""Writes files and folders whole or not at all, by one process at a time."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ import portalocker
 
 from pffnet_d2.errors import InputError
 
-# Seconds that a writer of something short waits for another writer of the same file.
+# Seconds that the writer of a short file waits for another writer of the same file.
 _PATIENCE = 60.0
 
 
 @contextmanager
 def whole_file(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]:
-    """``open`` for a file that appears at ``path`` when the block ends well, and not at all otherwise.
+    """``open`` for a file that appears at ``path`` only if the block ends without an error.
 
-    It is written to ``.NAME.partial`` beside its place. The name is always the same, so that the next writer of the
-    file replaces what a killed process left there. Of two writers of one file the second waits for the first.
+    The file is first written to ``.NAME.partial`` in the same folder. The name is always the same, so that the next
+    writer replaces a file that a killed process left behind. A second writer of the same file waits for the first.
 
     Raises:
-        InputError: it cannot be written: the folder is missing or protected, the disk is full; another process has
-            been writing it for a minute.
+        InputError: the file cannot be written: the folder is missing or protected, the disk is full, or another process
+            has been writing it for a minute.
     """
     if path.exists() and not path.is_file():  # a device would be replaced by the file
         what = "a folder" if path.is_dir() else "a device or a pipe"
@@ -49,10 +49,10 @@ def whole_file(path: Path, mode: str = "w", **options: Any) -> Iterator[IO[Any]]
 
 
 def check_folder(path: Path) -> None:
-    """To be called before long work whose results go into a folder, which may still have to be made.
+    """Check, before a long computation, that its results can be written to a folder. The folder need not exist yet.
 
     Raises:
-        InputError: it cannot be made or written to.
+        InputError: the folder cannot be created or written to.
     """
     there = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not there.is_dir():
@@ -62,10 +62,10 @@ def check_folder(path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a json file (UTF-8).
+    """Read a json file (UTF-8).
 
     Raises:
-        InputError: naming the file, when it cannot be read or is not JSON.
+        InputError: the file cannot be read or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -78,23 +78,24 @@ def read_json(path: Path) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A text file (UTF-8, line ends as given), whole or not there. Raises InputError as :func:`whole_file`."""
+    """Write a text file (UTF-8, line ends as given), whole or not at all. Raises InputError as :func:`whole_file`."""
     with whole_file(path, encoding="utf-8", newline="") as file:
         file.write(text)
 
 
 @contextmanager
 def work_folder(path: Path, wait: float = 0.0) -> Iterator[Path]:
-    """An empty folder ``.NAME.partial`` beside ``path``, in which to make what then moves there.
+    """Make an empty folder ``.NAME.partial`` next to ``path``, for building a result that is then moved to ``path``.
 
-    It is this process's alone, holds nothing that a killed process left, and is removed when the block ends.
+    Only this process uses the folder. It is emptied first, in case a killed process left it behind, and removed when
+    the block ends.
 
     Args:
-        path: of what is made; the folder that it lies in must exist.
-        wait: seconds, as :func:`locked`.
+        path: the path of the result; its folder must exist.
+        wait: seconds to wait, as in :func:`locked`.
 
     Raises:
-        InputError: it cannot be made, or another process makes the same.
+        InputError: the folder cannot be created, or another process is making the same result.
     """
     with locked(path, wait):
         folder = _partial(path)
@@ -117,18 +118,18 @@ def work_folder(path: Path, wait: float = 0.0) -> Iterator[Path]:
 
 @contextmanager
 def locked(path: Path, wait: float = 0.0) -> Iterator[None]:
-    """One process at a time, and one thread of it, makes what lies at ``path``.
+    """Let only one process, and only one of its threads, write ``path`` at a time.
 
-    The lock is the operating system's, on the file ``.NAME.lock`` beside: it ends with its process, also when that is
-    killed, so a lock file that was left behind locks nothing. The file says who holds the lock and is removed with it.
-    Where the file system knows no locks, there is none.
+    This is a lock of the operating system on the file ``.NAME.lock`` in the same folder. The lock ends with its
+    process, even if that is killed, so a lock file that was left behind locks nothing. The file says who holds the lock
+    and is removed with it. Nothing is locked if the file system does not support locks.
 
     Args:
-        path: what is made; it need not exist, the folder that it lies in must.
+        path: the path to write; it need not exist, but its folder must.
         wait: seconds to wait while another process holds the lock.
 
     Raises:
-        InputError: another process holds the lock, and which one; the folder cannot be written to.
+        InputError: another process holds the lock (the message names it), or the folder cannot be written to.
     """
     place = _lock_file(path)
     deadline = time.monotonic() + wait
@@ -143,7 +144,7 @@ def locked(path: Path, wait: float = 0.0) -> Iterator[None]:
     if file is None:
         raise InputError(f"{path}: {holder} is writing it; wait until that has ended, or choose another folder")
     with file:
-        with suppress(OSError):  # who holds it is said where the disk has room for it
+        with suppress(OSError):  # on a full disk the file cannot say who holds the lock
             since = time.strftime("%Y-%m-%d %H:%M:%S")
             file.write(f"process {os.getpid()} on {socket.gethostname()}, since {since},".encode())
         try:
@@ -154,22 +155,22 @@ def locked(path: Path, wait: float = 0.0) -> Iterator[None]:
 
 
 def touched(path: Path) -> bool:
-    """Whether a process makes what lies at ``path``, or one that was killed left something of it beside."""
+    """Return whether a process is writing ``path``, or a killed process left parts of it behind."""
     return _partial(path).exists() or _lock_file(path).exists()
 
 
 def _acquired(place: Path) -> FileIO | None:
-    """The lock file, emptied and locked; None where another holds it."""
+    """Return the lock file, emptied and locked, or None if another process holds it."""
     while True:
-        file = open(place, "ab", buffering=0)  # noqa: SIM115 -- closed by who holds the lock
+        file = open(place, "ab", buffering=0)  # noqa: SIM115 -- the holder of the lock closes it
         try:
             portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
         except portalocker.AlreadyLocked:
             file.close()
             return None
         except portalocker.LockException:
-            pass  # the file system has no locks
-        # Whoever held it before may have removed it between the opening and the locking; then it guards nothing.
+            pass  # the file system does not support locks
+        # The previous holder may have removed the file between opening and locking. It then locks nothing.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), os.stat(place)):
                 file.truncate(0)
@@ -178,7 +179,7 @@ def _acquired(place: Path) -> FileIO | None:
 
 
 def _holder(place: Path) -> str:
-    """Who holds a lock, as its file says; it may have been released meanwhile."""
+    """Return who holds a lock, according to its file. The lock may have been released meanwhile."""
     with suppress(OSError, UnicodeDecodeError):
         return place.read_text(encoding="utf-8").strip() or "another process"
     return "another process"

@@ -10,7 +10,7 @@ from torch import nn
 
 
 def device_here(wanted: str = "cuda") -> str:
-    """``wanted``, or "cpu" where that is a CUDA device and this machine has none.
+    """Return ``wanted``, or "cpu" if that is a CUDA device and this machine has none.
 
     The default of MODEL.DEVICE is "cuda" on every machine. The command line, train_net.py and Predictor choose by this
     function.
@@ -27,8 +27,8 @@ def device_of(model: nn.Module) -> torch.device:
 def denormals_flushed(device: torch.device | str) -> Iterator[None]:
     """If ``device`` is the CPU, make this thread treat denormal numbers (below 1.2e-38 in float32) as 0 meanwhile.
 
-    Activations near zero otherwise become such numbers, on which CPUs are many times slower. Each of torch's own
-    threads keeps the mode of the thread that started it; so networks are built within, too.
+    Activations near zero become such numbers, and CPUs are many times slower with them. Each of torch's own threads
+    keeps the mode of the thread that started it, so networks must be built in this context too.
     """
     if torch.device(device).type != "cpu":
         yield

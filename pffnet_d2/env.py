@@ -131,7 +131,8 @@ def problem() -> str:
 
 
 def require(command: str) -> None:
-    """
+    """Check that the requirements of ``command`` are installed.
+
     Raises:
         InputError: something that ``command`` needs is missing; the message says how to install it.
     """

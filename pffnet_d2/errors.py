@@ -1,4 +1,4 @@
-"""The errors that end a command with one line instead of a traceback, and that line.
+"""The errors that end a command with one line instead of a traceback, and the text of that line.
 
 They are users' mistakes (:class:`InputError`), runs that diverged, and errors of the machine: a full disk, no
 permission, not enough memory. All other errors are bugs and keep their traceback.
@@ -56,9 +56,7 @@ def one_line(error: BaseException) -> str | None:
         remedy = _REMEDIES.get(error.errno or 0, "check the path" if named else "try again")
         return f"{place}{error.strerror or said or type(error).__name__}; {remedy}"
     if isinstance(error, UnicodeEncodeError):
-        return (
-            f"{ascii(error.object)[:200]}: holds a name that is not UTF-8, which results cannot hold; rename the file"
-        )
+        return f"{ascii(error.object)[:200]}: the name is not UTF-8, so results cannot contain it; rename the file"
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(said)):
         reason = re.split(r"(?<=[a-z])\. ", re.sub(r"^\[enforce fail.*?\] .*?\. ", "", said))[0]
         return (
@@ -66,7 +64,7 @@ def one_line(error: BaseException) -> str | None:
             "(SOLVER.IMS_PER_BATCH, --batch), tiles (--tile) or fewer processes, or close other programs"
         )
     if type(error).__name__ == _KILLED:
-        return f"{said}; if the system ended it for want of memory, use fewer processes or smaller batches"
+        return f"{said}; if the system ended it because memory ran out, use fewer processes or smaller batches"
     return None
 
 

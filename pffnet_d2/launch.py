@@ -35,15 +35,15 @@ def launch_on_gpus(
     dist_url: str = "auto",
     args: Sequence[Any] = (),
 ) -> None:
-    """Detectron2's ``launch``: ``work(*args)`` in a process per GPU, which talk over NCCL.
+    """Call ``work(*args)`` in one process per GPU, with Detectron2's ``launch``. The processes communicate over NCCL.
 
     Args:
-        work, num_machines, machine_rank, dist_url, args: as :func:`launch_over_gloo` takes them.
-        gpus: of this machine.
+        work, num_machines, machine_rank, dist_url, args: as in :func:`launch_over_gloo`.
+        gpus: number of GPUs of this machine.
 
     Raises:
-        InputError, OSError, MemoryError, NonFiniteLoss: of the first process that failed; the others are ended.
-        ProcessRaisedException: any other error of a process, its traceback as text.
+        InputError, OSError, MemoryError, NonFiniteLoss: raised by the first process that failed; the others are ended.
+        ProcessRaisedException: any other error of a process, with its traceback as text.
     """
     from detectron2.engine import launch
 
@@ -63,19 +63,19 @@ def launch_over_gloo(
 ) -> None:
     """Call ``work(*args)`` in processes of this machine, which share its threads, and wait for them.
 
-    It is called on every machine. Detectron2's ``launch`` knows CUDA devices and NCCL only.
+    Call this function on every machine. Detectron2's ``launch`` supports only CUDA devices and NCCL.
 
     Args:
-        work: importable from another process; meets the others through ``detectron2.utils.comm``.
-        processes: of this machine.
-        num_machines, machine_rank: how many machines there are, and which this is, from 0.
-        dist_url: where the processes meet, ``tcp://HOST:PORT`` of machine 0; "auto" on one machine needs none.
-        timeout: of an exchange between them.
+        work: a function that other processes can import. It communicates through ``detectron2.utils.comm``.
+        processes: number of processes of this machine.
+        num_machines, machine_rank: the number of machines, and the number of this machine, counted from 0.
+        dist_url: the address at which the processes connect, ``tcp://HOST:PORT`` of machine 0; "auto" on one machine.
+        timeout: timeout of the communication between them.
 
     Raises:
-        InputError: more processes than this machine serves, or they do not meet.
-        InputError, OSError, MemoryError, NonFiniteLoss: of the first process that failed; the others are ended.
-        ProcessRaisedException: any other error of a process, its traceback as text.
+        InputError: too many processes for this machine, or they cannot connect.
+        InputError, OSError, MemoryError, NonFiniteLoss: raised by the first process that failed; the others are ended.
+        ProcessRaisedException: any other error of a process, with its traceback as text.
     """
     check_processes(processes)
     with tempfile.TemporaryDirectory() as folder, _errors_of_processes():
@@ -84,9 +84,10 @@ def launch_over_gloo(
 
 
 def check_processes(processes: int) -> None:
-    """
+    """Check the number of processes on this machine.
+
     Raises:
-        InputError: more than ``PER_CORE`` of them would share a core of this machine.
+        InputError: more than ``PER_CORE`` processes would share a core of this machine.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if processes > PER_CORE * cores:
@@ -97,18 +98,18 @@ def check_processes(processes: int) -> None:
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """``pffnet`` with these arguments in a process of its own, which leaves no loggers, seeds or memory behind.
+    """Run ``pffnet`` with these arguments in a separate process, which leaves no loggers, seeds or memory behind.
 
     Returns:
-        Its exit code; negative where a signal ended it.
+        The exit code; negative if a signal ended the process.
     """
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as train_net.py
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as in train_net.py
     return subprocess.run([sys.executable, "-m", "pffnet_d2.cli", *arguments], env=environment).returncode
 
 
 @contextmanager
 def _errors_of_processes() -> Iterator[None]:
-    """Within, an error of another process that is told in one line is raised as it was raised there."""
+    """In this context, errors of other processes that are shown in one line are raised as they were raised there."""
     try:
         yield
     except ProcessRaisedException as error:
@@ -134,7 +135,7 @@ def _rank(
         distributed.init_process_group("gloo", url, timeout, num_machines * processes, rank)
     except distributed.DistError as error:
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"--dist-url {url}: the processes do not meet ({reason}); choose another port") from error
+        raise InputError(f"--dist-url {url}: the processes cannot connect ({reason}); choose another port") from error
     try:
         _group_by_machine(processes)
         work(*args)
@@ -143,8 +144,8 @@ def _rank(
 
 
 def _group_by_machine(processes: int) -> None:
-    """Let Detectron2's ``comm`` know which processes share a machine, as its own launch does."""
-    if hasattr(comm, "create_local_process_group"):  # upstream's main
+    """Tell Detectron2's ``comm`` which processes share a machine, as Detectron2's own launch does."""
+    if hasattr(comm, "create_local_process_group"):  # Detectron2's main branch
         comm.create_local_process_group(processes)
-    else:  # 0.6 has only the variable
+    else:  # Detectron2 0.6 has only the variable
         comm._LOCAL_PROCESS_GROUP, _ = distributed.new_subgroups(processes)

@@ -1,4 +1,4 @@
-"""What every test shares: real data named by the environment, quiet threads, no leaks from the user's settings."""
+"""Shared by all tests: real data from folders in the environment, few threads, no influence of the user's settings."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# Before numpy or torch are imported: the tensors of the tests are small, and more threads than this slow them down.
+# Before NumPy or torch are imported: the tensors of the tests are small, and more threads would slow them down.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # The tests write and read their own data sets.
 os.environ.pop("DETECTRON2_DATASETS", None)
 
-# On a busy machine a deadline fails examples that are merely slow.
+# On a busy machine a deadline would fail examples that are only slow.
 settings.register_profile("pffnet_d2", deadline=None)
 settings.load_profile("pffnet_d2")
 
 
 @pytest.fixture(scope="session")
 def pffnet_data() -> Callable[[str], Path]:
-    """Folder of a publisher's files, as in ``pffnet_data("bbbc039")``; skips the test where it is not at hand."""
+    """Folder of a publisher's files, as in ``pffnet_data("bbbc039")``; skips the test if it does not exist."""
 
     def folder(name: str) -> Path:
         path = _folder("PFFNET_DATA") / name
@@ -37,13 +37,13 @@ def pffnet_data() -> Callable[[str], Path]:
 
 @pytest.fixture(scope="session")
 def pffnet_oracles() -> Path:
-    """Folder of the reference values; skips the test where it is not at hand."""
+    """Folder of the reference values; skips the test if it does not exist."""
     return _folder("PFFNET_ORACLES")
 
 
 @pytest.fixture
 def leave_no_trace() -> Iterator[None]:
-    """Undo what a run sets for the process: loggers on a stdout that pytest then closes."""
+    """Remove loggers that a run attaches to stdout, because pytest closes that stdout afterwards."""
     yield
     from detectron2.utils.logger import setup_logger
 
@@ -124,7 +124,7 @@ class SmallModel:
 
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory: pytest.TempPathFactory) -> SmallModel:
-    """Every detection counts (SCORE_THRESH 0), at most 20 of them."""
+    """Every detection counts (SCORE_THRESH 0), but at most 20."""
     pytest.importorskip("detectron2", reason="Detectron2 is not installed")
     import torch
     import yaml

@@ -1,4 +1,4 @@
-"""Whole or not there, one process at a time, and nothing left of a killed one."""
+"""Files are written whole or not at all, by one process at a time, and killed processes leave nothing behind."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pffnet_d2.errors import InputError
 
 @contextmanager
 def another(what: Callable[[Path], AbstractContextManager[Any]], path: Path) -> Iterator[Callable[[], None]]:
-    """A process that is within ``what(path)`` until it is killed, which the block may do itself."""
+    """A process that stays inside ``what(path)`` until it is killed; the block may kill it itself."""
     told, tells = os.pipe()
     process = os.fork()
     if not process:
@@ -49,7 +49,7 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "before")
 
@@ -77,7 +77,7 @@ def test_a_file_is_whole_or_not_there(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.txt", "folder", "pipe"]
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+def test_files_left_by_a_killed_process_are_removed(tmp_path: Path) -> None:
     for what, path in ((whole_file, tmp_path / "a.txt"), (work_folder, tmp_path / "b")):
         with another(what, path) as kill:
             kill()
@@ -94,8 +94,8 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
         assert names(tmp_path) == []
 
 
-def test_who_holds_the_lock_is_said(tmp_path: Path) -> None:
-    """Of another output beside it there is no word, and a lock ends with its process."""
+def test_the_message_names_the_holder_of_the_lock(tmp_path: Path) -> None:
+    """Other outputs in the same folder are not locked, and a lock ends with its process."""
     path = tmp_path / "a"
     with another(work_folder, path) as kill:
         with pytest.raises(InputError) as error, locked(path):
@@ -111,7 +111,7 @@ def test_who_holds_the_lock_is_said(tmp_path: Path) -> None:
 
 
 def test_writers_of_one_file_wait_for_each_other(tmp_path: Path) -> None:
-    """Threads too; whoever removes the lock file leaves none that guards nothing."""
+    """Threads wait too. Removing the lock file leaves no lock file that locks nothing."""
     inside, most = 0, 0
 
     def write(number: int) -> None:

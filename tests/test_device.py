@@ -1,4 +1,4 @@
-"""device.py: the CPU where there is no CUDA, and denormal numbers flushed while a network runs, and only then."""
+"""device.py: the CPU is used without CUDA, and denormal numbers are flushed only while a network runs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def flushed() -> bool:
 
 
 class Seen(torch.nn.Module):
-    """Notes whether denormal numbers are flushed while it runs, forwards and backwards."""
+    """Records whether denormal numbers are flushed in its forward and backward passes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ def test_device_here(available: bool, wanted: str, chosen: str, monkeypatch: pyt
     assert device_here(wanted) == chosen
 
 
-def test_what_was_set_before_is_restored() -> None:
+def test_the_previous_setting_is_restored() -> None:
     with denormals_flushed("cpu"):
         assert flushed()
         with denormals_flushed("cpu"):
@@ -60,7 +60,7 @@ def test_what_was_set_before_is_restored() -> None:
         assert not flushed()
 
 
-def test_a_training_step_flushes_them_and_what_follows_does_not() -> None:
+def test_denormals_are_flushed_only_during_a_training_step() -> None:
     model = Seen()
     trainer = TrainStep(model, [[{}]], torch.optim.SGD(model.parameters(), lr=1.0), seed=0)
     with EventStorage():
@@ -69,7 +69,7 @@ def test_a_training_step_flushes_them_and_what_follows_does_not() -> None:
     assert not flushed()
 
 
-def test_prediction_flushes_them_and_what_follows_does_not(tiny_run: Path) -> None:
+def test_denormals_are_flushed_only_during_prediction(tiny_run: Path) -> None:
     model = Seen()
     Unpasted(model)([])
     assert model.seen == [True]

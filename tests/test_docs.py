@@ -1,4 +1,4 @@
-"""What the pages tell to type can be typed: commands parse, configs and keys exist, links lead somewhere."""
+"""The pages are correct: commands parse, configs and keys exist, links lead somewhere."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PAGES = [
 
 
 def commands(page: Path) -> list[str]:
-    """Of a page's indented and fenced blocks the lines that call us, continued lines joined, comments cut."""
+    """The lines of a page's code blocks that call this package, with continued lines joined and comments removed."""
     found, fenced = [], False
     for line in re.sub(r" *\\\n\s*", " ", page.read_text(encoding="utf-8")).splitlines():
         if line.lstrip().startswith("```"):
@@ -49,7 +49,7 @@ def test_commands_were_found() -> None:
 
 @pytest.mark.parametrize(("page", "command"), COMMANDS, ids=[f"{page}: {command}" for page, command in COMMANDS])
 def test_the_command_parses(page: Path, command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    # [flags] and ... stand for what the reader chooses
+    # [flags] and ... stand for the reader's choice
     words = [w for w in shlex.split(re.sub(r"\[[^]']*\](?![^ ]*')", "", command)) if w != "..."]
     program, arguments = words[0], words[1:]
     if program == "make":
@@ -76,7 +76,7 @@ def test_the_command_parses(page: Path, command: str, capsys: pytest.CaptureFixt
 
 
 def anchors(page: Path) -> set[str]:
-    """What a link may name after # in a page: its headings as GitHub writes them."""
+    """The names that a link may have after #: the headings of a page as GitHub writes them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -102,7 +102,7 @@ def test_comments_name_pages_that_exist() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
 def test_lines_are_at_most_100_characters(page: Path) -> None:
-    """Tables and code blocks aside, where a line cannot be broken."""
+    """Except in tables and code blocks, where a line cannot be broken."""
     long, fenced = [], False
     for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), start=1):
         if line.lstrip().startswith("```"):
@@ -112,7 +112,7 @@ def test_lines_are_at_most_100_characters(page: Path) -> None:
     assert not long, f"{page.relative_to(ROOT)}: lines {long}"
 
 
-# What a text says, and what must follow it at once: equation numbers of [P], and where ObjectGuided appeared.
+# Texts, and what must follow them directly: equation numbers of [P], and the journal of ObjectGuided.
 CITATIONS = [
     (r"Yi et al\.", r"IEEE TMI 40"),
     (r"alpha_[12] of", r"\[P\] Eq\. 5"),
@@ -122,7 +122,7 @@ CITATIONS = [
 
 
 @pytest.mark.parametrize(("said", "cited"), CITATIONS)
-def test_one_thing_is_cited_in_one_way(said: str, cited: str) -> None:
+def test_citations_are_consistent(said: str, cited: str) -> None:
     texts = [path.read_text(encoding="utf-8") for path in [*PAGES, *sorted((ROOT / "pffnet_d2").rglob("*.py"))]]
     found = [text[match.end() : match.end() + 180] for text in texts for match in re.finditer(said, text)]
     assert found
@@ -130,7 +130,7 @@ def test_one_thing_is_cited_in_one_way(said: str, cited: str) -> None:
 
 
 def named_data_sets(text: str) -> set[str]:
-    """Names, as in the catalogs, of the data sets that a page tells to evaluate, train or report on."""
+    """The names, as in the catalogs, of the data sets that a page uses for evaluation, training or reports."""
     folders = re.findall(r"\bdatasets/([a-z]\w*)/([a-z]\w*)(?![\w.])", text)
     found = re.findall(r"\binference/([a-z]\w*_\w+)(?![\w.])", text) + ["_".join(parts) for parts in folders]
     for value in re.findall(r"DATASETS\.\w+ \"\(([^)]*)\)", text):
@@ -140,7 +140,7 @@ def named_data_sets(text: str) -> set[str]:
 
 
 def test_data_sets_exist() -> None:
-    """Each is one that ``pffnet prepare`` makes: published, a fold of one, or what a page calls a custom one."""
+    """``pffnet prepare`` makes each of them: a published one, a fold of one, or one that a page calls custom."""
     texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
     splits = {name: set(folders) for name, folders in known_splits().items()}
     custom = {"own", *(name for text in texts.values() for name in re.findall(r"--name (\w+)", text))} - set(splits)
@@ -160,7 +160,7 @@ def test_files_of_groups_exist() -> None:
 
 
 def rows_of(table: str) -> dict[str, list[tuple[str, str]]]:
-    """Option and default by reader, of the table of datasets/README.md; a row without reader goes on with the last."""
+    """Option and default by reader, from the table of datasets/README.md. A row without reader belongs to the last."""
     found: dict[str, list[tuple[str, str]]] = {}
     reader = ""
     for line in table.splitlines():

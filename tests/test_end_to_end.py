@@ -1,4 +1,4 @@
-"""From generated images to scores and back: train, evaluate, resume and draw with PFFNet, as a user types it."""
+"""Train, evaluate, resume and draw with PFFNet on generated images, with the commands that a user types."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ pytestmark = pytest.mark.usefixtures("leave_no_trace")
 COMPACT = ["--config-file", str(config_path("demo/PFFNet_R18_FPN.yaml"))]
 TINY = [
     *("MODEL.DEVICE", "cpu", "SEED", "7", "INPUT.CROP.SIZE", "[96, 96]", "SOLVER.CHECKPOINT_PERIOD", "2"),
-    # Random weights detect hundreds of nothings in every image.
+    # Random weights give hundreds of false detections in every image.
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "50", "TEST.DETECTIONS_PER_IMAGE", "20"),
 ]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """OUTPUT_DIR of two iterations on two images."""
+    """OUTPUT_DIR of a training of two iterations on two images."""
     root = tmp_path_factory.mktemp("end_to_end")
     prepare("phantoms", None, root / "datasets", Selection(count=2))
     with pytest.MonkeyPatch.context() as patch:
@@ -101,7 +101,7 @@ def test_semantic_and_panoptic_outputs_are_scored(trained: Path, tmp_path: Path,
     assert 0 <= scored["mIoU"] <= 100
 
 
-def test_thresholds_are_chosen_and_taken(trained: Path, tmp_path: Path) -> None:
+def test_thresholds_are_chosen_and_used(trained: Path, tmp_path: Path) -> None:
     weights = ["MODEL.WEIGHTS", str(trained / "model_final.pth"), "OUTPUT_DIR", str(tmp_path)]
     assert main(["thresholds", *COMPACT, "--metric", "Dice", *TINY, *weights]) == 0
     assert len(list((tmp_path / "inference" / "phantoms_val" / "predictions").glob("*.npz"))) == 2
@@ -141,7 +141,7 @@ def test_a_damaged_image_is_named(trained: Path, tmp_path: Path, capsys: pytest.
             path.write_bytes(data)
 
 
-def test_resuming_goes_on_from_the_last_iteration(trained: Path) -> None:
+def test_resuming_continues_from_the_last_iteration(trained: Path) -> None:
     assert main(["train", "--resume", *COMPACT, *TINY, "SOLVER.MAX_ITER", "4", "OUTPUT_DIR", str(trained)]) == 0
     assert [scalars["iteration"] for scalars in read_metrics(trained / "metrics.json")] == [1, 2, 3, 4]
     log = (trained / "log.txt").read_text()
@@ -152,7 +152,7 @@ def test_resuming_goes_on_from_the_last_iteration(trained: Path) -> None:
 
 def test_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(prepare_module, "prepare", partial(prepare_module.prepare, selection=Selection(count=2)))
-    for name in ("phantoms_train", "phantoms_val"):  # which the demonstration registers anew
+    for name in ("phantoms_train", "phantoms_val"):  # the demonstration registers them again
         monkeypatch.setitem(MetadataCatalog.data, name, MetadataCatalog[name])
     opts = [*TINY, "SOLVER.MAX_ITER", "2"]
     for _ in range(2):  # running it again works

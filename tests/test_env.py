@@ -1,4 +1,4 @@
-"""What the package does, and says, where torch or Detectron2 is absent: each case in a fresh interpreter."""
+"""The package without torch or Detectron2: each case runs in a fresh interpreter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MISSING = [("torch",), ("detectron2",), ("torch", "torchvision", "detectron2", "
 
 
 def run_without(modules: tuple[str, ...], code: str) -> subprocess.CompletedProcess[str]:
-    """Runs the code where these modules do not import."""
+    """Run code in an interpreter in which these modules cannot be imported."""
     block = f"import sys\nfor name in {modules!r}: sys.modules[name] = None\n"
     return subprocess.run([sys.executable, "-c", block + code], capture_output=True, text=True, timeout=120)
 
@@ -95,11 +95,11 @@ def test_report_when_a_small_part_is_missing(module: str) -> None:
     name = dict(env.REQUIRED)[module]
     last = result.stdout.splitlines()[-1]
     assert name in last.split("to install: pip install ")[1].split()
-    assert "third_party/detectron2" not in last  # needs it, and is whole
+    assert "third_party/detectron2" not in last  # it needs the missing part, and is not broken itself
 
 
 def test_a_detectron2_that_does_not_fit_is_not_called_missing(tmp_path: Path) -> None:
-    """As an unchanged Detectron2 0.6 fails with today's Pillow."""
+    """An unchanged Detectron2 0.6 fails like this with current versions of Pillow."""
     package = tmp_path / "detectron2"
     for name in ("__init__.py", "modeling/__init__.py", "data/__init__.py"):
         (package / name).parent.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ print(part.problem)
     assert part == fault
 
 
-def test_report_where_everything_is_there() -> None:
+def test_report_if_nothing_is_missing() -> None:
     report = env.collect()
     if report.missing:
         pytest.skip(f"{', '.join(report.missing)} missing")

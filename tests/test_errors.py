@@ -1,4 +1,4 @@
-"""errors.py: what ends a command is one line, also where it comes from another process; bugs are not told so."""
+"""errors.py: a command ends with one line, also for errors of other processes; bugs keep their traceback."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_torch_save_on_a_full_device() -> None:
 @pytest.mark.parametrize(
     "error", [RuntimeError("shape '[2]' is invalid"), ZeroDivisionError(), RuntimeError(f"{TRACEBACK}KeyError: 3")]
 )
-def test_bugs_are_not_told_in_one_line(error: Exception) -> None:
+def test_bugs_are_not_shown_in_one_line(error: Exception) -> None:
     assert one_line(error) is None
 
 
@@ -91,7 +91,7 @@ def test_exit_codes() -> None:
 
 
 class Missing(Dataset[int]):
-    """Whose reading fails."""
+    """A data set that cannot be read."""
 
     def __len__(self) -> int:
         return 1
@@ -106,7 +106,7 @@ def test_a_workers_error_names_its_file() -> None:
     assert (one_line(caught.value) or "").startswith("plate.tif: Permission denied; ")
 
 
-def test_logs_show_no_traceback_of_what_is_told() -> None:
+def test_logs_show_no_traceback_of_errors_shown_in_one_line() -> None:
     def record(error: Exception | None) -> logging.LogRecord:
         info = (type(error), error, None) if error else None
         return logging.LogRecord("x", logging.ERROR, "", 0, "Exception", None, info)

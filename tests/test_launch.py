@@ -1,4 +1,4 @@
-"""Several processes: what they compute together is what one computes, in every method; where one fails, all end."""
+"""Several processes compute the same as one, with every method; if one fails, all end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("leave_no_trace")
 
 @pytest.fixture(scope="module")
 def two_ranks() -> Iterator[ModuleType]:
-    """The module, importable by name also from new processes, which get this one's path."""
+    """The module, which new processes can also import by name, because they get the path of this one."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parent))
         yield importlib.import_module("two_ranks")
@@ -39,7 +39,7 @@ def two_ranks() -> Iterator[ModuleType]:
 
 @pytest.fixture(scope="module")
 def found(two_ranks: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What two ranks found, each on a machine of its own (so they are told)."""
+    """The results of two ranks, which are told that each is on its own machine."""
     out = tmp_path_factory.mktemp("ranks")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -78,7 +78,7 @@ def test_two_ranks_with_one_image_are_one_rank(found: list[dict[str, Any]], meth
 
 @pytest.mark.parametrize("method", ["PFFNet", "CellRCNN_V2", "CellRCNN", "MaskRCNN_GN"])
 def test_a_rank_without_objects_counts_like_any_other(found: list[dict[str, Any]], method: str) -> None:
-    """Each rank's losses are its own; gradients are their mean, and no parameter is left without."""
+    """Each rank has its own losses. Gradients are means over the ranks, and every parameter has one."""
     for rank, objects in zip(found, (2, 0), strict=True):
         losses, averaged = rank[method]["none here"]
         assert losses == rank[method]["alone"][objects][0]
@@ -88,7 +88,7 @@ def test_a_rank_without_objects_counts_like_any_other(found: list[dict[str, Any]
             assert torch.allclose((a + b) / 2, of_both, rtol=1e-4, atol=1e-7), name
 
 
-def test_all_ranks_end_where_one_diverges(found: list[dict[str, Any]]) -> None:
+def test_all_ranks_end_if_one_diverges(found: list[dict[str, Any]]) -> None:
     told = [rank["diverged"] for rank in found]
     assert told[0] == told[1]
     assert told[0].startswith("iteration 0 on rank 1: loss is nan; images 11 (1.png); ")
@@ -97,7 +97,7 @@ def test_all_ranks_end_where_one_diverges(found: list[dict[str, Any]]) -> None:
 def test_training_and_evaluation_on_two_ranks(
     two_ranks: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A run of one iteration; its scores are those of one process, although three images do not divide among ranks."""
+    """A run of one iteration. Its scores equal those of one process, although three images cannot be shared equally."""
     prepare("phantoms", None, tmp_path / "datasets", Selection(count=3))
     monkeypatch.setenv("DETECTRON2_DATASETS", str(tmp_path / "datasets"))
     flags = ["--config-file", str(config_path("demo/PFFNet_R18_FPN.yaml"))]
@@ -131,7 +131,7 @@ def test_an_error_of_a_process_is_raised_here(two_ranks: ModuleType) -> None:
 @pytest.mark.parametrize(
     "command", ["predict image.png --device cpu --processes 100000", "train --config-file FILE --cpu-ranks 100000"]
 )
-def test_more_processes_than_a_machine_serves(
+def test_too_many_processes_for_a_machine(
     command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -142,7 +142,7 @@ def test_more_processes_than_a_machine_serves(
     assert not (tmp_path / "results").exists()
 
 
-def test_upstreams_own_way_to_group_processes_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_detectron2s_own_way_to_group_processes_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[int] = []
     monkeypatch.setattr(comm, "create_local_process_group", groups.append, raising=False)
     launch._group_by_machine(3)

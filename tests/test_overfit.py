@@ -1,4 +1,4 @@
-"""A network that can learn two images by heart has no part that is cut off from its loss."""
+"""If a network can memorise two images, all its parts are connected to its loss."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("leave_no_trace")]
     [
         ("bbbc039/PFFNet_R18_FPN", "AJI", {}),
         ("bbbc039/CellRCNN_V2_R18_FPN", "AJI", {}),
-        # It learns the foreground; that erosion parts all that touch is not in its hands.
+        # It learns only the foreground; whether erosion splits touching objects does not depend on it.
         ("dsb2018/FCN8s_compact", "Dice", {}),
         ("dsb2018/ObjectGuided_R18_compact", "AJI", {"INPUT.SQUARE.TRAIN": "0", "INPUT.SQUARE.TEST": "0"}),
     ],
 )
-def test_two_images_by_heart(
+def test_two_images_are_memorised(
     config: str, metric: str, own: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare("phantoms", None, tmp_path, Selection(splits=["train"], count=2))

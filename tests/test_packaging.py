@@ -1,4 +1,4 @@
-"""What a wheel of the package holds, and that its configs are found from it and from a checkout."""
+"""The content of a wheel, and its configs, which are found from a wheel and from a checkout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MODEL_FILES = ("config.yaml", "model_final.pth", "card.json")
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """A wheel of a copy of the sources: building leaves files behind."""
+    """A wheel built from a copy of the sources, because building leaves files behind."""
     pytest.importorskip("setuptools", minversion="70.1")
     folder = tmp_path_factory.mktemp("packaging")
     sources = folder / "sources"
@@ -28,7 +28,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
         shutil.copy(ROOT / name, sources)
     for name in ("pffnet_d2", "configs", "tests", "benchmarks", "third_party"):
         shutil.copytree(ROOT / name, sources / name, ignore=shutil.ignore_patterns("__pycache__"))
-    # A model is installed with the package, whether this checkout has the shipped one or not.
+    # A model is installed with the package, even if this checkout does not have the shipped one.
     model = sources / "pffnet_d2" / "model_zoo" / "pretrained" / "of_the_test"
     model.mkdir()
     for name in MODEL_FILES:
@@ -61,7 +61,7 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert metadata["Version"] == pffnet_d2.__version__
     assert metadata["Requires-Python"] == ">=3.10"
     assert set(metadata.get_all("Provides-Extra", [])) == {"codecs", "export", "fast", "hdf5", "lite", "test"}
-    # The user's choice, or on no index: requiring them would break an installation that has them.
+    # Chosen by the user, or not on the index: requiring them would break an installation that has them.
     required = {line.split(">")[0].split(";")[0].lower() for line in metadata.get_all("Requires-Dist", [])}
     assert "numpy" in required
     assert not {"torch", "torchvision", "detectron2", "opencv-python", "opencv-python-headless"} & required

@@ -1,4 +1,4 @@
-"""Importing the package registers it with Detectron2, in any order of imports; each case in a fresh interpreter."""
+"""Importing the package registers it with Detectron2, for any order of imports; each case in a fresh interpreter."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ assert defaults.build_optimizer.__module__.startswith("pffnet_d2.")
 
 
 def run(code: str, folder: Path | None = None, **environment: str) -> str:
-    """What the code prints."""
+    """Run code in a fresh interpreter and return what it prints."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -45,7 +45,7 @@ def run(code: str, folder: Path | None = None, **environment: str) -> str:
     [
         "import pffnet_d2",
         "import warnings; warnings.simplefilter('ignore'); import detectron2.modeling; import pffnet_d2",
-        # Modules that registering imports too, and one that it does not.
+        # Modules that are also imported by registration, and one that is not.
         "import pffnet_d2.modeling.backbone_lite",
         "from pffnet_d2.data.catalog import load",
         "from pffnet_d2.engine.optimizer import build_optimizer",
@@ -111,7 +111,7 @@ for name in pffnet_d2.__all__:
 
 
 def test_importing_reads_no_file_of_the_users_and_no_library(tmp_path: Path) -> None:
-    """Neither the prepared data sets, whose registering waits for a command, nor what is slow to import."""
+    """Neither the prepared data sets, which are registered by a command, nor libraries that are slow to import."""
     root = tmp_path / "root" / "own" / "train"
     root.mkdir(parents=True)
     (root / "instances.json").write_text("{")

@@ -1,4 +1,4 @@
-"""What each of two processes does in tests/test_launch.py; importable from a process that was just started."""
+"""The work of each of two processes in tests/test_launch.py; a newly started process can import it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pffnet_d2.engine.train_step import TrainStep
 from pffnet_d2.errors import InputError, NonFiniteLoss
 
 METHODS = ("PFFNet", "CellRCNN_V2", "CellRCNN", "MaskRCNN_GN")
-# Of a small net; the groups of GroupNorm want 32 channels.
+# A small network; the groups of GroupNorm need 32 channels.
 SMALL = [
     *("MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", "32", "MODEL.ROI_BOX_HEAD.FC_DIM", "64"),
     *("MODEL.ROI_MASK_HEAD.CONV_DIM", "32", "MODEL.ROI_MASK_QUALITY_HEAD.CONV_DIM", "32"),
@@ -44,7 +44,7 @@ def image(objects: int) -> dict[str, Any]:
 
 
 def step(model: nn.Module, objects: int) -> tuple[dict[str, torch.Tensor], list[torch.Tensor | None]]:
-    """Losses and gradients; what is drawn is the same each time."""
+    """Losses and gradients; random draws are the same each time."""
     model.zero_grad()
     torch.manual_seed(5)
     with EventStorage():
@@ -55,7 +55,7 @@ def step(model: nn.Module, objects: int) -> tuple[dict[str, torch.Tensor], list[
 
 
 def compare(out: str) -> None:
-    """Writes what this rank found, alone and with the other, to ``out/<rank>.pt``."""
+    """Write the results of this rank, alone and together with the other, to ``out/<rank>.pt``."""
     rank = comm.get_rank()
     found: dict[str, Any] = {"size": comm.get_world_size(), "local": (comm.get_local_rank(), comm.get_local_size())}
     for method in METHODS:
@@ -84,7 +84,7 @@ class OneLoss(nn.Module):
 
 
 def diverge(rank: int) -> str:
-    """The second rank has a loss that is not a number: what this one is told."""
+    """Return the error of this rank if the second rank has a loss that is not a number."""
     model = create_ddp_model(OneLoss(), device_ids=None)
     data = [{"value": float("nan") if rank == 1 else 1.0, "image_id": 10 + rank, "file_name": f"{rank}.png"}]
     trainer = TrainStep(model, [data], torch.optim.SGD(model.parameters(), lr=1.0), seed=0)

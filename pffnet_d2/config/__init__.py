@@ -1,4 +1,4 @@
-"""Every key, which values each accepts, and configs read from yaml files."""
+"""The keys of a config, the values that each accepts, and reading configs from yaml files."""
 
 from pffnet_d2.config.keys import add_pffnet_config
 from pffnet_d2.config.read import PARTS, config_path, differences, override, read_config

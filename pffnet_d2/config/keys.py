@@ -1,7 +1,8 @@
 """The keys that this plugin adds to Detectron2's config.
 
-One comment per key: what it does, the papers' symbol, and where it stands in the papers ([P] PFFNet, IEEE TIP 30, 2021;
-[V2] Cell R-CNN V2, IJCAI 2019; [OG] ObjectGuided, IEEE TMI 40, 2021) or in the code released with [P] or [OG].
+The comment of a key says what it does, gives the symbol of the papers, and where to find it in the papers ([P] PFFNet,
+IEEE TIP 30, 2021; [V2] Cell R-CNN V2, IJCAI 2019; [OG] ObjectGuided, IEEE TMI 40, 2021) or in the code released with
+[P] or [OG].
 """
 
 from __future__ import annotations
@@ -23,129 +24,130 @@ def add_pffnet_config(cfg: Any) -> None:
 
 
 def _add_input(cfg: Any, CN: Any) -> None:
-    """What images become before a network sees them."""
+    """How images are prepared for a network."""
     cfg.INPUT.PFFNET = CN()
-    # On-line augmentations, in order: flip, rotate90, gaussian_blur, median_blur, gaussian_noise, emboss, sharpen,
-    # channel_shuffle, jitter, contrast, brightness, stain, colour, invert, copy_paste; and scale, which happens before
-    # the crop ([P] IV-A: flips and rotations for every data set, blurs and noise for all but BBBC039).
+    # Augmentations during training, in this order: flip, rotate90, gaussian_blur, median_blur, gaussian_noise, emboss,
+    # sharpen, channel_shuffle, jitter, contrast, brightness, stain, colour, invert, copy_paste. "scale" happens before
+    # the crop. ([P] IV-A: flips and rotations for every data set, blurs and noise for all but BBBC039.)
     cfg.INPUT.PFFNET.AUGMENTATIONS = ["flip", "rotate90"]
     # Range of the factor by which "scale" resizes.
     cfg.INPUT.PFFNET.SCALE_RANGE = [0.5, 2.0]
     # Strength of "stain": largest change of a stain's concentration, as a factor and as an offset (Tellez et al., 2019:
-    # 0.05 light, 0.2 strong; on densities as here 0.1 still looks like real slides, 0.2 no longer does).
+    # 0.05 light, 0.2 strong; with densities, as used here, 0.1 still looks like real slides, 0.2 does not).
     cfg.INPUT.PFFNET.STAIN_SIGMA = 0.1
     # Probability that "invert" inverts an image.
     cfg.INPUT.PFFNET.INVERT_CHANCE = 0.1
     # Probability that "copy_paste" pastes objects of another image of the same data set and type.
     cfg.INPUT.PFFNET.COPY_PASTE_CHANCE = 0.5
 
-    # Images brought to one size, as [OG] does, instead of INPUT.CROP and MIN_SIZE_TRAIN / _TEST; 0: not.
+    # Resize all images to one size, as [OG] does, instead of INPUT.CROP and MIN_SIZE_TRAIN / _TEST; 0: do not.
     cfg.INPUT.SQUARE = CN()
-    # Training: side in pixels of the square that a square view of the image becomes.
+    # Training: side in pixels of the square to which a square view of the image is resized.
     cfg.INPUT.SQUARE.TRAIN = 0
     # Sides of the view in units of the image's longer side; black outside the image.
     cfg.INPUT.SQUARE.SCALES = [0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2, 1.3]
-    # Prediction: pixels of the longer side ...
+    # Prediction: pixels of the longer side of the image ...
     cfg.INPUT.SQUARE.TEST = 0
-    # ... or of both ([OG]'s code, which so distorts images that are not square).
+    # ... or of both sides (the code of [OG] does this, which distorts images that are not square).
     cfg.INPUT.SQUARE.STRETCH = False
 
 
 def _add_prediction(cfg: Any, CN: Any) -> None:
     """What a model returns, and how its detections become a label map."""
     cfg.MODEL.PFFNET = CN()
-    # How the images of training became 8 bit, for those to predict on: "auto" leaves images of 8 bit as they are,
-    # "stretch" brings them to the full range too (imaging/normalisation.py).
+    # How training images were converted to 8 bit, to convert images for prediction in the same way. "auto" leaves 8-bit
+    # images as they are; "stretch" stretches them to the full range too (imaging/normalisation.py).
     cfg.MODEL.PFFNET.NORMALISATION = "auto"
-    # What inference returns beside the instances: "panoptic", and as sem_seg either "semantic" (S_sem of the GCN
-    # branch) or "semantic_fused" (S_ins, the detections above beta fused into F_0). Without them neither branch runs.
+    # Outputs of inference in addition to the instances: "panoptic", and as sem_seg either "semantic" (S_sem of the GCN
+    # branch) or "semantic_fused" (S_ins, the detections above beta fused into F_0). A branch runs only if its output
+    # is asked for.
     cfg.MODEL.PFFNET.OUTPUTS = ["instances"]
     # Weight of the mask loss.
     cfg.MODEL.PFFNET.MASK_LOSS_WEIGHT = 1.0
-    # alpha_2 of [P] Eq. 5, the weight of the semantic consistency loss (Eq. 4); 0 leaves it out.
+    # alpha_2 of [P] Eq. 5, the weight of the semantic consistency loss (Eq. 4); 0: no such loss.
     cfg.MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT = 1.0
 
     # From scored instances to a label map.
     cfg.MODEL.PFFNET.LABEL_MAP = CN()
-    # beta: instances need a class score above it. Release: 0.5 Kumar and TNBC, 0.35 BBBC039, 0.6 CVPPP.
+    # beta: only instances with a higher class score are used. Release: 0.5 Kumar and TNBC, 0.35 BBBC039, 0.6 CVPPP.
     cfg.MODEL.PFFNET.LABEL_MAP.SCORE_THRESH = 0.5
     # Mask probability from which a pixel belongs to an instance.
     cfg.MODEL.PFFNET.LABEL_MAP.MASK_THRESH = 0.5
-    # An instance is dropped when more than this fraction of it is covered by better ones (release; not in [P]).
+    # An instance is dropped if better ones cover more than this fraction of it (release; not in [P]).
     cfg.MODEL.PFFNET.LABEL_MAP.MAX_COVERED = 0.7
     # None of the next three is in [P] or its release.
     # Fill the holes of each mask.
     cfg.MODEL.PFFNET.LABEL_MAP.FILL_HOLES = False
-    # Keep the largest connected part of each instance only.
+    # Keep only the largest connected part of each instance.
     cfg.MODEL.PFFNET.LABEL_MAP.LARGEST_COMPONENT = False
     # Drop instances that keep fewer pixels.
     cfg.MODEL.PFFNET.LABEL_MAP.MIN_SIZE = 0
-    # Contested pixels go to the largest instance, not to the best (DSB2018 coursework: configs/dsb2018/coursework).
+    # Give contested pixels to the largest instance, not to the best (DSB2018 coursework: configs/dsb2018/coursework).
     cfg.MODEL.PFFNET.LABEL_MAP.LARGEST_FIRST = False
 
-    # Test-time augmentation: prediction and evaluation run on each of these views of an image and merge what they
-    # find; names of modeling/tta.py. Empty: the image as it is, once.
+    # Test-time augmentation: prediction and evaluation run on each of these views of an image and merge the detections.
+    # modeling/tta.py lists the names. Empty: the image is used once, as it is.
     cfg.MODEL.PFFNET.TTA = []
 
-    # What the model was made for; `pffnet package` and fine-tuning carry both on.
+    # What the model was made for; `pffnet package` and fine-tuning keep both keys.
     # Mean diameter of its objects in pixels, 2 sqrt(area / pi), which --diameter refers to; 0: unknown.
     cfg.MODEL.PFFNET.DIAMETER = 0.0
-    # "fluorescence" (bright objects on dark): of other images there is a warning (inference/modality.py). "": none.
+    # "fluorescence" (bright objects on dark): other images cause a warning (inference/modality.py). "": no warning.
     cfg.MODEL.PFFNET.IMAGES = ""
-    # Pixels of an image for which TEST.DETECTIONS_PER_IMAGE and MODEL.RPN.{PRE,POST}_NMS_TOPK_TEST are enough (one of
-    # BBBC039's, 520 x 696). `predict` and Predictor multiply the three for larger images (inference/caps.py), training
-    # and evaluation on data sets take them as they are. 0: as they are everywhere.
+    # Size in pixels of an image for which TEST.DETECTIONS_PER_IMAGE and MODEL.RPN.{PRE,POST}_NMS_TOPK_TEST are enough
+    # (an image of BBBC039, 520 x 696). `predict` and Predictor multiply the three for larger images
+    # (inference/caps.py); training and evaluation on data sets use them as they are. 0: never multiply them.
     cfg.MODEL.PFFNET.CAPS_AREA = 361920
 
 
 def _add_fusion(cfg: Any, CN: Any) -> None:
     """Residual attention feature fusion (RAFF), [P] Algorithm 1."""
     cfg.MODEL.PFFNET.FUSION = CN()
-    # A name of FEATURE_FUSION_HEAD_REGISTRY; "" builds no fusion (Cell R-CNN).
+    # A name of FEATURE_FUSION_HEAD_REGISTRY; "": no fusion (Cell R-CNN).
     cfg.MODEL.PFFNET.FUSION.NAME = "RAFFHead"
     # [P] Fig. 10: "residual_attention" (d), "attention" (c), "summation" (b), "replacement" (a, Cell R-CNN V2).
     cfg.MODEL.PFFNET.FUSION.MODE = "residual_attention"
-    # True: no gradient from the fused map into the masks (release). [P] wants it to train the mask generator.
+    # True: no gradient from the fused map into the masks (release). In [P] the fused map trains the mask generator.
     cfg.MODEL.PFFNET.FUSION.DETACH = False
     # Where P_i is pasted: "proposal" (the mask's own frame) or "predicted" (the regressed box, as released).
     cfg.MODEL.PFFNET.FUSION.BOXES = "proposal"
-    # K: "all" positive ROIs ([P] Algorithm 1, release) or of each object the one with the highest class score, "best"
+    # K: "all" positive ROIs ([P] Algorithm 1, release) or "best", the ROI of each object with the highest class score
     # ([V2] 3.1 pastes "the bounding box with the highest class score": configs/methods/CellRCNN_V2.yaml).
     cfg.MODEL.PFFNET.FUSION.ROIS = "all"
-    # P_i: "foreground" (one map for both channels of F_0, [P]) or "per_channel" (each its own, release).
+    # P_i: "foreground" (one map for both channels of F_0, [P]) or "per_channel" (one map per channel, release).
     cfg.MODEL.PFFNET.FUSION.CHANNELS = "foreground"
     # ReLU, conv 3x3, ReLU, conv 1x1 on F_K (release; not in [P]'s text).
     cfg.MODEL.PFFNET.FUSION.POST_CONVS = True
-    # alpha_1 of [P] Eq. 5 for the loss of S_ins; that of S_sem is MODEL.SEM_SEG_HEAD.LOSS_WEIGHT. Release: 1.
+    # alpha_1 of [P] Eq. 5 for the loss of S_ins. That of S_sem is MODEL.SEM_SEG_HEAD.LOSS_WEIGHT. Release: 1.
     cfg.MODEL.PFFNET.FUSION.LOSS_WEIGHT = 0.1
 
 
 def _add_heads(cfg: Any, CN: Any) -> None:
     """The heads of PFFNet."""
     cfg.MODEL.ROI_MASK_QUALITY_HEAD = CN()
-    # A name of ROI_MASK_QUALITY_HEAD_REGISTRY; "" builds none, and scores are class scores.
+    # A name of ROI_MASK_QUALITY_HEAD_REGISTRY; "": no such head, and scores are class scores.
     cfg.MODEL.ROI_MASK_QUALITY_HEAD.NAME = "MaskQualityHead"
     cfg.MODEL.ROI_MASK_QUALITY_HEAD.NUM_CONV = 4  # [P] Table I (its text says 3)
     cfg.MODEL.ROI_MASK_QUALITY_HEAD.CONV_DIM = 256
     cfg.MODEL.ROI_MASK_QUALITY_HEAD.FC_DIM = 1024
-    # How the 28x28 mask becomes 14x14 channels: "space_to_depth" (4, aligned with the ROI feature), "view" (4, the
-    # release's memory reshape) or "max_pool" (1, Mask Scoring R-CNN).
+    # How the 28x28 mask is turned into 14x14 channels: "space_to_depth" (4, aligned with the ROI feature), "view" (4,
+    # the release's memory reshape) or "max_pool" (1, Mask Scoring R-CNN).
     cfg.MODEL.ROI_MASK_QUALITY_HEAD.RESHAPE = "space_to_depth"
     # Sigmoid on the output ([P]: a value in (0, 1)); False: linear (release).
     cfg.MODEL.ROI_MASK_QUALITY_HEAD.SIGMOID = True
     cfg.MODEL.ROI_MASK_QUALITY_HEAD.LOSS_WEIGHT = 1.0
 
     # DualModalMaskHead; it takes NUM_CONV (shared convolutions), CONV_DIM and NORM from Detectron2's keys.
-    # "paper": NUM_CONV shared, the spatial path's first convolution its own ([V2] Table 1, NUM_CONV 3);
-    # "release": NUM_CONV shared (4) and the spatial path repeats the last of them with tied weights.
+    # "paper": NUM_CONV shared convolutions; the spatial path's first convolution is its own ([V2] Table 1, NUM_CONV 3).
+    # "release": NUM_CONV (4) shared convolutions; the spatial path repeats the last one with the same weights.
     cfg.MODEL.ROI_MASK_HEAD.TRUNK = "paper"
     # Channels entering the fully connected layer of the FC path (paper 128: 19.7 M parameters).
     cfg.MODEL.ROI_MASK_HEAD.FC_PATH_DIM = 128
-    # ReLU on the FC path's map (release), which then can only raise the logits.
+    # ReLU on the FC path's map (release), so that the map can only raise the logits.
     cfg.MODEL.ROI_MASK_HEAD.FC_RELU = False
 
     # GCNHead; it takes CONVS_DIM (64), NORM and LOSS_WEIGHT (alpha_1) from Detectron2's keys.
-    # ReLU in the boundary refinement blocks, as in the original GCN; neither [P]'s code nor its text has it.
+    # ReLU in the boundary refinement blocks, as in the original GCN. Neither the code nor the text of [P] has it.
     cfg.MODEL.SEM_SEG_HEAD.GCN_RELU = False
 
 
@@ -161,27 +163,27 @@ def _add_other_networks(cfg: Any, CN: Any) -> None:
     cfg.MODEL.FCN8S.WIDTHS = [64, 128, 256, 512, 512]
     # Channels of fc6 and fc7; 4096 fits torchvision's weights.
     cfg.MODEL.FCN8S.FC_DIM = 4096
-    # Norm of VGG's convolutions; torchvision's weights have none. From random weights it trains far better with "BN".
+    # Norm of VGG's convolutions; torchvision's weights have none. Training from random weights is far better with "BN".
     cfg.MODEL.FCN8S.NORM = ""
-    # Radius in pixels of the erosion that parts touching nuclei; 0: connected parts. The coursework tells none: with
-    # the true foreground of DSB2018's training images 4 gave the best AJI and DSB mAP of 0 to 8.
+    # Radius in pixels of the erosion that splits touching nuclei; 0: connected parts. The coursework does not give it.
+    # With the true foreground of DSB2018's training images, 4 gave the best AJI and DSB mAP of 0 to 8.
     cfg.MODEL.FCN8S.EROSION_RADIUS = 4
 
 
 def _add_training(cfg: Any, CN: Any) -> None:
-    """How images are drawn, how weights are updated, what evaluation reports."""
+    """How training images are drawn, how weights are updated, and what evaluation reports."""
     cfg.DATALOADER.PFFNET = CN()
-    # Draws images of groups that have few more often: 0 every image equally often, 1 every group, 0.5 in between (an
-    # image of a group of n, where the largest has m, (m / n) ** BALANCE times as often as one of the largest). A group
-    # is a type of image, such as "histology", or a data set whose images have none.
+    # Draw images of small groups more often. 0: every image equally often; 1: every group equally often; 0.5: in
+    # between. An image of a group of n images is drawn (m / n) ** BALANCE times as often as one of the largest group,
+    # which has m images. A group is a type of image, such as "histology", or a data set whose images have no type.
     cfg.DATALOADER.PFFNET.BALANCE = 0.0
-    # How many times more often at most.
+    # Upper limit of this factor.
     cfg.DATALOADER.PFFNET.MAX_REPEAT = 4.0
-    # Beside that, "NAME=FACTOR" each: how much more often images of a type or a data set of DATASETS.TRAIN are drawn,
-    # such as ["histology=2", "bbbc039_train=0.5"].
+    # Additional factors, "NAME=FACTOR" each: how much more often images of a type or of a data set of DATASETS.TRAIN
+    # are drawn, such as ["histology=2", "bbbc039_train=0.5"].
     cfg.DATALOADER.PFFNET.WEIGHTS = []
 
-    # Training where SOLVER.AMP.ENABLED is True: "float16" (CUDA only; gradients are scaled) or "bfloat16" (also CPU).
+    # Precision if SOLVER.AMP.ENABLED is True: "float16" (CUDA only; gradients are scaled) or "bfloat16" (also CPU).
     cfg.SOLVER.AMP.DTYPE = "float16"
 
     cfg.SOLVER.PFFNET = CN()
@@ -190,13 +192,13 @@ def _add_training(cfg: Any, CN: Any) -> None:
     cfg.SOLVER.PFFNET.OPTIMIZER = "SGD"
     # Adam's epsilon (PyTorch's default; FCN8s: 1e-5, of the code the coursework modified).
     cfg.SOLVER.PFFNET.ADAM_EPSILON = 1e-8
-    # Largest norm of all gradients together, where SOLVER.CLIP_GRADIENTS limits that of each parameter; 0: no limit.
+    # Largest norm of all gradients together (SOLVER.CLIP_GRADIENTS limits that of each parameter); 0: no limit.
     cfg.SOLVER.PFFNET.CLIP_NORM = 0.0
-    # Decay of the moving average of the weights that is evaluated and saved as the model, such as 0.999; 0: none.
+    # Decay of the moving average of the weights that is evaluated and saved as the model, such as 0.999; 0: no average.
     cfg.SOLVER.PFFNET.EMA_DECAY = 0.0
 
     cfg.TEST.PFFNET = CN()
-    # Also report VOC 2010 average precision of masks and of their boxes (docs/metrics.md).
+    # Also report the VOC 2010 average precision of masks and of their boxes (docs/metrics.md).
     cfg.TEST.PFFNET.VOC_AP = False
 
 
@@ -207,36 +209,36 @@ def _add_object_guided(cfg: Any, node: Any) -> None:
     own.SHALLOW_CHANNELS = 64
     # Normalisation of the decoder; the trunk's is MODEL.RESNETS.NORM.
     own.NORM = "BN"
-    # Channels within the three branches of the centre head.
+    # Channels inside the three branches of the centre head.
     own.HEAD_DIM = 256
     # The branch with two 7x7 convolutions: "size" (code) or "offset" (paper's figure).
     own.LARGE_KERNEL = "size"
-    # IoU that a box whose centre is misplaced by the Gaussian's radius still has.
+    # The IoU that a box still has if its centre is moved by the Gaussian's radius.
     own.MIN_OVERLAP = 0.7
-    # "cornernet" (code: its wrong roots, 0.273 of the side) or "exact" (0.082).
+    # "cornernet" (code: CornerNet's wrong roots, 0.273 of the side) or "exact" (0.082).
     own.RADIUS = "cornernet"
     # Standard deviation of the Gaussian: "code" (2 r + 1) / 6 or "paper" r / 3.
     own.SIGMA = "code"
-    # Of sizes and offsets: "l1" (code) or "smooth_l1" (paper).
+    # Loss of sizes and offsets: "l1" (code) or "smooth_l1" (paper).
     own.REGRESSION_LOSS = "l1"
-    # "mean" over objects (code) or "sum" (paper): sizes and offsets, mask and refinement losses.
+    # Losses of sizes, offsets, masks and refinement: "mean" over objects (code) or "sum" (paper).
     own.LOSS_REDUCTION = "mean"
-    # Of heatmap, size, offset, mask, refinement (code; the paper sums the first three without weights).
+    # Weights of heatmap, size, offset, mask, refinement (code; the paper sums the first three without weights).
     own.LOSS_WEIGHTS = [1.0, 0.1, 1.0, 2.0, 1.0]
-    # Objects with a shorter side, in pixels of the network's input, are no training targets (code; 1: all are).
+    # Objects with a shorter side, in pixels of the network's input, are not training targets (code; 1: all are).
     own.MIN_SIDE = 4
     # Factor from a box to its region of interest (code; paper: 1.0).
     own.ROI_EXPAND = 1.1
-    # "adaptive": each object at its own resolution; "fixed": ROI_SIZE points a side at stride 1, half of it at 2 ...
+    # "adaptive": each object at its own resolution; "fixed": ROI_SIZE points per side at stride 1, half of it at 2 ...
     own.ROI_MODE = "adaptive"
     own.ROI_SIZE = 64
-    # Objects of an image that train the masks, drawn at random; 0: all (paper and code).
+    # Number of objects per image that train the masks, drawn at random; 0: all (paper and code).
     own.MAX_TRAIN_ROIS = 0
     # Learned scale and shift in the instance normalisation (paper's Eq. 6; the code has none).
     own.NORM_AFFINE = False
-    # Detections need a heatmap score above it (code). TEST.DETECTIONS_PER_IMAGE (code: 500) is how many there may be.
+    # Detections need a higher heatmap score (code). TEST.DETECTIONS_PER_IMAGE (code: 500) limits their number.
     own.SCORE_THRESH_TEST = 0.3
-    # Of two masks with a larger IoU the worse is dropped (code; not in the paper: 1.0).
+    # Of two masks with a larger IoU the worse one is dropped (code; not in the paper: 1.0).
     own.MASK_NMS = 0.2
     # m of the returned (k, 1, m, m) masks, in the frames of their extents.
     own.MASK_SIZE = 56
@@ -244,11 +246,11 @@ def _add_object_guided(cfg: Any, node: Any) -> None:
     # Auxiliary feature refinement, in training only.
     own.REFINE = node()
     own.REFINE.ENABLED = True
-    # Of an object of H x W pixels N = H W // D; K * N points are drawn and the BETA * N most uncertain kept (Table II).
+    # For an object of H x W pixels, N = H W // D. K * N points are drawn, the BETA * N most uncertain kept (Table II).
     own.REFINE.D = 8
     own.REFINE.K = 3.0
     own.REFINE.BETA = 0.75
     # Inputs of the two heads: "code" {e1}, {e1, e2} or "figure" {e2}, {e1, e2}.
     own.REFINE.HEADS = "code"
-    # Uncertainty of a point: "map_first" (code) interpolates the map of -|2p - 1|, "sample_first" p itself.
+    # Uncertainty of a point: "map_first" (code) interpolates the map of -|2p - 1|; "sample_first" interpolates p.
     own.REFINE.UNCERTAINTY = "map_first"

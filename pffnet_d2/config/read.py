@@ -1,4 +1,4 @@
-"""Configs from yaml files: where they lie, how they are read, laid over each other and checked."""
+"""Finds configs in yaml files, reads, merges and checks them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ logger = logging.getLogger(__name__)
 
 
 def config_path(name: str = "") -> Path:
-    """Path of a yaml shipped with the package, such as ``PFFNet_R101_FPN.yaml`` or ``demo/PFFNet_R18_FPN.yaml``.
+    """Return the path of a yaml shipped with the package, such as ``PFFNet_R101_FPN.yaml`` or
+    ``demo/PFFNet_R18_FPN.yaml``.
 
     Raises:
-        InputError: no such file; the message lists what there is.
+        InputError: the file does not exist; the message lists the files that do.
     """
     here = Path(__file__).resolve().parents[1]
     installed = here / "configs"
@@ -31,23 +32,25 @@ def config_path(name: str = "") -> Path:
     return path
 
 
-# Folders of configs/ whose files hold only what a method or an ablation changes of a config.
+# Folders of configs/ whose files contain only the keys that a method or an ablation changes.
 PARTS = ("methods", "ablations", "backbones")
 
 
 def read_config(config_file: str, opts: Sequence[str] = (), methods: Sequence[str] = ()) -> Any:
-    """Detectron2's defaults and this plugin's keys, overridden by a yaml file, by ``methods``, and by KEY VALUE pairs.
+    """Read a config: the defaults, overridden by a yaml file, then by ``methods``, then by KEY VALUE pairs.
+
+    The defaults are those of Detectron2 and of this plugin's keys.
 
     Args:
-        config_file: a whole config.
+        config_file: a complete config.
         opts: KEY, VALUE, KEY, VALUE, ...
-        methods: yaml files that each hold a part of a config, as those in configs/methods and configs/ablations; they
-            are laid over the config one after the other. The name of each is appended to OUTPUT_DIR, unless the file
-            sets it, so that every combination has a folder of its own.
+        methods: yaml files that each contain a part of a config, like those in configs/methods and configs/ablations.
+            They are merged into the config one after the other. The name of each is appended to OUTPUT_DIR, unless the
+            file sets OUTPUT_DIR, so that every combination has its own folder.
 
     Raises:
-        InputError: a file is missing or is not yaml of plain values, a key is unknown, a value has the wrong type or
-            is out of range (``config/values.py``), a part is given as the config, or a config as a part.
+        InputError: a file does not exist or is not yaml of plain values, a key is unknown, a value has the wrong type
+            or is out of range (``config/values.py``), a part is given as the config, or a config is given as a part.
     """
     from detectron2.config import get_cfg
 
@@ -64,7 +67,7 @@ def read_config(config_file: str, opts: Sequence[str] = (), methods: Sequence[st
     _check_chain(config_file)
     old = _OldKeys(cfg)
     try:
-        # Upstream's default runs python code that a yaml file asks for.
+        # Detectron2's default runs Python code that a yaml file asks for.
         cfg.merge_from_file(config_file, allow_unsafe=False)
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{config_file}: {_said_by(error)}") from error
@@ -77,10 +80,10 @@ def read_config(config_file: str, opts: Sequence[str] = (), methods: Sequence[st
 
 
 def override(cfg: Any, opts: Sequence[Any]) -> None:
-    """Lay KEY VALUE pairs over a config, in place.
+    """Set KEY VALUE pairs in a config, in place.
 
     Raises:
-        InputError: they are no pairs, a key is unknown, or a value has the wrong type.
+        InputError: the arguments are not pairs, a key is unknown, or a value has the wrong type.
     """
     if not isinstance(opts, (list, tuple)) or len(opts) % 2:
         given = " ".join(map(str, opts)) if isinstance(opts, (list, tuple)) else repr(opts)
@@ -92,18 +95,20 @@ def override(cfg: Any, opts: Sequence[Any]) -> None:
 
 
 class _OldKeys:
-    """The keys that were SOLVER's before SOLVER.PFFNET was there: another project may have them too. Configs that have
-    them are read, with a line of advice."""
+    """Keys that were directly below SOLVER before SOLVER.PFFNET existed; another project may use the same names.
+
+    Configs with these keys are still read, and a warning asks to rename them.
+    """
 
     KEYS = ("OPTIMIZER", "ADAM_EPSILON")
 
     def __init__(self, cfg: Any) -> None:
-        """Lets ``cfg`` be merged with what has old keys."""
+        """Allow ``cfg`` to be merged with files that have old keys."""
         self.solver = cfg.SOLVER
         self.solver.OPTIMIZER, self.solver.ADAM_EPSILON = "", 0.0
 
     def move(self, config_file: str) -> None:
-        """Puts the values of old keys where they belong now."""
+        """Move the values of old keys to the new keys."""
         solver, moved = self.solver, []
         for key in self.KEYS:
             if value := solver.pop(key):
@@ -119,17 +124,17 @@ class _OldKeys:
 
 
 def _lay_over(cfg: Any, method: str) -> None:
-    """Merge a part of a config into ``cfg``, as ``methods`` of :func:`read_config`."""
+    """Merge a part of a config into ``cfg``; see ``methods`` of :func:`read_config`."""
     from detectron2.config import CfgNode
 
     if not os.path.exists(method):
         raise InputError(
-            f"{method}: no such file; --method wants a part of a config, such as configs/ablations/Without_quality.yaml"
+            f"{method}: no such file; give a part of a config, such as --method configs/ablations/Without_quality.yaml"
         )
     _check_chain(method)
     part = CfgNode.load_yaml_with_base(method, allow_unsafe=False)
     if "DATASETS" in part:
-        raise InputError(f"{method}: names DATASETS, and so is a whole config; give it with --config-file")
+        raise InputError(f"{method}: is a complete config, because it sets DATASETS; give it with --config-file")
     try:
         cfg.merge_from_other_cfg(CfgNode(part))
     except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -139,12 +144,14 @@ def _lay_over(cfg: Any, method: str) -> None:
 
 
 def _check_chain(file: str, above: tuple[str, ...] = ()) -> None:
-    """Raises InputError where a config, or one that it is based on (``_BASE_``, a file or several), holds no plain
-    keys and values.
+    """Check that a config, and those that it is based on (``_BASE_``), contain only keys and plain values.
 
     Args:
         file: the config.
-        above: the configs that are based on it, the one that the user named first.
+        above: the configs that are based on it, starting with the one that the user named.
+
+    Raises:
+        InputError: one of them contains anything else.
     """
     bases = _read_yaml(file).get("_BASE_", [])
     chain = (*above, file)
@@ -152,17 +159,17 @@ def _check_chain(file: str, above: tuple[str, ...] = ()) -> None:
         if not isinstance(base, str):
             raise InputError(f"{file}: its _BASE_ {base} is not a file name; name a yaml file")
         if base.startswith(("http://", "https://")):
-            raise InputError(f"{file}: its _BASE_ {base} is not fetched; download it and name the file")
+            raise InputError(f"{file}: its _BASE_ {base} is not a local file; download it and name the file")
         base = os.path.join(os.path.dirname(file), os.path.expanduser(base))  # as fvcore resolves it
         if not os.path.exists(base):
             raise InputError(f"{file}: its _BASE_ {base} does not exist; correct the name")
         if os.path.realpath(base) in map(os.path.realpath, chain):
-            raise InputError(f"{chain[0]}: its _BASE_ files name each other in a circle; take one of them out")
+            raise InputError(f"{chain[0]}: its _BASE_ files name each other in a circle; remove one of them")
         _check_chain(base, chain)
 
 
 def _read_yaml(file: str) -> dict[str, Any]:
-    """Keys and plain values of a yaml file. Raises InputError naming it where it holds anything else."""
+    """Read the keys and plain values of a yaml file. Raises InputError if it contains anything else."""
     import yaml
 
     try:
@@ -173,22 +180,22 @@ def _read_yaml(file: str) -> dict[str, Any]:
         raise InputError(f"{file}: {reason}; give a yaml file that is a config") from error
     except RecursionError as error:
         raise InputError(f"{file}: nested too deeply for a config; give a yaml of keys and values") from error
-    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:  # ValueError: a date that is none
+    except (yaml.YAMLError, UnicodeDecodeError, ValueError) as error:  # ValueError: an invalid date
         mark = getattr(error, "problem_mark", None)
         place = f"{mark.name}, line {mark.line + 1}" if mark else file
         fault = getattr(error, "problem", None) or getattr(error, "reason", None) or _said_by(error)
         raise InputError(f"{place}: not YAML of plain values: {fault}") from error
     if not isinstance(content, dict):
-        what = "is empty" if content is None else f"holds a {type(content).__name__}, not keys and values"
+        what = "is empty" if content is None else f"contains a {type(content).__name__}, not keys and values"
         raise InputError(f"{file}: {what}; give a config, such as configs/PFFNet_R101_FPN.yaml")
     return content
 
 
 def differences(cfg: Any) -> dict[str, Any]:
-    """What a config says other than Detectron2's defaults and ours, and VERSION, as nested plain values: short, without
-    ``_BASE_``, and read by any release that knows these keys.
+    """Return the values that differ from the defaults, and VERSION, as nested plain values.
 
-    MODEL.DEVICE is left out: it is of the machine, not of the model.
+    The result is short, has no ``_BASE_``, and can be read by any release that has these keys. MODEL.DEVICE is not
+    included, because it belongs to the machine, not to the model.
     """
     from detectron2.config import get_cfg
 
@@ -212,8 +219,10 @@ def differences(cfg: Any) -> dict[str, Any]:
 
 
 def _said_by(error: Exception) -> str:
-    """yacs' message in one line; str() of a KeyError is quoted, and a section that has the wrong type is printed whole,
-    with its name after it."""
+    """Shorten the message of yacs to one line.
+
+    str() of a KeyError is quoted, and a section of the wrong type is printed completely, followed by its name.
+    """
     first, _, more = str(error.args[0] if error.args else type(error).__name__).strip().partition("\n")
     _, found, key = more.rpartition("for config key:")
     return f"{first.partition(' with values')[0]} {found}{key}" if found else first

@@ -1,7 +1,7 @@
-"""Which values a config may hold: one table of keys and what each accepts, checked before a network is built.
+"""The values that each key of a config accepts. They are checked before a network is built.
 
-Detectron2 checks the type of a value against that of its default and nothing else. A value out of range then ends in a
-traceback, or worse, in a network that finds nothing and does not say why.
+Detectron2 only checks that a value has the type of its default. A value out of range then ends in a traceback, or even
+in a network that finds nothing without any message.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pffnet_d2.errors import InputError
 
 @dataclass(frozen=True)
 class Rule:
-    """What a key accepts.
+    """The values that a key accepts.
 
     Attributes:
-        accepts: whether a value will do; called with values of any type.
-        wants: what to give instead, to follow "give".
+        accepts: returns whether a value is accepted; called with values of any type.
+        wants: returns what to give instead, worded to follow "give".
     """
 
     accepts: Callable[[Any], bool]
@@ -29,7 +29,7 @@ class Rule:
 
 
 def real(low: float = -math.inf, high: float = math.inf, *, above: bool = False, below: bool = False) -> Rule:
-    """A finite number from ``low`` to ``high``; ``above`` and ``below`` leave out the ends themselves."""
+    """A finite number from ``low`` to ``high``; ``above`` and ``below`` exclude the limits themselves."""
 
     def accepts(value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -71,7 +71,7 @@ def each(rule: Rule, count: int | None = None) -> Rule:
 
 
 def maybe(rule: Rule, value: Any) -> Rule:
-    """``rule``, or one value beside it."""
+    """``rule``, or one additional value."""
     return Rule(lambda given: given == value or rule.accepts(given), lambda: f"{rule.wants()}, or {value!r}")
 
 
@@ -89,7 +89,7 @@ def weight(low: float, high: float) -> Rule:
 
 
 def registered(registry: str) -> Rule:
-    """A name in a registry, "MODULE:NAME", as it is when the config is checked: others may add to it."""
+    """A name in a registry, given as "MODULE:NAME". It is read when the config is checked: others may add to it."""
 
     def names() -> list[str]:
         module, _, name = registry.partition(":")
@@ -104,7 +104,7 @@ _WEIGHT = real(0)
 _COUNT = whole(1)
 _NORM = among("", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 _POOLER = among("ROIAlignV2", "ROIAlign", "ROIPool", "ROIAlignRotated")
-# Objects need a score above the threshold and scores are at most 1: with 1 there would never be an object.
+# Objects need a score above the threshold, and scores are at most 1, so that a threshold of 1 would find no objects.
 _THRESHOLD = real(0, 1, below=True)
 
 VALUES: dict[str, Rule] = {
@@ -214,7 +214,7 @@ VALUES: dict[str, Rule] = {
     "MODEL.OBJECT_GUIDED.REFINE.D": _COUNT,
     "MODEL.OBJECT_GUIDED.REFINE.K": real(0, above=True),
     "MODEL.OBJECT_GUIDED.REFINE.BETA": real(0, above=True),
-    # Images; 0 leaves their size
+    # Images; 0 keeps their size
     "INPUT.FORMAT": among("BGR", "RGB"),
     "INPUT.MIN_SIZE_TEST": whole(0),
     "INPUT.MAX_SIZE_TEST": _COUNT,
@@ -261,8 +261,8 @@ VALUES: dict[str, Rule] = {
 
 
 def check_value(key: str, value: Any, name: str) -> None:
-    """Raises InputError, which calls the key ``name``, where ``key`` does not accept a value."""
-    value = value.item() if hasattr(value, "item") else value  # a number of numpy
+    """Raise InputError if ``key`` does not accept a value. The message calls the key ``name``."""
+    value = value.item() if hasattr(value, "item") else value  # a NumPy number
     rule = VALUES.get(key)
     if rule is not None and not rule.accepts(value):
         given = repr(value) if isinstance(value, str) else str(value)
@@ -270,15 +270,16 @@ def check_value(key: str, value: Any, name: str) -> None:
 
 
 def check_values(cfg: Any, file: str = "", opts: Sequence[Any] = ()) -> None:
-    """Check every value of a config whose key is in ``VALUES``, and those that depend on each other.
+    """Check every value of a config whose key is in ``VALUES``, and values that depend on each other.
 
     Args:
         cfg: a merged config.
-        file: where its values come from, for messages.
-        opts: KEY VALUE pairs that were laid over the file.
+        file: the file its values come from, for messages.
+        opts: KEY VALUE pairs that override the file.
 
     Raises:
-        InputError: naming the file or the command line, the key, its value and what it accepts.
+        InputError: a value is not accepted. The message names the file or the command line, the key, its value and the
+            values it accepts.
     """
     typed = set(map(str, opts[::2]))
     for key in VALUES:
@@ -295,7 +296,7 @@ def check_values(cfg: Any, file: str = "", opts: Sequence[Any] = ()) -> None:
 
 
 def _lookup(cfg: Any, key: str) -> tuple[Any, bool]:
-    """The value of a key with dots, and whether the config has it."""
+    """Return the value of a key with dots, and whether the config has that key."""
     node = cfg
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:

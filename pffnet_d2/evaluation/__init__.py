@@ -1,1 +1,1 @@
-"""How good a segmentation is: the field's metrics on label maps, and Detectron2 evaluators around them."""
+"""Metrics of segmentations on label maps, and Detectron2 evaluators that use them."""

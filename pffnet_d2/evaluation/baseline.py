@@ -1,4 +1,4 @@
-"""What no learning reaches: Otsu's threshold and a watershed, as a row of reference in reports."""
+"""A baseline without learning for reports: Otsu's threshold and a watershed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pffnet_d2.evaluation.scores import Row, score
 from pffnet_d2.imaging.read import read_image
 
 SMOOTHING = 1.0  # sigma, pixels
-SEED_DISTANCE = 7  # seeds are at least so far apart, pixels
-SMALLEST = 30  # objects below are noise, pixels
+SEED_DISTANCE = 7  # smallest distance between seeds, pixels
+SMALLEST = 30  # smaller objects are noise, pixels
 
 
 def otsu_watershed(image: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """Nuclei by Otsu's threshold, touching ones parted by a watershed of the distance transform.
+    """Find nuclei by Otsu's threshold, and split touching ones by a watershed of the distance transform.
 
-    Coloured images are taken for H&E: their haematoxylin is thresholded. Of grey ones the objects are the side of the
-    threshold with fewer pixels. Nothing is fitted to a data set.
+    Colour images are assumed to be H&E, and their haematoxylin is thresholded. In grey images the objects are on the
+    side of the threshold that has fewer pixels. Nothing is fitted to a data set.
 
     Args:
         image: (H, W) or (H, W, 3) uint8.
@@ -56,10 +56,10 @@ def otsu_watershed(image: NDArray[np.uint8]) -> NDArray[np.int32]:
 
 
 def score_otsu(folder: Path) -> Iterator[Row]:
-    """Rows of :func:`otsu_watershed` on a prepared split (a folder with images/ and instances.json).
+    """Yield the scores of :func:`otsu_watershed` on a prepared split (a folder with images/ and instances.json).
 
     Raises:
-        InputError: it is none.
+        InputError: the folder is not a prepared split.
     """
     for image in PreparedSplit(folder).labelled_images():
         pixels = np.asarray(read_image(image.file), np.uint8)

@@ -1,4 +1,4 @@
-"""Do the scores of a model say how good its masks are?"""
+"""Compares the scores of a model with the true quality of its masks."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from pffnet_d2.masks.paste import instance_masks
 
 
 def measure(predictor: Any, dataset: str, *, limit: int | None = None) -> dict[str, NDArray[np.float64]]:
-    """Scores and true quality of every object that a predictor lays into the label maps of a data set.
+    """Return the scores and the true quality of every object in the label maps that a predictor makes of a data set.
 
     Args:
         predictor: :class:`~pffnet_d2.inference.predictor.Predictor`.
         dataset: a prepared data set with truth.
-        limit: only the first so many images.
+        limit: use only this many images, the first ones.
 
     Returns:
-        (n,) columns: those of ``Prediction.scores``, and ``iou``: of the object's mask, before better ones cut it, with
-        the true object that it fits best; 0 where it meets none.
+        (n,) columns: those of ``Prediction.scores``, and ``iou``, the IoU of the object's mask with the best matching
+        true object; 0 if the mask overlaps none. The mask is the one before better objects cut it.
 
     Raises:
-        InputError: no such data set, one without truth, or nothing found.
+        InputError: the data set does not exist or has no truth, or nothing was found in its images.
     """
     if dataset not in DatasetCatalog.list():
         raise InputError(f"{dataset}: no such data set; name a prepared one, such as bbbc039_val")
@@ -49,7 +49,7 @@ def measure(predictor: Any, dataset: str, *, limit: int | None = None) -> dict[s
 
 
 def best_ious(masks: list[InstanceMask], truth: NDArray[np.int32]) -> NDArray[np.float64]:
-    """The highest intersection over union of each mask with an object of ``truth``, a label map."""
+    """Return each mask's highest intersection over union with an object of ``truth``, a label map."""
     areas = np.bincount(truth.ravel())
     ious = np.zeros(len(masks))
     for i, each in enumerate(masks):

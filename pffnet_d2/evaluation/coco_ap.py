@@ -1,4 +1,4 @@
-"""COCO's average precision without its cap of 100 detections, as a Detectron2 evaluator."""
+"""A Detectron2 evaluator of COCO's average precision without COCO's limit of 100 detections."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pffnet_d2.atomic_write import write_text
 from pffnet_d2.masks.paste import instance_masks
 from pffnet_d2.masks.rle import encode_masks
 
-try:  # the same numbers, some fifty times faster
+try:  # the same numbers, about fifty times faster
     import faster_coco_eval
 except ImportError:
     faster_coco_eval = None
@@ -30,9 +30,9 @@ logger = logging.getLogger(__name__)
 class DenseCOCOEvaluator(COCOEvaluator):
     """Detectron2's ``COCOEvaluator`` (box and mask AP, 0..100) for images with more than COCO's 100 detections.
 
-    The cap is ``max_detections``; an image that reaches it is named in a warning, for detections beyond it are lost to
-    the score. Masks are encoded from their windows, so that no N x H x W stack is made. faster-coco-eval counts where
-    it is installed, else pycocotools; the values are the same.
+    The limit is ``max_detections``. A warning names each image that reaches it, because detections beyond the limit do
+    not count. Masks are encoded from their windows, so that no N x H x W stack is made. faster-coco-eval is used if it
+    is installed, otherwise pycocotools; the values are the same.
     """
 
     def __init__(
@@ -46,11 +46,12 @@ class DenseCOCOEvaluator(COCOEvaluator):
         """
         Args:
             dataset_name: a name in ``DatasetCatalog``.
-            max_detections: detections an image that count, at least 1; TEST.DETECTIONS_PER_IMAGE of the model.
-            output_dir: where upstream's files go; needed where the data set has no ``json_file`` in its metadata.
+            max_detections: number of detections per image that count, at least 1; TEST.DETECTIONS_PER_IMAGE of the
+                model.
+            output_dir: folder for Detectron2's files; required if the data set has no ``json_file`` in its metadata.
             distributed: collect the predictions of all ranks.
         """
-        # Upstream's own fast implementation cannot count more than 100.
+        # Detectron2's own fast implementation cannot count more than 100.
         super().__init__(
             dataset_name,
             tasks=("bbox", "segm"),
@@ -63,13 +64,13 @@ class DenseCOCOEvaluator(COCOEvaluator):
         self.reset()
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Keep the boxes, scores and encoded masks of a batch; masks are ROI masks or pasted masks."""
+        """Store the boxes, scores and encoded masks of a batch. The masks are ROI masks or pasted masks."""
         for image, output in zip(inputs, outputs, strict=True):
             instances = output["instances"]
             if len(instances) >= self._max_detections:
                 logger.warning(
-                    f"{image.get('file_name', image['image_id'])}: {len(instances)} detections reach the cap of "
-                    f"{self._max_detections}, so AP may leave some out; raise TEST.DETECTIONS_PER_IMAGE"
+                    f"{image.get('file_name', image['image_id'])}: {len(instances)} detections reach the limit of "
+                    f"{self._max_detections}, so AP may ignore some objects; raise TEST.DETECTIONS_PER_IMAGE"
                 )
             boxes = Instances(
                 instances.image_size,
@@ -84,7 +85,7 @@ class DenseCOCOEvaluator(COCOEvaluator):
             self._predictions.append({"image_id": image["image_id"], "instances": records})
 
     def _eval_predictions(self, predictions: list[dict[str, Any]], img_ids: list[int] | None = None) -> None:
-        """Upstream's, but for the choice of what counts."""
+        """Do the same as Detectron2's method, except for the number of detections that count."""
         records = [record for prediction in predictions for record in prediction["instances"]]
         to_dataset = getattr(self._metadata, "thing_dataset_id_to_contiguous_id", None)
         if to_dataset is not None:
@@ -94,7 +95,7 @@ class DenseCOCOEvaluator(COCOEvaluator):
         if self._output_dir:
             write_text(Path(self._output_dir) / "coco_instances_results.json", json.dumps(records))
         if not self._do_evaluation:
-            logger.warning(f"{self._metadata.name} has no annotations: no AP")
+            logger.warning(f"{self._metadata.name} has no annotations: AP is not computed")
             return
         for task in self._tasks:
             counted = count_average_precision(self._coco_api, records, task, self._max_detections, img_ids)
@@ -110,20 +111,20 @@ def count_average_precision(
     max_detections: int,
     img_ids: Sequence[int] | None = None,
 ) -> Any:
-    """The summarised COCOeval (pycocotools' or faster-coco-eval's) of detections; None without any.
+    """Return the summarised COCOeval (pycocotools' or faster-coco-eval's) of detections, or None without detections.
 
     Args:
         records: COCO results, with boxes and masks.
         task: "bbox" or "segm".
-        max_detections: detections an image and class that count.
+        max_detections: number of detections per image and class that count.
         img_ids: images that count; None: all.
     """
     if not records:
-        return None  # neither takes an empty list
+        return None  # neither accepts an empty list
     records = copy.deepcopy(list(records))
     if task == "segm":
         for record in records:
-            record.pop("bbox", None)  # else the size classes would go by the box
+            record.pop("bbox", None)  # otherwise the size classes would follow the box
     if faster_coco_eval is not None:
         truth = faster_coco_eval.COCO(truth.dataset)
         counter = faster_coco_eval.COCOeval_faster(truth, truth.loadRes(records), task)

@@ -1,4 +1,4 @@
-"""One joint histogram of two label maps, from which every overlap metric is read off."""
+"""The joint histogram of two label maps, from which every overlap metric is computed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from pffnet_d2.errors import InputError
 
-# The joint histogram is counted in a dense table up to this many cells (128 MiB of int64), above it by sorting.
+# The joint histogram is counted in a dense table of up to this many cells (128 MiB of int64); larger ones by sorting.
 MAX_DENSE_CELLS = 2**24
 
 
@@ -43,7 +43,7 @@ class ContingencyTable:
         """Count two (H, W) label maps of one image: any integer dtype (or a bool mask), 0 background, gaps allowed.
 
         Raises:
-            InputError: not 2-D, not of integers, a negative id, or two shapes.
+            InputError: a map is not 2-D, not of integers or has a negative id, or the two shapes differ.
         """
         gt, pred = _label_map(gt, "truth"), _label_map(pred, "prediction")
         if gt.shape != pred.shape:
@@ -81,7 +81,7 @@ class ContingencyTable:
 
     @cached_property
     def unions(self) -> NDArray[np.int64]:
-        """(K,) pixels of each overlapping pair's union."""
+        """(K,) pixels in the union of each overlapping pair."""
         return self.gt_areas[self.gt_index] + self.pred_areas[self.pred_index] - self.intersections
 
     @cached_property
@@ -95,7 +95,7 @@ class ContingencyTable:
         return 2 * self.intersections / (self.gt_areas[self.gt_index] + self.pred_areas[self.pred_index])
 
     def swapped(self) -> ContingencyTable:
-        """The table with truth and prediction exchanged."""
+        """Return the table with truth and prediction exchanged."""
         order = np.lexsort((self.gt_index, self.pred_index))
         return ContingencyTable(
             gt_ids=self.pred_ids,
@@ -114,29 +114,27 @@ def _label_map(labels: ArrayLike, name: str) -> NDArray[np.integer]:
         raise InputError(f"{name} has shape {array.shape}: a label map is 2-D (height, width)")
     if array.dtype.kind not in "biu":
         raise InputError(
-            f"{name} is of {array.dtype}: a label map holds integers; convert it, such as by astype('int32')"
+            f"{name} is of {array.dtype}: a label map contains integers; convert it, for example with astype('int32')"
         )
     if array.dtype.kind == "i" and array.min(initial=0) < 0:
-        raise InputError(
-            f"{name} holds the negative id {array.min()}: ids are 0 for background and positive for objects"
-        )
+        raise InputError(f"{name} has the negative id {array.min()}: ids are 0 for background and positive for objects")
     return array
 
 
 def _count_by_sorting(
     gt: NDArray[np.integer], pred: NDArray[np.integer]
 ) -> tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.int64]]:
-    """Occupied cells (truth id, prediction id, pixels) in ascending order, whatever the size of the ids."""
-    # Neighbouring pixels mostly agree: sort runs of equal pairs instead of pixels.
+    """Return the occupied cells (truth id, prediction id, pixels) in ascending order, for ids of any size."""
+    # Neighbouring pixels mostly have the same pair of ids, so runs of equal pairs are sorted instead of pixels.
     first = np.ones(len(gt), dtype=bool)
     first[1:] = (gt[1:] != gt[:-1]) | (pred[1:] != pred[:-1])
     starts = np.flatnonzero(first)
     lengths = np.diff(starts, append=len(gt))
-    # Renumbered first, for a product of two 64-bit ids need not fit into 64 bits.
+    # The ids are renumbered first, because a product of two 64-bit ids may not fit into 64 bits.
     gt_ids, gt_run = np.unique(gt[starts], return_inverse=True)
     pred_ids, pred_run = np.unique(pred[starts], return_inverse=True)
     key, run = np.unique(gt_run * np.int64(len(pred_ids)) + pred_run, return_inverse=True)
-    counts = np.bincount(run, weights=lengths).astype(np.int64)  # exact: float64 holds integers up to 2**53
+    counts = np.bincount(run, weights=lengths).astype(np.int64)  # exact: float64 represents integers up to 2**53
     gt_cell, pred_cell = np.divmod(key, len(pred_ids))
     return gt_ids[gt_cell], pred_ids[pred_cell], counts
 
@@ -144,7 +142,7 @@ def _count_by_sorting(
 def _margin(
     cell_id: NDArray[np.integer], counts: NDArray[np.int64]
 ) -> tuple[NDArray[np.integer], NDArray[np.int64], NDArray[np.int64]]:
-    """Ids without background, their areas, and the index of each cell's object (-1 for background)."""
+    """Return the ids without background, their areas, and the index of each cell's object (-1 for background)."""
     ids, index = np.unique(cell_id, return_inverse=True)
     areas = np.bincount(index, weights=counts, minlength=len(ids)).astype(np.int64)
     if len(ids) and ids[0] == 0:

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class _Scored(NamedTuple):
-    """An image's scores and what was found in it."""
+    """The scores of an image and its predicted label map."""
 
     image_id: Any
     row: Row
@@ -36,14 +36,18 @@ class _Scored(NamedTuple):
 
 
 class LabelMapEvaluator(DatasetEvaluator):
-    """Scores each image's label map against the flattened truth and averages over images, as the papers do.
+    """Scores the label map of each image against the flattened truth and averages over images, as the papers do.
 
-    Results are ``{"label_map": {name: mean}}`` for the names of ``scores.METRICS`` (docs/metrics.md), means over the
-    images whose score is a number, fractions in [0, 1] except counts and distances (NaN without images). With
-    ``output_dir`` the main process writes ``label_map.csv``, one row an image, ``label_map.json``: mean, population
-    standard deviation and scores left out, also by the ``group`` of the prepared json, and
-    ``examples/{best,median,worst}.png``: image | truth | prediction of three images with objects, by AJI. Of each image
-    its row and its label map, compressed, are kept in memory.
+    Results are ``{"label_map": {name: mean}}`` for the names of ``scores.METRICS`` (docs/metrics.md). Means are over
+    the images whose score is a number. They are fractions in [0, 1], except counts and distances; NaN without images.
+    With ``output_dir`` the main process writes:
+
+    - ``label_map.csv``: one row per image;
+    - ``label_map.json``: mean, population standard deviation and number of scores left out (NaN), also for each
+      ``group`` of the prepared json;
+    - ``examples/{best,median,worst}.png``: image | truth | prediction of three images with objects, chosen by AJI.
+
+    The row and the compressed label map of every image are kept in memory.
     """
 
     def __init__(
@@ -57,9 +61,9 @@ class LabelMapEvaluator(DatasetEvaluator):
         """
         Args:
             dataset_name: a name in ``DatasetCatalog`` whose annotations are the truth.
-            output_dir: where the files go; None writes none.
-            distributed: collect the rows of all ranks; False scores this process alone.
-            rule: how detections become a label map; None: the default.
+            output_dir: folder for the files; None: no files are written.
+            distributed: collect the rows of all ranks; False scores only this process.
+            rule: how detections become a label map; None: the default rule.
         """
         self._dataset_name = dataset_name
         self._rule = rule or LabelMapRule()
@@ -76,10 +80,10 @@ class LabelMapEvaluator(DatasetEvaluator):
         self._scored: dict[Any, _Scored] = {}
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Score a batch; ``outputs`` hold ``Instances`` with ROI masks or pasted masks.
+        """Score a batch. ``outputs`` contain ``Instances`` with ROI masks or pasted masks.
 
         Raises:
-            InputError: an image the data set does not have, one without annotations, or one of another size.
+            InputError: an image is not in the data set, has no annotations, or has another size.
         """
         for image, output in zip(inputs, outputs, strict=True):
             instances = output["instances"]
@@ -92,7 +96,7 @@ class LabelMapEvaluator(DatasetEvaluator):
             self._scored[image["image_id"]] = _Scored(image["image_id"], row, packed)
 
     def evaluate(self) -> OrderedDict[str, OrderedDict[str, float]]:
-        """Mean scores on the main process, an empty dict on the others."""
+        """Return the mean scores on the main process and an empty dict on the others."""
         scored = of_all_ranks(self._scored, self._truth, self._dataset_name, self._distributed)
         if scored is None:
             return OrderedDict()
@@ -102,7 +106,7 @@ class LabelMapEvaluator(DatasetEvaluator):
         if self._output_dir:
             write_scores(self._output_dir, rows, {"dataset": self._dataset_name, **asdict(self._rule)})
             self._draw_examples(scored, self._output_dir / "examples")
-        logger.info(f"label maps of {self._dataset_name}, mean of images:\n{table_of(rows)}")
+        logger.info(f"label maps of {self._dataset_name}, mean over images:\n{table_of(rows)}")
         return OrderedDict(label_map=mean)
 
     def _draw_examples(self, scored: Sequence[_Scored], folder: Path) -> None:
@@ -115,7 +119,7 @@ class LabelMapEvaluator(DatasetEvaluator):
             size = entry["height"], entry["width"]
             try:
                 image = to_rgb8(read_image(entry["file_name"]), AUTO)
-            except InputError as error:  # the scores are there, only the picture is not
+            except InputError as error:  # the scores are complete, only the picture is missing
                 logger.warning(f"no picture of the {name} image: {error}")
                 continue
             truth = annotations_to_label_map(entry["annotations"], *size)

@@ -1,4 +1,4 @@
-"""Scoring label images in folders, of any tool: ``pffnet score --truth DIR --prediction DIR``."""
+"""Scores label images in folders, made by any tool: ``pffnet score --truth DIR --prediction DIR``."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ from pffnet_d2.imaging.read import read_label_image
 SUFFIXES = (".png", ".tif", ".tiff")
 
 
-# What tools and people add to an image's name for its label image; ours is the first, Cellpose's the third.
+# Endings that tools and people add to the name of an image for its label image. The first is this package's, the third
+# Cellpose's.
 ENDINGS = ("_labels", "_label", "_cp_masks", "_masks", "_mask")
 OVERLAY = "_overlay"  # of the picture that `pffnet predict` writes beside a label image
 OBJECTS = ("auto", "ids", "components")
 
 
 class Truth(NamedTuple):
-    """The truth of an image: the file it is in, how to read it (H, W), and the image's group in reports."""
+    """The truth of an image: its file, a function that reads it as (H, W), and the image's group in reports."""
 
     file: Path
     read: Callable[[], NDArray[Any]]
@@ -34,19 +35,19 @@ class Truth(NamedTuple):
 
 
 def score_folders(truth: Path, prediction: Path, objects: str = "auto") -> Iterator[Row]:
-    """A row for every image. Truth and prediction of one image have its name, with or without one of ``ENDINGS``.
+    """Yield one row per image. Truth and prediction have the name of the image, with or without one of ``ENDINGS``.
 
     Args:
         truth: a folder of label images, or a prepared split (a folder with instances.json).
-        prediction: a folder of label images, such as `pffnet predict` writes: one (H, W) map of integers a file, PNG of
-            8 or 16 bit (of a palette, its indices) or TIFF of 8, 16 or 32 bit.
-        objects: what an image of a single id is, in several separate parts: one object ("ids"), the mask of all objects
-            ("components": every 8-connected part is one), or a mistake ("auto").
+        prediction: a folder of label images, as `pffnet predict` writes them: one (H, W) map of integers per file, PNG
+            of 8 or 16 bit (with a palette, its indices are read) or TIFF of 8, 16 or 32 bit.
+        objects: how to read an image with a single id in several separate parts: as one object ("ids"), as the mask of
+            all objects ("components": every 8-connected part is an object), or as a mistake ("auto").
 
     Raises:
-        InputError: naming the file: no label images, an image without its partner or with several, one that cannot be
-            read, is not a label map (floats, negative ids, several planes), has another size than its partner, or is a
-            mask of all objects.
+        InputError: a folder contains no label images; an image has no partner or several; or an image cannot be read,
+            is not a label map (floats, negative ids, several planes), has another size than its partner, or is a mask
+            of all objects. The error names the file.
     """
     if objects not in OBJECTS:
         raise InputError(f"--objects {objects}: give one of {', '.join(OBJECTS)}")
@@ -58,11 +59,11 @@ def score_folders(truth: Path, prediction: Path, objects: str = "auto") -> Itera
             name: Truth(file, partial(_read_objects, file, objects)) for name, file in _label_images(truth).items()
         }
     predictions = _label_images(prediction)
-    numbered = False  # whether a prediction has an id above 1: then ids are numbers of objects
+    numbered = False  # whether a prediction has an id above 1; ids then number the objects
     doubtful: Path | None = None
     for name, (file, read, group), predicted in _pairs(truths, truth, predictions, prediction):
         gt, found = read(), read_label_image(predicted)
-        if objects == "auto" and found.max(initial=0) == 1:  # the one object that was found may lie in parts
+        if objects == "auto" and found.max(initial=0) == 1:  # the only object found may have several parts
             doubtful = doubtful or (predicted if parts_of_one_id(found) > 1 else None)
         else:
             found = _objects(found, predicted, objects)
@@ -81,7 +82,7 @@ def _read_objects(path: Path, objects: str) -> NDArray[Any]:
 
 
 def _objects(labels: NDArray[Any], path: Path, objects: str) -> NDArray[Any]:
-    """The labels of an image, of which ``objects`` says what a single id in several parts is."""
+    """Return the labels of an image. ``objects`` says how to read a single id in several parts."""
     parts = parts_of_one_id(labels) if objects != "ids" else 0
     if parts < 2:
         return labels
@@ -96,29 +97,29 @@ def _objects(labels: NDArray[Any], path: Path, objects: str) -> NDArray[Any]:
 def _pairs(
     truths: Mapping[str, Truth], truth: Path, predictions: Mapping[str, Path], prediction: Path
 ) -> Iterator[tuple[str, Truth, Path]]:
-    """Name of the image, truth and prediction of every pair: files of the same stem, then those whose stems agree
-    without what ``ENDINGS`` adds.
+    """Return the image name, truth and prediction of every pair: files with the same stem, then files whose stems are
+    the same without ``ENDINGS``.
 
     Args:
-        truths: by stem; ``truth`` is where they are from.
-        predictions: by stem; ``prediction`` is where they are from.
+        truths: the truths by stem; ``truth`` is their folder.
+        predictions: the predictions by stem; ``prediction`` is their folder.
 
     Raises:
-        InputError: one has no partner, or could have several.
+        InputError: a file has no partner, or could have several.
     """
     named = defaultdict(list)
     for stem in predictions:
         for name in _names(stem) if stem not in truths else ():
             named[name].append(stem)
-    pairs: dict[str, tuple[str, str]] = {}  # stem of the prediction to name of the image and stem of the truth
-    used: dict[str, str] = {}  # name of the image to stem of the prediction
+    pairs: dict[str, tuple[str, str]] = {}  # stem of the prediction: name of the image and stem of the truth
+    used: dict[str, str] = {}  # name of the image: stem of the prediction
     for stem in truths:
         name = next((name for name in _names(stem) if name in named), stem)
         found = [stem] if stem in predictions else named.get(name, [])
         name = stem if stem in predictions else name
         if not found:
             raise InputError(
-                f"{truths[stem].file}: {prediction} has no label image {stem}, nor {stem}{ENDINGS[0]}; every image "
+                f"{truths[stem].file}: {prediction} has no label image {stem} or {stem}{ENDINGS[0]}; every image "
                 "needs its partner"
             )
         if len(found) > 1:
@@ -146,16 +147,16 @@ def _pairs(
 
 
 def _names(stem: str) -> tuple[str, ...]:
-    """The names of the image that a label image may be of: its own, and without .ome and without an ending."""
+    """Return the possible image names of a label image: its stem, and that without .ome and without an ending."""
     bare = stem[:-4] if stem.lower().endswith(".ome") else stem
     cut = next((bare.removesuffix(ending) for ending in ENDINGS if bare.endswith(ending)), bare)
     return tuple(dict.fromkeys(name for name in (stem, bare, cut) if name))
 
 
 def _label_images(folder: Path) -> dict[str, Path]:
-    """The label images of a folder by their stems, sorted; the overlays of `pffnet predict` are none."""
+    """Return the label images of a folder by stem, sorted. The overlays of `pffnet predict` are not label images."""
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give one of label images")
+        raise InputError(f"{folder}: no such folder; give a folder of label images")
     files: dict[str, Path] = {}
     for file in sorted(folder.iterdir()):
         if file.suffix.lower() not in SUFFIXES or file.name.startswith(".") or file.is_dir():
@@ -171,9 +172,9 @@ def _label_images(folder: Path) -> dict[str, Path]:
         and (stem.removesuffix(OVERLAY) + ENDINGS[0] in files or all(other.endswith(OVERLAY) for other in files))
     ]
     if overlays and len(overlays) == len(files):
-        raise InputError(f"{folder}: holds overlays, no label images; predict with --format label-tiff")
+        raise InputError(f"{folder}: contains overlays, not label images; predict with --format label-tiff")
     for stem in overlays:
         del files[stem]
     if not files:
-        raise InputError(f"{folder}: holds no label images ({', '.join(SUFFIXES)}); folders below it are not searched")
+        raise InputError(f"{folder}: contains no label images ({', '.join(SUFFIXES)}); subfolders are not searched")
     return files

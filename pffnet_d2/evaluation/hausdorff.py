@@ -10,13 +10,14 @@ from pffnet_d2.evaluation.contingency import ContingencyTable
 
 
 def object_hausdorff(gt: ArrayLike, pred: ArrayLike) -> float:
-    """Object Hausdorff distance of the GlaS contest, in pixels, 0 the best (as :func:`object_dice`; [V2] Table 5).
+    """Object Hausdorff distance of the GlaS contest, in pixels; 0 is best (as :func:`object_dice`; [V2] Table 5).
 
-    The mean of two sums: over truths, and over predictions, of the Hausdorff distance to the object of the other side
-    sharing most pixels (of equals, and without any overlap of all, the nearest), each weighted by its share of its
-    side's foreground. H(A, B) is the largest distance from a pixel of either to the nearest pixel of the other.
+    The mean of two sums, one over the truths and one over the predictions. Each term is the Hausdorff distance from an
+    object to its partner on the other side, weighted by the object's share of the foreground of its side. The partner
+    is the object that shares most pixels (of equals, or without any overlap, the nearest object). H(A, B) is the
+    largest distance from a pixel of either object to the nearest pixel of the other.
 
-    Both maps empty: 0. Exactly one empty: NaN.
+    If both maps are empty, the value is 0. If exactly one is empty, it is NaN.
     """
     table = ContingencyTable.from_labels(gt, pred)
     if not table.n_gt or not table.n_pred:
@@ -42,7 +43,7 @@ def object_hausdorff(gt: ArrayLike, pred: ArrayLike) -> float:
         for index, candidates in enumerate(partners):
             nearest = min((distance(own, index, partner) for partner in candidates), default=np.inf)
             if not candidates:
-                # Where two extents differ by so much, so does the distance: most objects need no closer look.
+                # The distance is at least the difference of the extents, so most objects need no exact distance.
                 bounds = np.abs(other.boxes - own.boxes[index]).max(axis=1)
                 for partner in np.argsort(bounds, kind="stable").tolist():
                     if bounds[partner] >= nearest:
@@ -67,7 +68,7 @@ class _Shapes:
         for neighbour in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
             inner &= neighbour == self.index
         self.pixels = self._grouped(self.index >= 0)
-        # The pixel of an object nearest to one outside it is always on its outline.
+        # The pixel of an object that is nearest to a pixel outside is always on the outline.
         self.outlines = self._grouped((self.index >= 0) & ~inner)
         self.trees: dict[int, KDTree] = {}
         self.boxes = np.array([[*points.min(axis=0), *points.max(axis=0)] for points in self.outlines])
@@ -79,7 +80,7 @@ class _Shapes:
         return np.split(points[order], np.flatnonzero(np.diff(owner[order])) + 1)
 
     def reach(self, own: int, partner: int, other: _Shapes) -> float:
-        """The largest distance from a pixel of an object to an object of the other map, in pixels."""
+        """Return the largest distance in pixels from a pixel of an object to an object of the other map."""
         points = self.pixels[own]
         outside = points[other.index[points[:, 0], points[:, 1]] != partner]
         if not len(outside):

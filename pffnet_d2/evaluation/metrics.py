@@ -1,14 +1,15 @@
-"""The metrics of the papers and of the field, on label maps.
+"""The metrics of the papers and of the field, for label maps.
 
 Every metric is ``f(gt, pred)`` on two (H, W) integer label maps of one image, truth first (0 background), or
 ``f(table)`` on their :class:`~pffnet_d2.evaluation.contingency.ContingencyTable`, which several metrics can share.
 Label maps that cannot be compared raise :class:`~pffnet_d2.errors.InputError`.
 
-Edge rules, the same for all: truth and prediction both empty score 1 (a difference, a distance and counts of errors are
-0); exactly one of them empty scores 0 (a distance is NaN: summaries leave it out and count it). Where two candidates
-are equally good, the rule is stated with the metric.
+All metrics treat empty maps in the same way. If truth and prediction are both empty, the score is 1 (a difference, a
+distance and counts of errors are 0). If exactly one of them is empty, the score is 0 (a distance is NaN; summaries
+leave it out and count it). The rule for equally good candidates is stated with each metric.
 
-Several published rules go by the name AJI and differ by points on one prediction, hence the four functions here.
+Several published rules are called AJI and differ by percentage points on the same prediction. This is why there are
+four functions.
 [P] is PFFNet (IEEE TIP 30, 2021), [V2] Cell R-CNN V2 (IJCAI 2019).
 """
 
@@ -45,7 +46,7 @@ class PanopticQuality(NamedTuple):
 
 
 class SplitsAndMerges(NamedTuple):
-    """Truths cut into several predictions, and predictions that join several truths."""
+    """The number of truths split into several predictions, and of predictions that merge several truths."""
 
     splits: int
     merges: int
@@ -54,7 +55,7 @@ class SplitsAndMerges(NamedTuple):
 def _table(gt: Labels, pred: ArrayLike | None) -> ContingencyTable:
     if isinstance(gt, ContingencyTable):
         if pred is not None:
-            raise TypeError("a contingency table already holds the prediction: pass the table alone, or two label maps")
+            raise TypeError("a contingency table includes the prediction: pass only the table, or two label maps")
         return gt
     if pred is None:
         raise TypeError("pass truth and prediction, or one contingency table")
@@ -62,7 +63,7 @@ def _table(gt: Labels, pred: ArrayLike | None) -> ContingencyTable:
 
 
 def _empty_score(table: ContingencyTable) -> float | None:
-    """1 if there is nothing on either side, 0 if on one side, None if both have objects."""
+    """Return 1 if both sides are empty, 0 if one side is empty, None if both have objects."""
     if table.n_gt and table.n_pred:
         return None
     return 0.0 if table.n_gt or table.n_pred else 1.0
@@ -74,9 +75,9 @@ def _empty_score(table: ContingencyTable) -> float | None:
 def aji(gt: Labels, pred: ArrayLike | None = None) -> float:
     """Aggregated Jaccard index (Kumar et al., IEEE TMI 36, 2017; [P] Eq. 7-8).
 
-    sum |G_i ∩ P_i| / (sum |G_i ∪ P_i| + area of the predictions left over), where each truth in order of its id takes
-    the not yet taken prediction of highest IoU (of equals the one with the lowest id). A truth without one adds its own
-    area to the denominator.
+    sum |G_i ∩ P_i| / (sum |G_i ∪ P_i| + area of the unused predictions). In the order of their ids, each truth takes
+    the unused prediction with the highest IoU (of equals the one with the lowest id). A truth without a prediction adds
+    its own area to the denominator.
     """
     table = _table(gt, pred)
     score = _empty_score(table)
@@ -84,11 +85,11 @@ def aji(gt: Labels, pred: ArrayLike | None = None) -> float:
 
 
 def aji_pffnet(gt: Labels, pred: ArrayLike | None = None) -> float:
-    """AJI as the code released with [P] computes it (``agg_jc_index``), flaw included; for comparison only.
+    """AJI as the code released with [P] computes it (``agg_jc_index``), including its error; for comparison only.
 
-    As :func:`aji`, but a truth that overlaps no free prediction uses up the prediction with the lowest id (the most
-    confident one), which a later truth then cannot take. Empty maps follow this module's rule; the release raises or
-    returns NaN there.
+    As :func:`aji`, but a truth that overlaps no unused prediction uses up the prediction with the lowest id (the most
+    confident one), which a later truth then cannot take. Empty maps follow this module's rule; the release raises an
+    error or returns NaN for them.
     """
     table = _table(gt, pred)
     score = _empty_score(table)
@@ -96,10 +97,10 @@ def aji_pffnet(gt: Labels, pred: ArrayLike | None = None) -> float:
 
 
 def aji_plus(gt: Labels, pred: ArrayLike | None = None) -> float:
-    """AJI+ (HoVer-Net, Graham et al., Medical Image Analysis 58, 2019): AJI on the pairing of highest total IoU.
+    """AJI+ (HoVer-Net, Graham et al., Medical Image Analysis 58, 2019): AJI on the pairing with the highest total IoU.
 
-    The pairing is one-to-one (Hungarian). Of pairings with equal total IoU the one sharing most pixels counts, so the
-    value does not depend on the ids.
+    The pairing is one-to-one (Hungarian). Of pairings with equal total IoU, the one that shares most pixels is taken,
+    so the value does not depend on the ids.
     """
     table = _table(gt, pred)
     score = _empty_score(table)
@@ -107,10 +108,10 @@ def aji_plus(gt: Labels, pred: ArrayLike | None = None) -> float:
 
 
 def aji_reuse(gt: Labels, pred: ArrayLike | None = None) -> float:
-    """AJI as HoVer-Net's ``get_fast_aji`` computes it: a prediction may serve several truths.
+    """AJI as HoVer-Net's ``get_fast_aji`` computes it: several truths may take the same prediction.
 
-    Each truth takes the prediction of highest IoU (of equals the one with the lowest id), taken before or not; truths
-    without overlap and predictions never taken add their areas to the denominator.
+    Each truth takes the prediction with the highest IoU (of equals the one with the lowest id), whether it was taken
+    before or not. Truths without overlap and predictions that are never taken add their areas to the denominator.
     """
     table = _table(gt, pred)
     score = _empty_score(table)
@@ -127,13 +128,13 @@ def aji_reuse(gt: Labels, pred: ArrayLike | None = None) -> float:
 
 
 def _one_to_one_aji(table: ContingencyTable, pairs: NDArray[np.intp]) -> float:
-    # With every object in at most one pair, all unions and all areas left over add up to |G| + |P| - |paired|.
+    # Every object is in at most one pair, so all unions and all unpaired areas sum to |G| + |P| - |paired|.
     paired = table.intersections[pairs].sum()
     return float(paired / (table.gt_areas.sum() + table.pred_areas.sum() - paired))
 
 
 def _greedy_pairs(table: ContingencyTable, *, miss_takes_first: bool = False) -> NDArray[np.intp]:
-    """Pairs chosen truth by truth in order, each time the highest IoU among predictions not yet taken."""
+    """Return pairs chosen for one truth after the other, each with the highest IoU among the unused predictions."""
     order = np.lexsort((table.pred_index, -table.iou, table.gt_index))
     candidates = iter(
         zip(table.gt_index[order].tolist(), table.pred_index[order].tolist(), order.tolist(), strict=True)
@@ -155,7 +156,7 @@ def _greedy_pairs(table: ContingencyTable, *, miss_takes_first: bool = False) ->
 
 
 def _optimal_pairs(table: ContingencyTable) -> NDArray[np.intp]:
-    """Pairs of the one-to-one assignment of highest total IoU; of equal totals, most shared pixels."""
+    """Return the pairs of the one-to-one assignment with the highest total IoU; of equal totals, most shared pixels."""
     n_gt, n_pred = table.n_gt, table.n_pred
     if not len(table.intersections):
         return np.empty(0, dtype=np.intp)
@@ -188,7 +189,7 @@ def _optimal_pairs(table: ContingencyTable) -> NDArray[np.intp]:
 
 
 def _best_pair(owner: NDArray[np.integer], keys: tuple[NDArray, ...]) -> NDArray[np.intp]:
-    """For each distinct owner the index of its pair with the largest keys (first key first; of equals the first)."""
+    """Return each distinct owner's pair (its index) with the largest keys (first key first; of equals the first)."""
     order = np.lexsort((*(-key for key in reversed(keys)), owner))
     sorted_owner = owner[order]
     first = np.ones(len(order), dtype=bool)
@@ -202,8 +203,8 @@ def _best_pair(owner: NDArray[np.integer], keys: tuple[NDArray, ...]) -> NDArray
 def panoptic_quality(gt: Labels, pred: ArrayLike | None = None) -> PanopticQuality:
     """Panoptic quality (Kirillov et al., CVPR 2019; [P] Eq. 10) with its factors and counts.
 
-    TP are the pairs of IoU > 0.5 (at most one for each object), DQ = TP / (TP + FP/2 + FN/2), SQ the mean IoU of the TP
-    (0 without any), PQ = DQ * SQ.
+    TP are the pairs with IoU > 0.5 (at most one per object), DQ = TP / (TP + FP/2 + FN/2), SQ is the mean IoU of the TP
+    (0 without TP), PQ = DQ * SQ.
     """
     table = _table(gt, pred)
     hits = table.iou[table.iou > 0.5]
@@ -219,8 +220,8 @@ def panoptic_quality(gt: Labels, pred: ArrayLike | None = None) -> PanopticQuali
 def object_f1(gt: Labels, pred: ArrayLike | None = None) -> float:
     """Object-level F1 = 2TP / (2TP + FP + FN) ([P] Eq. 9; the rule of DCAN and the GlaS contest).
 
-    A prediction belongs to the truth with which it shares most pixels (of equals the one it covers most of), and is a
-    TP if it covers more than half of it.
+    A prediction belongs to the truth with which it shares most pixels (of equals the one of which it covers the largest
+    part). It is a TP if it covers more than half of that truth.
     """
     table = _table(gt, pred)
     score = _empty_score(table)
@@ -228,17 +229,17 @@ def object_f1(gt: Labels, pred: ArrayLike | None = None) -> float:
         return score
     covered = table.intersections / table.gt_areas[table.gt_index]
     belongs = _best_pair(table.pred_index, (table.intersections, covered))
-    # Two predictions cannot both cover more than half of one truth, so no truth is counted twice.
+    # Only one prediction can cover more than half of a truth, so no truth is counted twice.
     tp = int((covered[belongs] > 0.5).sum())
     return 2 * tp / (table.n_gt + table.n_pred)
 
 
 def true_positives(gt: Labels, pred: ArrayLike | None = None, *, threshold: float = 0.5, strict: bool = False) -> int:
-    """The most pairs of IoU >= ``threshold`` (> with ``strict``) that can be formed with each object in at most one."""
+    """Return the largest number of pairs with IoU >= ``threshold`` (> with ``strict``), each object in at most one."""
     table = _table(gt, pred)
     hit = table.iou > threshold if strict else table.iou >= threshold
     if threshold > 0.5 or (strict and threshold == 0.5):
-        return int(hit.sum())  # such pairs never compete
+        return int(hit.sum())  # above 0.5 no object is in two pairs
     edges = (np.ones(hit.sum(), dtype=np.int8), (table.gt_index[hit], table.pred_index[hit]))
     matching = maximum_bipartite_matching(csr_matrix(edges, shape=(table.n_gt, table.n_pred)))
     return int((matching >= 0).sum())
@@ -247,8 +248,8 @@ def true_positives(gt: Labels, pred: ArrayLike | None = None, *, threshold: floa
 def dsb_average_precision(gt: Labels, pred: ArrayLike | None = None, *, strict: bool = False) -> float:
     """Score of the 2018 Data Science Bowl: mean over IoU thresholds 0.50, 0.55 ... 0.95 of TP / (TP + FP + FN).
 
-    Pairs of IoU >= threshold count (> with ``strict``, as the contest's text says). StarDist and Cellpose call the
-    summands "AP"; they are not the area under a precision-recall curve.
+    Pairs with IoU >= threshold count (> with ``strict``, as the text of the contest says). StarDist and Cellpose call
+    the terms of this mean "AP"; they are not areas under a precision-recall curve.
     """
     table = _table(gt, pred)
     score = _empty_score(table)
@@ -259,9 +260,9 @@ def dsb_average_precision(gt: Labels, pred: ArrayLike | None = None, *, strict: 
 
 
 def splits_and_merges(gt: Labels, pred: ArrayLike | None = None) -> SplitsAndMerges:
-    """Splits: truths with more than one prediction of IoU > 0.1; merges: predictions with more than one such truth.
+    """Count splits (truths with several predictions of IoU > 0.1) and merges (predictions with several such truths).
 
-    The rule of Caicedo et al., Cytometry A 95, 2019 (BBBC039). An object in more than nine parts escapes it.
+    The rule of Caicedo et al., Cytometry A 95, 2019 (BBBC039). It can miss an object split into more than nine parts.
     """
     table = _table(gt, pred)
     linked = table.iou > 0.1
@@ -271,7 +272,7 @@ def splits_and_merges(gt: Labels, pred: ArrayLike | None = None) -> SplitsAndMer
     )
 
 
-# --- Dice, of pixels and of objects ---------------------------------------------------------------------------------
+# --- Dice of pixels and of objects ----------------------------------------------------------------------------------
 
 
 def dice(gt: Labels, pred: ArrayLike | None = None) -> float:
@@ -284,9 +285,9 @@ def dice(gt: Labels, pred: ArrayLike | None = None) -> float:
 
 
 def best_dice(gt: Labels, pred: ArrayLike | None = None) -> float:
-    """BD(gt, pred), [P] Eq. 13: mean over the objects of the FIRST map of their highest Dice with any of the second.
+    """BD(gt, pred), [P] Eq. 13: mean, over the objects of the FIRST map, of the highest Dice with one of the second.
 
-    Not symmetric: objects of the second map that match nothing cost nothing. ``best_dice(pred, gt)``, or
+    BD is not symmetric: objects of the second map without a match do not lower it. ``best_dice(pred, gt)``, or
     ``best_dice(table.swapped())``, is the other direction.
     """
     table = _table(gt, pred)
@@ -313,8 +314,9 @@ def difference_in_count(gt: Labels, pred: ArrayLike | None = None) -> int:
 def object_dice(gt: Labels, pred: ArrayLike | None = None) -> float:
     """Object Dice of the GlaS contest (Sirinukunwattana et al., Medical Image Analysis 35, 2017; [V2] Table 5).
 
-    The mean of two sums: over truths, and over predictions, of the Dice with the object of the other side sharing most
-    pixels (of equals the one of higher Dice; 0 without overlap), each weighted by its share of its side's foreground.
+    The mean of two sums, one over the truths and one over the predictions. Each term is the Dice of an object with the
+    object of the other side that shares most pixels (of equals the one with the higher Dice; 0 without overlap),
+    weighted by the object's share of the foreground of its side.
     """
     table = _table(gt, pred)
     score = _empty_score(table)
@@ -328,22 +330,23 @@ def object_dice(gt: Labels, pred: ArrayLike | None = None) -> float:
     return 0.5 * (one_side(table.gt_index, table.gt_areas) + one_side(table.pred_index, table.pred_areas))
 
 
-# --- Beside the table -----------------------------------------------------------------------------------------------
+# --- Metrics of a whole data set ------------------------------------------------------------------------------------
 
 
 def voc_hits(iou: NDArray[np.float64], threshold: float, *, strict: bool = True) -> NDArray[np.bool_]:
-    """Which detections of an image are TP by Pascal VOC's rule.
+    """Return which detections of an image are TP by the rule of Pascal VOC.
 
-    A detection belongs to the truth of highest IoU (of equals the first), and is a TP if that is above ``threshold``
-    and no better detection that is has this truth; a second one is a FP even where another truth is still free.
+    A detection belongs to the truth with which it has the highest IoU (of equals the first). It is a TP if this IoU is
+    above ``threshold`` and no better detection is already a TP of the same truth. Otherwise it is a FP, even if another
+    truth is still free.
 
     Args:
         iou: (P, G), detections by descending score, truths.
-        threshold: of IoU.
-        strict: False counts IoU of exactly ``threshold`` too.
+        threshold: threshold of IoU.
+        strict: False also counts an IoU of exactly ``threshold``.
 
     Returns:
-        (P,).
+        (P,) bool.
     """
     hits = np.zeros(len(iou), dtype=bool)
     if iou.size:
@@ -357,11 +360,11 @@ def voc_hits(iou: NDArray[np.float64], threshold: float, *, strict: bool = True)
 def area_under_precision(
     hits: NDArray[np.bool_], scores: NDArray[np.float64], truths: int, *, eleven_point: bool = False
 ) -> float:
-    """Average precision, as :func:`voc_average_precision`, of detections told TP from FP.
+    """Average precision, as :func:`voc_average_precision`, of detections known to be TP or FP.
 
     Args:
         hits, scores: (P,), of all images together. Of equal scores the earlier comes first.
-        truths: how many there are in all images.
+        truths: the number of truths in all images.
     """
     if not truths or not len(hits):
         return 0.0 if truths or len(hits) else 1.0
@@ -380,34 +383,35 @@ def voc_average_precision(
     threshold: float = 0.5,
     eleven_point: bool = False,
 ) -> float:
-    """Average precision of scored masks over a whole data set, Pascal VOC's (Everingham et al., IJCV 88, 2010).
+    """Average precision of scored masks over a whole data set by Pascal VOC (Everingham et al., IJCV 88, 2010).
 
-    In each image :func:`voc_hits` tells TP from FP. All images together, by descending score, give precision and
-    recall. The value is the area under precision made monotonous (VOC 2010, "all-point"; the AP of object-guided
-    instance segmentation, Yi et al., IEEE TMI 40, 2021), or with ``eleven_point`` the mean of the highest precision at
-    recall >= 0, 0.1 ... 1 (VOC 2007). It is neither COCO's AP (101 points, cap on detections) nor the DSB score.
+    In each image :func:`voc_hits` distinguishes TP and FP. The detections of all images, by descending score, give
+    precision and recall. The value is the area under the monotone precision (VOC 2010, "all-point"; the AP of
+    object-guided instance segmentation, Yi et al., IEEE TMI 40, 2021), or with ``eleven_point`` the mean of the highest
+    precision at recall >= 0, 0.1 ... 1 (VOC 2007). It is neither COCO's AP (101 points, limited detections) nor the DSB
+    score.
 
     Args:
         images: for each image the truth, a label map (H, W), the masks inside it, which may overlap, and their scores.
-            Read once: a generator keeps one image in memory.
-        threshold: of IoU; strict.
+            The images are read once, so that a generator keeps only one in memory.
+        threshold: threshold of IoU; strict.
 
     Returns:
-        In [0, 1]; 1 with neither truths nor masks, 0 with only one of them.
+        A value in [0, 1]; 1 with neither truths nor masks, 0 with only one of them.
 
     Raises:
-        InputError: masks and scores differ in number, a score is NaN, or a mask does not lie inside its image.
+        InputError: the numbers of masks and scores differ, a score is NaN, or a mask does not lie inside its image.
     """
     scores, hits = [np.zeros(0)], [np.zeros(0, dtype=bool)]
     truths = 0
     for number, (gt, masks, values) in enumerate(images):
-        areas = ContingencyTable.from_labels(gt, gt)  # checks it
+        areas = ContingencyTable.from_labels(gt, gt)  # checks the label map
         labels = np.searchsorted(areas.gt_ids, np.asarray(gt)) + 1
         labels[np.asarray(gt) == 0] = 0
         truths += areas.n_gt
         value = np.asarray(values, dtype=np.float64)
         if len(masks) != len(value) or np.isnan(value).any():
-            raise InputError(f"image {number}: {len(masks)} masks and {len(value)} scores; give each mask its number")
+            raise InputError(f"image {number}: {len(masks)} masks and {len(value)} scores; give each mask one number")
         order = np.argsort(-value, kind="stable")
         iou = np.zeros((len(order), areas.n_gt))
         for row, index in zip(iou, order.tolist(), strict=True):

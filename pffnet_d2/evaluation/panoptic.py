@@ -1,4 +1,7 @@
-"""Panoptic quality over a data set from a model's panoptic output; panopticapi, upstream's way, is on no index."""
+"""Panoptic quality of a model's panoptic output over a data set.
+
+Detectron2 uses panopticapi, which is not on the package index.
+"""
 
 from __future__ import annotations
 
@@ -28,10 +31,10 @@ logger = logging.getLogger(__name__)
 class PanopticEvaluator(DatasetEvaluator):
     """PQ, SQ and RQ of things (Kirillov et al., CVPR 2019), pooled over the data set, 0..100 as Detectron2 prints them.
 
-    Results are ``{"panoptic_seg": {"PQ", "SQ", "RQ"}}``, and of several classes their means and ``PQ-<class>`` each. A
-    segment and an object of one class match when their IoU is above 0.5. Unlike ``label_map``'s PQ, the mean over
-    images, the counts of all images are added up first. Segments of stuff are left out: PFFNet predicts none.
-    Memory does not grow with the images.
+    Results are ``{"panoptic_seg": {"PQ", "SQ", "RQ"}}``. With several classes these are means over classes, and there
+    is also ``PQ-<class>`` for each. A segment and an object of the same class match if their IoU is above 0.5. The PQ
+    of ``label_map`` is a mean over images; here the counts of all images are summed first. Segments of stuff do not
+    count, because PFFNet predicts none. The memory does not depend on the number of images.
     """
 
     def __init__(
@@ -39,9 +42,9 @@ class PanopticEvaluator(DatasetEvaluator):
     ) -> None:
         """
         Args:
-            dataset_name: a name in ``DatasetCatalog``; its annotations, as ``coco.paint`` lays them, are the truth.
-            output_dir: where panoptic_seg.json goes; None writes none.
-            distributed: add up the counts of all ranks.
+            dataset_name: a name in ``DatasetCatalog``; its annotations, as painted by ``coco.paint``, are the truth.
+            output_dir: folder for panoptic_seg.json; None: it is not written.
+            distributed: sum the counts of all ranks.
         """
         self._dataset_name = dataset_name
         self._output_dir = Path(output_dir) if output_dir else None
@@ -55,16 +58,18 @@ class PanopticEvaluator(DatasetEvaluator):
         self._counts: NDArray[np.float64] = np.zeros((len(self._classes), 4))
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Count a batch; ``outputs`` hold ``panoptic_seg``: segment ids (H, W), 0 void, and their infos.
+        """Count a batch. ``outputs`` contain ``panoptic_seg``: segment ids (H, W), 0 void, and their infos.
 
         Raises:
-            InputError: an image the data set has no truth for, or one of another size.
+            InputError: the data set has no truth for an image, or its truth has another size.
         """
         for image, output in zip(inputs, outputs, strict=True):
             truth = self._truth.get(image["image_id"], {})
             name = image.get("file_name", f"image {image['image_id']}")
             if "annotations" not in truth:
-                raise InputError(f"{name}: {self._dataset_name} has no annotations for it; only annotated images score")
+                raise InputError(
+                    f"{name}: {self._dataset_name} has no annotations for it; only annotated images can be scored"
+                )
             segments, infos = output["panoptic_seg"]
             size = truth["height"], truth["width"]
             if tuple(segments.shape) != size:
@@ -77,7 +82,7 @@ class PanopticEvaluator(DatasetEvaluator):
             ids = segments.cpu().numpy()
             things = {info["id"]: info["category_id"] for info in infos if info["isthing"]}
             table = ContingencyTable.from_labels(labels, np.where(np.isin(ids, list(things)), ids, 0))
-            # Ids of the truth are positions in the list of annotations, from 1.
+            # The ids of the truth are positions in the list of annotations, starting at 1.
             gt_class = class_of_truth[table.gt_ids - 1]
             pred_class = np.array([things[i] for i in table.pred_ids.tolist()], dtype=np.int64)
             hit = (table.iou > 0.5) & (gt_class[table.gt_index] == pred_class[table.pred_index])
@@ -94,7 +99,10 @@ class PanopticEvaluator(DatasetEvaluator):
             )
 
     def evaluate(self) -> OrderedDict[str, OrderedDict[str, float]]:
-        """Scores on the main process, an empty dict on the others; NaN where there was neither truth nor prediction."""
+        """Return the scores on the main process and an empty dict on the others.
+
+        The scores are NaN if there was neither truth nor prediction.
+        """
         counts = self._counts
         if self._distributed:
             comm.synchronize()

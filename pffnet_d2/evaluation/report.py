@@ -1,4 +1,4 @@
-"""The papers' tables: methods side by side, by group, with paired tests and box plots."""
+"""Tables as in the papers: methods side by side, by group, with paired tests and box plots."""
 
 from __future__ import annotations
 
@@ -18,17 +18,20 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.scores import COLUMNS, Row, better, by_group
 from pffnet_d2.evaluation.statistics import Summary, holm, paired_tests, summarise
 
-# What the tables of the PFFNet paper show.
+# The metrics in the tables of the PFFNet paper.
 SHOWN = ("AJI", "Dice", "F1", "PQ")
 
 
 def shown_of(category: str) -> tuple[str, ...]:
-    """The metrics that the papers' tables show for objects of a category: of leaves (CVPPP) SBD too."""
+    """Return the metrics that the papers' tables show for objects of a category. Leaves (CVPPP) also have SBD."""
     return (*SHOWN, "SBD") if category == "leaf" else SHOWN
 
 
 class Comparison(NamedTuple):
-    """One-tailed p-values for "the proposed method is better", plain and after Holm; NaN where there is no test."""
+    """One-tailed p-values for "the proposed method is better", uncorrected and with Holm's correction.
+
+    NaN without a test.
+    """
 
     t: float
     t_holm: float
@@ -42,10 +45,10 @@ Key = tuple[str, str, str]
 
 
 def merge_runs(name: str, parts: Sequence[Sequence[Row]]) -> list[Row]:
-    """One row an image from several evaluations of a method.
+    """Merge several evaluations of a method into one row per image.
 
-    Folds have different images: their rows are put together. Runs (seeds) have the same images: their scores are
-    averaged image by image, NaN left out.
+    Folds have different images: their rows are joined. Runs (seeds) have the same images: the scores of each image are
+    averaged, ignoring NaN.
 
     Raises:
         InputError: two parts share only some of their images.
@@ -59,8 +62,8 @@ def merge_runs(name: str, parts: Sequence[Sequence[Row]]) -> list[Row]:
         shared = images & merged.keys()
         if shared:
             raise InputError(
-                f"{name}: image {min(shared)} is in two folds whose other images differ; folds share no image, and "
-                "runs share all"
+                f"{name}: image {min(shared)} is in two folds whose other images differ; give folds, which share "
+                "no image, or runs, which share all images"
             )
         for image, first in same[0].items():
             merged[image] = {
@@ -71,20 +74,20 @@ def merge_runs(name: str, parts: Sequence[Sequence[Row]]) -> list[Row]:
 
 
 def run_means(parts: Sequence[Sequence[Row]], metric: str) -> list[float]:
-    """The mean of each run (seed), NaN left out; of folds, which have other images, and of a single run: none.
+    """Return the mean of each run (seed), ignoring NaN. The list is empty for folds and for a single run.
 
     Args:
-        parts: as :func:`merge_runs`.
+        parts: as in :func:`merge_runs`.
     """
     same = len({frozenset(row["image"] for row in part) for part in parts}) == 1
     return [summarise([row[metric] for row in part]).mean for part in parts] if same and len(parts) > 1 else []
 
 
 def _in_one_order(methods: Mapping[str, Sequence[Row]], proposed: str) -> dict[str, list[Row]]:
-    """The rows of every method in the order of the proposed one's.
+    """Return the rows of every method in the order of the proposed method.
 
     Raises:
-        InputError: images that not all methods have, groups that differ.
+        InputError: not all methods have the same images, or the groups differ.
     """
     reference = {row["image"]: row["group"] for row in methods[proposed]}
     ordered: dict[str, list[Row]] = {}
@@ -105,8 +108,10 @@ def _in_one_order(methods: Mapping[str, Sequence[Row]], proposed: str) -> dict[s
 
 
 def _compare(values: Mapping[str, Sequence[float]], proposed: str, metric: str) -> dict[str, Comparison]:
-    """Tests of a method's scores of a metric against each other method's, corrected for their number; none where
-    neither higher nor lower values are better."""
+    """Test the proposed method's scores of a metric against those of each other method, corrected for their number.
+
+    There are no tests if neither higher nor lower values are better.
+    """
     if better(metric) == "neither":
         return {}
     others = [name for name in values if name != proposed]
@@ -124,9 +129,9 @@ class Report:
     Attributes:
         groups: names of the groups, "all" last.
         metrics: names of the metrics that every method has.
-        summaries: by method, group and metric.
-        comparisons: the same, of every method but the proposed one with that.
-        runs: the means of each run by method and metric, where a method has several.
+        summaries: summaries by method, group and metric.
+        comparisons: comparisons of the proposed method with every other method, by the same keys.
+        runs: the means of each run by method and metric, for methods with several runs.
     """
 
     def __init__(
@@ -137,15 +142,15 @@ class Report:
     ) -> None:
         """
         Args:
-            methods: rows of each method, see :func:`merge_runs`.
+            methods: the rows of each method, see :func:`merge_runs`.
             proposed: the method that is tested against the others.
-            parts: the evaluations that were merged, of those methods whose runs are to be told apart.
+            parts: the separate evaluations of each method whose runs are to be shown.
 
         Raises:
-            InputError: an unknown method, images that not all methods have, groups that differ.
+            InputError: a method is unknown, not all methods have the same images, or the groups differ.
         """
         if proposed not in methods:
-            raise InputError(f"--proposed {proposed}: no such method among {', '.join(methods)}")
+            raise InputError(f"--proposed {proposed}: no such method; choose from {', '.join(methods)}")
         self.proposed = proposed
         self.methods = _in_one_order(methods, proposed)
         self.metrics = [
@@ -175,21 +180,23 @@ class Report:
                 self.comparisons |= {(name, group, metric): found for name, found in compared.items()}
 
     def write(self, folder: Path, shown: Sequence[str] = SHOWN) -> None:
-        """Write report.md and boxes.png (the metrics shown) and report.csv (all); each whole or not there.
+        """Write report.md and boxes.png (metrics in ``shown``) and report.csv (all metrics).
+
+        Each file is written whole or not at all.
 
         Raises:
-            InputError: a metric to show that not every method has.
+            InputError: not every method has a metric in ``shown``.
         """
         for metric in shown:
             if metric not in self.metrics:
-                raise InputError(f"--metrics {metric}: not every method has it; choose of {', '.join(self.metrics)}")
+                raise InputError(f"--metrics {metric}: not every method has it; choose from {', '.join(self.metrics)}")
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "report.csv", self.csv())
         write_text(folder / "report.md", self.markdown(shown))
         self.draw(folder / "boxes.png", shown)
 
     def csv(self) -> str:
-        """A line for every method, group and metric."""
+        """Return a table with a line for every method, group and metric."""
         text = io.StringIO(newline="")
         writer = csv.writer(text)
         writer.writerow(["method", "group", "metric", *Summary._fields, *(f"p_{name}" for name in Comparison._fields)])
@@ -199,7 +206,7 @@ class Report:
         return text.getvalue()
 
     def markdown(self, shown: Sequence[str] = SHOWN) -> str:
-        """The table of means, the tables of p-values, and what was left out."""
+        """Return the table of means, the tables of p-values, and the number of scores left out."""
         columns = [(metric, group) for metric in shown for group in self.groups]
         sizes = {group: len(by_group(self.methods[self.proposed])[group]) for group in self.groups}
         images = ", ".join(f"{group} {size}" for group, size in sizes.items())
@@ -219,10 +226,10 @@ class Report:
             if self.summaries[name, "all", metric].left_out
         ]
         if left_out:
-            lines += ["", f"Left out, being no number: {'; '.join(left_out)}."]
+            lines += ["", f"Left out because the score is not a number: {'; '.join(left_out)}."]
         repeated = [name for name in self.methods if (name, shown[0]) in self.runs]
         if repeated:
-            lines += ["", "Mean and standard deviation (n - 1) over runs, and each run: the chance of training.", ""]
+            lines += ["", "Variation between training runs: mean, standard deviation (n - 1), and each run.", ""]
             lines += _table(
                 ["method", *shown],
                 [[name, *(_of_runs(self.runs[name, metric]) for metric in shown)] for name in repeated],
@@ -236,8 +243,9 @@ class Report:
                 break
             lines += [
                 "",
-                f"p-values, one-tailed {title}, {self.proposed} better than each over all images; after Holm's "
-                f"correction over the {len(others)} method{'' if len(others) == 1 else 's'}, in brackets without it.",
+                f"p-values of the one-tailed {title}: {self.proposed} is better than each method over all images. "
+                f"With Holm's correction for {len(others)} method{'' if len(others) == 1 else 's'} "
+                "(without it in brackets).",
                 "",
             ]
             rows = []
@@ -248,7 +256,10 @@ class Report:
         return "\n".join(lines) + "\n"
 
     def draw(self, path: Path, shown: Sequence[str] = SHOWN) -> None:
-        """A panel a metric, a box a method: quartiles, median, whiskers of 1.5 interquartile ranges, every image."""
+        """Draw one panel per metric with one box per method.
+
+        A box shows quartiles, median, whiskers of 1.5 interquartile ranges, and every image.
+        """
         columns = min(len(shown), 4)
         panels = -(-len(shown) // columns)
         width = max(2.2, 0.55 * len(self.methods) + 1.2)

@@ -1,4 +1,4 @@
-"""The scores of a data set: one row an image, its files, and their summary."""
+"""The scores of a data set: one row per image, the files they are written to, and their summary."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class Metric(NamedTuple):
     """A reported score.
 
     Attributes:
-        of: the function, on the table of an image.
-        better: "higher" values, "lower" ones, or "neither".
+        of: the function, which takes the table of an image.
+        better: whether "higher" or "lower" values are better, or "neither".
     """
 
     of: Callable[[ContingencyTable], float]
     better: str = "higher"
 
 
-# By reported name; a new metric is one entry here, and one line in docs/metrics.md.
+# By reported name. To add a metric, add an entry here and a line in docs/metrics.md.
 TABLE_METRICS = {
     "AJI": Metric(metrics.aji),
     "AJI_plus": Metric(metrics.aji_plus),
@@ -54,20 +54,20 @@ TABLE_METRICS = {
     "splits": Metric(lambda table: metrics.splits_and_merges(table).splits, "lower"),
     "merges": Metric(lambda table: metrics.splits_and_merges(table).merges, "lower"),
 }
-# The one that needs the label maps themselves.
+# The only metric that needs the label maps themselves.
 HAUSDORFF = "object_Hausdorff"
 METRICS = (*TABLE_METRICS, HAUSDORFF)
-# The columns before the metrics; numbers of objects are counted, names are not.
+# The columns before the metrics: names are text, the others are counts.
 COLUMNS = ("image", "group", "truths", "predictions")
 
 CSV, JSON = "label_map.csv", "label_map.json"
 
 
 def score(image: str, gt: ArrayLike, pred: ArrayLike, group: str = "") -> Row:
-    """One row: ``COLUMNS``, then every name of ``METRICS`` as a float (object_Hausdorff may be NaN).
+    """Return one row: ``COLUMNS``, then every name of ``METRICS`` as a float (object_Hausdorff may be NaN).
 
     Raises:
-        InputError: the two are not label maps of one image.
+        InputError: the arrays are not label maps of the same image.
     """
     table = ContingencyTable.from_labels(gt, pred)
     row: Row = {"image": image, "group": group, "truths": table.n_gt, "predictions": table.n_pred}
@@ -76,17 +76,17 @@ def score(image: str, gt: ArrayLike, pred: ArrayLike, group: str = "") -> Row:
 
 
 def better(metric: str) -> str:
-    """Whether "higher" or "lower" values of a metric are better, or "neither"."""
+    """Return whether "higher" or "lower" values of a metric are better, or "neither"."""
     return "lower" if metric == HAUSDORFF else TABLE_METRICS[metric].better
 
 
 def summaries(rows: Sequence[Mapping[str, Any]], names: Sequence[str] = METRICS) -> dict[str, Summary]:
-    """Mean, population standard deviation and NaNs left out, by metric."""
+    """Return the mean, the population standard deviation and the number of NaNs left out of each metric."""
     return {name: summarise([row[name] for row in rows]) for name in names}
 
 
 def by_group(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of each group in order of appearance, then of "all"; only "all" where all images are of one group."""
+    """Return the rows of each group in order of appearance, then of "all"; with a single group only "all"."""
     names = dict.fromkeys(row["group"] for row in rows if row["group"])
     if len({row["group"] for row in rows}) < 2:
         return {"all": list(rows)}
@@ -96,7 +96,7 @@ def by_group(rows: Sequence[Row]) -> dict[str, list[Row]]:
 def write_scores(folder: Path, rows: Sequence[Row], about: Mapping[str, Any]) -> None:
     """Write label_map.csv (the rows) and label_map.json (``about``, then mean, std and left_out, also by group).
 
-    Each file is whole or not there; the folder is made.
+    Each file is written whole or not at all. The folder is created if it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
     text = io.StringIO(newline="")
@@ -121,19 +121,19 @@ def _json_summary(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def read_scores(path: Path) -> list[Row]:
-    """The rows of a label_map.csv, or of the one in a folder; columns that are no names or counts hold numbers.
+    """Read the rows of a label_map.csv, or of the one in a folder. All columns but names and counts become floats.
 
     Raises:
-        InputError: no such file, or one that was not written by :func:`write_scores`.
+        InputError: the file does not exist, or was not written by :func:`write_scores`.
     """
     file = path / CSV if path.is_dir() else path
     try:
         with file.open(newline="", encoding="utf-8") as lines:
             rows: list[Row] = list(csv.DictReader(lines))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{file}: cannot be read; give the folder of an evaluation, which holds {CSV}") from error
+        raise InputError(f"{file}: cannot be read; give the folder of an evaluation, which contains {CSV}") from error
     if not rows:
-        raise InputError(f"{file}: holds no scores; evaluate again")
+        raise InputError(f"{file}: contains no scores; evaluate again")
     for number, row in enumerate(rows, start=2):
         try:
             for name in row:
@@ -145,7 +145,7 @@ def read_scores(path: Path) -> list[Row]:
     names = [row["image"] for row in rows]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise InputError(f"{file}: image {twice} is there twice; images need names of their own")
+        raise InputError(f"{file}: image {twice} is there twice; every image needs its own name")
     return rows
 
 
@@ -154,10 +154,10 @@ def _numbers(row: Row) -> list[float]:
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """The group of each image by name: from a csv with the columns image and group, or a prepared instances.json.
+    """Read the group of each image by name, from a csv with the columns image and group or a prepared instances.json.
 
     Raises:
-        InputError: it is neither, or gives an image two groups.
+        InputError: the file is neither, or gives an image two groups.
     """
     try:
         if path.suffix == ".json":
@@ -179,7 +179,7 @@ def read_groups(path: Path) -> dict[str, str]:
 
 
 def table_of(rows: Sequence[Row]) -> str:
-    """Mean, standard deviation and images left out of every metric, as lines for a person."""
+    """Format the mean, standard deviation and number of images left out of every metric as readable lines."""
     lines = [f"{'':<18}{'mean':>10}{'std':>10}   over {len(rows)} image{'' if len(rows) == 1 else 's'}"]
     for name, found in summaries(rows).items():
         left_out = f"   {found.left_out} left out" if found.left_out else ""

@@ -1,4 +1,4 @@
-"""Means, population deviations and paired tests of per-image scores."""
+"""Means, population standard deviations and paired tests of per-image scores."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from scipy import stats
 
 
 class Summary(NamedTuple):
-    """Mean and population standard deviation (ddof 0, as the papers') of the values that are numbers.
+    """Mean and population standard deviation (ddof 0, as in the papers) of the values that are numbers.
 
     Attributes:
-        mean, std: NaN without any.
-        images: how many values were numbers.
-        left_out: how many were NaN.
+        mean, std: NaN if no value is a number.
+        images: the number of values that are numbers.
+        left_out: the number of values that are NaN.
     """
 
     mean: float
@@ -26,7 +26,7 @@ class Summary(NamedTuple):
 
 
 class PairedTests(NamedTuple):
-    """One-tailed p-values for "the first is better", and the pairs they rest on (those where both are numbers)."""
+    """One-tailed p-values for "the first is better", and the number of pairs (images where both are numbers)."""
 
     t: float
     wilcoxon: float
@@ -34,7 +34,7 @@ class PairedTests(NamedTuple):
 
 
 def summarise(values: ArrayLike) -> Summary:
-    """Of one score an image."""
+    """Summarise one score per image."""
     scores = np.asarray(values, dtype=np.float64)
     numbers = scores[~np.isnan(scores)]
     left_out = len(scores) - len(numbers)
@@ -44,14 +44,14 @@ def summarise(values: ArrayLike) -> Summary:
 
 
 def paired_tests(ours: ArrayLike, theirs: ArrayLike, *, lower_is_better: bool = False) -> PairedTests:
-    """Is the first method better on the same images? Paired t-test and Wilcoxon signed-rank test, one-tailed.
+    """Test whether the first method is better on the same images: one-tailed paired t-test and Wilcoxon test.
 
     Args:
-        ours, theirs: scores of the same images in the same order; an image where either is NaN is left out.
-        lower_is_better: of errors and distances.
+        ours, theirs: scores of the same images in the same order; images with a NaN are left out.
+        lower_is_better: True for errors and distances.
 
     Returns:
-        p-values; 1 where no image differs, NaN with fewer than two pairs.
+        p-values; 1 if no image differs, NaN with fewer than two pairs.
     """
     difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     difference = difference[~np.isnan(difference)] * (-1 if lower_is_better else 1)
@@ -69,7 +69,8 @@ def paired_tests(ours: ArrayLike, theirs: ArrayLike, *, lower_is_better: bool = 
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's correction (Scandinavian Journal of Statistics 6, 1979) of the p-values of one family; NaN stays NaN.
 
-    The k-th smallest of m is multiplied by m - k + 1; none becomes smaller than one before it, nor larger than 1.
+    The k-th smallest of m is multiplied by m - k + 1, raised to the corrected value before it if that is larger, and
+    limited to 1.
     """
     p: NDArray[np.float64] = np.asarray(p_values, dtype=np.float64)
     adjusted = np.full(len(p), np.nan)

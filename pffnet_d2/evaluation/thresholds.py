@@ -1,4 +1,4 @@
-"""Choosing beta and the mask threshold of the label maps on validation images."""
+"""Chooses beta and the mask threshold of the label maps on validation images."""
 
 from __future__ import annotations
 
@@ -30,10 +30,11 @@ DEFAULTS = (0.5, 0.5)
 
 
 class PredictionStore(DatasetEvaluator):
-    """Keeps what a model predicts, a file an image (``<image id>.npz``), so that it need not run again.
+    """Stores the predictions of a model in one file per image (``<image id>.npz``), so that it need not run again.
 
-    It holds ``size`` (H, W), ``boxes`` (N, 4) XYXY float32, ``scores`` and ``class_scores`` (N,) float32 and ``masks``
-    as they came: ROI masks (N, 1, m, m) float32, or pasted ones (N, H, W) bool, whose threshold is chosen already.
+    A file contains ``size`` (H, W), ``boxes`` (N, 4) XYXY float32, ``scores`` and ``class_scores`` (N,) float32 and
+    ``masks`` as predicted: ROI masks (N, 1, m, m) float32, or pasted masks (N, H, W) bool, to which a threshold was
+    applied already.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -64,15 +65,15 @@ class PredictionStore(DatasetEvaluator):
 
 
 def stored_file(folder: Path, image_id: Any) -> Path:
-    """Where the prediction of an image lies."""
+    """Return the path of the stored prediction of an image."""
     return folder / f"{image_id}.npz"
 
 
 def read_stored(file: Path) -> Instances:
-    """What :class:`PredictionStore` kept.
+    """Read a file of :class:`PredictionStore`.
 
     Raises:
-        InputError: no such file, or a damaged one.
+        InputError: the file does not exist or is damaged.
     """
     try:
         with np.load(file) as stored:
@@ -80,7 +81,7 @@ def read_stored(file: Path) -> Instances:
             instances.scores = torch.from_numpy(stored["scores"])
             instances.class_scores = torch.from_numpy(stored["class_scores"])
             instances.pred_masks = torch.from_numpy(stored["masks"])
-    except Exception as error:  # zipfile, zlib and numpy each raise their own
+    except Exception as error:  # zipfile, zlib and numpy raise different exceptions
         raise InputError(f"{file}: no stored prediction can be read from it; run without --stored") from error
     return instances
 
@@ -90,10 +91,10 @@ class Choice(NamedTuple):
 
     Attributes:
         score_threshold, mask_threshold: beta and the mask threshold.
-        value: mean over images of the metric with them.
+        value: mean of the metric over images with these thresholds.
         default: the same with ``DEFAULTS``.
-        images: how many.
-        grid: (len(SCORE_THRESHOLDS), len(MASK_THRESHOLDS)), the means.
+        images: number of images.
+        grid: (len(SCORE_THRESHOLDS), len(MASK_THRESHOLDS)), all means.
     """
 
     score_threshold: float
@@ -105,19 +106,19 @@ class Choice(NamedTuple):
 
 
 def choose(dataset_name: str, folder: Path, metric: str, rule: LabelMapRule) -> Choice:
-    """The thresholds that give the best mean of a metric, each stored prediction being read once.
+    """Find the thresholds with the best mean of a metric. Each stored prediction is read once.
 
-    Of thresholds that are equally good the nearest to ``DEFAULTS`` are taken. The data set must not be the one that is
-    reported afterwards.
+    Of equally good thresholds the nearest to ``DEFAULTS`` are taken. Do not report results on the same data set
+    afterwards.
 
     Args:
         dataset_name: a name in ``DatasetCatalog`` whose annotations are the truth.
-        folder: what :class:`PredictionStore` wrote for it.
-        metric: a name of ``scores.TABLE_METRICS`` of which higher or lower values are better.
-        rule: of the label maps, but for the thresholds that are chosen.
+        folder: the folder of :class:`PredictionStore` for this data set.
+        metric: a name of ``scores.TABLE_METRICS`` whose higher or lower values are better.
+        rule: the rule of the label maps; its thresholds are replaced.
 
     Raises:
-        InputError: an unknown metric, a data set without images, an image without a stored prediction.
+        InputError: the metric is unknown, the data set has no images, or an image has no stored prediction.
     """
     known = [name for name in TABLE_METRICS if TABLE_METRICS[name].better != "neither"]
     if metric not in known:
@@ -158,11 +159,11 @@ def choose(dataset_name: str, folder: Path, metric: str, rule: LabelMapRule) -> 
 
 
 def write_choice(path: Path, choice: Choice, *, metric: str, dataset_name: str, base: Path) -> None:
-    """A yaml of the two keys on top of a run's config, to be given as --config-file; and the grid as csv beside it.
+    """Write a yaml that adds the two keys to the config of a run, for --config-file, and the grid as csv next to it.
 
     Args:
-        path: thresholds.yaml; whole or not there.
-        base: the config on which it builds, named relative to ``path``.
+        path: thresholds.yaml; written whole or not at all.
+        base: the config of the run; the yaml names it relative to ``path``.
     """
     lines = [
         f"# Chosen on {dataset_name} ({choice.images} images): mean {metric} {choice.value:.4f}; "

@@ -1,4 +1,4 @@
-"""What evaluators share: the truth of an image, and one result for each image however many processes there were."""
+"""Shared by the evaluators: the truth of an image, and one result per image from any number of processes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 def of_all_ranks(own: dict[Any, T], truth: Iterable[Any], dataset_name: str, distributed: bool) -> list[T] | None:
-    """What all ranks have for the images of ``truth``, in that order, whatever rank had it; None but on the main
+    """Collect the results of all ranks for the images of ``truth``, in that order. Returns None except on the main
     process."""
     found = own
     if distributed:
@@ -37,10 +37,10 @@ def of_all_ranks(own: dict[Any, T], truth: Iterable[Any], dataset_name: str, dis
 def truth_of(
     image: dict[str, Any], instances: Instances, truth: dict[Any, dict[str, Any]], dataset_name: str
 ) -> list[dict[str, Any]]:
-    """The annotations of the image that instances were found in.
+    """Return the annotations of the image that instances were found in.
 
     Raises:
-        InputError: the data set has no such image, it is without annotations, or of another size.
+        InputError: the image is not in the data set, has no annotations, or has another size.
     """
     name = image.get("file_name", f"image {image['image_id']}")
     own = truth.get(image["image_id"])
@@ -49,7 +49,7 @@ def truth_of(
             f"{name}: {dataset_name} has no image {image['image_id']!r}; evaluate with the loader of the same data set"
         )
     if "annotations" not in own:
-        raise InputError(f"{name}: {dataset_name} has no annotations for it; only annotated images score")
+        raise InputError(f"{name}: {dataset_name} has no annotations for it; only annotated images can be scored")
     size = own["height"], own["width"]
     if tuple(instances.image_size) != size:
         raise InputError(

@@ -1,4 +1,4 @@
-"""Pascal VOC's average precision, as object-guided instance segmentation reports it, as a Detectron2 evaluator."""
+"""A Detectron2 evaluator of Pascal VOC's average precision, as object-guided instance segmentation reports it."""
 
 from __future__ import annotations
 
@@ -28,22 +28,23 @@ logger = logging.getLogger(__name__)
 
 
 class _Detections(NamedTuple):
-    """What an image adds to average precision, its detections by descending score."""
+    """The detections of an image for average precision, by descending score."""
 
     truths: int
     scores: NDArray[np.float64]  # (P,)
-    mask_hits: NDArray[np.bool_]  # (10, P): which are TP, by threshold
+    mask_hits: NDArray[np.bool_]  # (10, P): which are TP, for each threshold
     box_hits: NDArray[np.bool_]  # (10, P)
 
 
 class VOCEvaluator(DatasetEvaluator):
     """Average precision as object-guided instance segmentation reports it (Yi et al., IEEE TMI 40, 2021), 0..100.
 
-    Results are ``{"voc": {"mask_AP", "mask_AP50", "mask_AP75", "box_AP", "box_AP50", "box_AP75"}}``: Pascal VOC 2010's
-    all-point AP (:func:`~pffnet_d2.evaluation.metrics.area_under_precision`) at IoU 0.5, at 0.75, and the mean of those
-    at 0.5, 0.55 ... 0.95; 100 without truth and detections, 0 with only one of them. Boxes are the extents of the masks
-    in whole pixels, of truth and prediction alike. As in the released code a mask needs an IoU above the threshold, a
-    box one of at least the threshold. All detections count, and all objects but crowds; classes are not told apart.
+    Results are ``{"voc": {"mask_AP", "mask_AP50", "mask_AP75", "box_AP", "box_AP50", "box_AP75"}}``: the all-point AP
+    of Pascal VOC 2010 (:func:`~pffnet_d2.evaluation.metrics.area_under_precision`) at IoU 0.5, at 0.75, and the mean
+    over 0.5, 0.55 ... 0.95. It is 100 without truth and detections, and 0 with only one of them. The boxes of truth and
+    prediction are the extents of the masks in whole pixels. As in the released code, a mask needs an IoU above the
+    threshold, and a box an IoU of at least the threshold. All detections count, and all objects except crowds. Classes
+    are not distinguished.
     """
 
     def __init__(
@@ -51,8 +52,8 @@ class VOCEvaluator(DatasetEvaluator):
     ) -> None:
         """
         Args:
-            dataset_name: a name in ``DatasetCatalog`` whose annotations are the truth, whole where they overlap.
-            output_dir: where voc.json goes; None writes none.
+            dataset_name: a name in ``DatasetCatalog`` whose annotations are the truth; overlapping ones are complete.
+            output_dir: folder for voc.json; None: it is not written.
             distributed: collect the detections of all ranks.
         """
         self._dataset_name = dataset_name
@@ -65,10 +66,10 @@ class VOCEvaluator(DatasetEvaluator):
         self._found: dict[Any, _Detections] = {}
 
     def process(self, inputs: Sequence[dict[str, Any]], outputs: Sequence[dict[str, Any]]) -> None:
-        """Compare a batch; ``outputs`` hold ``Instances`` with masks in any form that ``instance_masks`` takes.
+        """Compare a batch. ``outputs`` contain ``Instances`` with masks in any form that ``instance_masks`` accepts.
 
         Raises:
-            InputError: an image the data set does not have, one without annotations, or one of another size.
+            InputError: an image is not in the data set, has no annotations, or has another size.
         """
         for image, output in zip(inputs, outputs, strict=True):
             instances = output["instances"]
@@ -80,7 +81,7 @@ class VOCEvaluator(DatasetEvaluator):
             scores = instances.scores.cpu().numpy().astype(np.float64)
             order = np.argsort(-scores, kind="stable")
             mask_iou = box_iou = np.zeros((len(found), len(truth)))
-            if mask_iou.size:  # pycocotools cannot take empty lists
+            if mask_iou.size:  # pycocotools does not accept empty lists
                 crowds = [False] * len(truth)
                 mask_iou = mask_util.iou(found, truth, crowds)
                 box_iou = mask_util.iou(mask_util.toBbox(found), mask_util.toBbox(truth), crowds)
@@ -92,7 +93,7 @@ class VOCEvaluator(DatasetEvaluator):
             )
 
     def evaluate(self) -> OrderedDict[str, OrderedDict[str, float]]:
-        """AP on the main process, an empty dict on the others."""
+        """Return AP on the main process and an empty dict on the others."""
         images = of_all_ranks(self._found, self._truth, self._dataset_name, self._distributed)
         if images is None:
             return OrderedDict()

@@ -1,1 +1,1 @@
-"""Trained models: found by name or folder, read, packaged, exported."""
+"""Finds, reads and packages trained models."""

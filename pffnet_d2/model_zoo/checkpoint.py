@@ -62,7 +62,7 @@ class NumpyUnpickler(pickle.Unpickler):
 
 
 def read_weights(path: str) -> dict[str, Any]:
-    """Read a checkpoint file without running anything in it.
+    """Read a checkpoint file without running any code in it.
 
     Args:
         path: a local file. ``.pkl``: from Detectron2's model zoo (``{"model", "__author__"}``) or from Caffe2 /
@@ -96,12 +96,11 @@ def read_weights(path: str) -> dict[str, Any]:
                 f"{path}: cannot be read ({error.strerror}); check its permissions and the disk"
             ) from error
         raise DamagedWeights(
-            f"{path}: truncated, damaged or no weights file ({type(error).__name__}); give a whole one: fetch or copy "
-            "it again"
+            f"{path}: truncated, damaged or not a weights file ({type(error).__name__}); fetch or copy it again"
         ) from error
 
     if not isinstance(loaded, dict):
-        raise DamagedWeights(f"{path}: no checkpoint: it holds a {type(loaded).__name__}, not names and weights")
+        raise DamagedWeights(f"{path}: not a checkpoint: it contains a {type(loaded).__name__}, not names and weights")
     if path.endswith(".pkl") and not {"model", "__author__"} <= loaded.keys():
         blobs = loaded.get("blobs", loaded)
         weights = {k: v for k, v in blobs.items() if not k.endswith("_momentum") and k != "weight_order"}
@@ -110,7 +109,7 @@ def read_weights(path: str) -> dict[str, Any]:
         loaded = {"model": loaded}
     model = loaded["model"]
     if not isinstance(model, dict) or not model or not all(isinstance(v, (Tensor, np.ndarray)) for v in model.values()):
-        raise DamagedWeights(f"{path}: no checkpoint: its weights are not a table of names and arrays")
+        raise DamagedWeights(f"{path}: not a checkpoint: its weights are not a table of names and arrays")
     return loaded
 
 
@@ -134,7 +133,7 @@ def _reason(error: pickle.UnpicklingError) -> str:
     if found := re.search(r"GLOBAL (\S+)", text):
         return f"it holds {found.group(1)}, not only weights"
     if "Weights only load failed" in text or not text.startswith("it holds"):
-        return "truncated, or no weights file"
+        return "truncated, or not a weights file"
     return text
 
 
@@ -198,7 +197,7 @@ class Checkpointer(DetectionCheckpointer):
         before it, and log a warning.
 
         Raises:
-            InputError: none of them is whole, or the last one cannot be read or does not fit.
+            InputError: no checkpoint is complete, or the last one cannot be read or does not fit.
         """
         last = Path(self.get_checkpoint_file() or os.path.join(self.save_dir, "?"))
         trouble = f"{last}: no such file"
@@ -211,10 +210,10 @@ class Checkpointer(DetectionCheckpointer):
                 trouble = trouble if file != last else str(error).partition(";")[0]
                 continue
             if file != last:
-                logger.warning(f"{trouble}; going on from {file}, the newest whole checkpoint before it")
+                logger.warning(f"{trouble}; resuming from {file}, the newest complete checkpoint before it")
             return left
         raise InputError(
-            f"{trouble}; {self.save_dir} holds no whole checkpoint before it: leave out --resume to begin anew"
+            f"{trouble}; {self.save_dir} has no complete checkpoint before it: omit --resume to start again"
         )
 
     def _before(self, name: str) -> list[Path]:
@@ -254,7 +253,7 @@ class Checkpointer(DetectionCheckpointer):
     def _local(self, path: str) -> str:
         remedy = OTHER_WEIGHTS if self._whole else WITHOUT_WEIGHTS
         if self._whole and CLASSIFIER.match(path):
-            raise InputError(f"{path}: an ImageNet classifier, which training starts from, no trained model; {remedy}")
+            raise InputError(f"{path}: an ImageNet classifier to start training from, not a trained model; {remedy}")
         if "://" in path:
             logger.warning(f"fetching {path}, unless an earlier run did")
         try:
@@ -263,7 +262,7 @@ class Checkpointer(DetectionCheckpointer):
             raise
         except Exception as error:  # no network, no such catalog entry, a missing page: the remedy is the same
             reason = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise InputError(f"{path}: these weights cannot be had ({reason}); {remedy}") from error
+            raise InputError(f"{path}: these weights cannot be fetched ({reason}); {remedy}") from error
         if os.path.isdir(local):
             raise InputError(f"{path}: a folder, not a weights file; {remedy}")
         if not os.path.isfile(local):

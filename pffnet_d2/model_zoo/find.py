@@ -64,7 +64,7 @@ def find_model(model: str | os.PathLike[str] = DEFAULT) -> ModelFiles:
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file."""
+    """Return the hexadecimal SHA-256 digest of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -79,7 +79,7 @@ def _card(path: Path) -> dict[str, Any]:
         card = json.loads(path.read_text(encoding="utf-8"))
         _ = {name: str(card["sha256"][name]) for name in (CONFIG, WEIGHTS)}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: damaged, or no card of a model; fetch it again") from error
+        raise InputError(f"{path}: damaged, or not the card of a model; fetch it again") from error
     return dict(card)
 
 

@@ -23,7 +23,7 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.modeling.backbone_lite import architecture, create_timm_model
 
 PREFIX = "package://"
-CLASSIFIER = ("conv_head.", "bn2.", "classifier.")  # of ImageNet's classes, after the last map
+CLASSIFIER = ("conv_head.", "bn2.", "classifier.")  # layers after the last map, for ImageNet's classes
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class PackageWeightsHandler(PathHandler):
 
 
 def register_package_weights(manager: PathManager) -> None:
-    """Let a path manager, such as Detectron2's, find ``package://NAME``."""
+    """Make ``package://NAME`` known to a path manager, such as Detectron2's."""
     manager.register_handler(PackageWeightsHandler())
 
 

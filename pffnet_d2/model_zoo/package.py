@@ -95,7 +95,7 @@ def read_about(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not YAML of plain values; give lines such as licence: CC0 1.0") from error
     if not isinstance(about, dict):
-        raise InputError(f"{path}: holds no keys; give lines such as licence: CC0 1.0")
+        raise InputError(f"{path}: contains no keys; give lines such as licence: CC0 1.0")
     return about
 
 
@@ -104,5 +104,5 @@ def _half(name: str, value: torch.Tensor) -> torch.Tensor:
         return value
     half = value.half()
     if not half.isfinite().all():
-        raise InputError(f"{name}: has values beyond half precision (65504) or none at all; train it again")
+        raise InputError(f"{name}: has values that are not finite or exceed half precision (65504); train it again")
     return half

@@ -1,1 +1,1 @@
-"""Pictures of images, label maps and scores."""
+"""Figures of images, label maps and scores."""

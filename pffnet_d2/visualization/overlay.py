@@ -39,7 +39,7 @@ def overlay(image: npt.NDArray[np.uint8], label_map: npt.NDArray[Any]) -> npt.ND
         (H, W, 3) uint8, a new array.
 
     Raises:
-        ValueError: the sizes differ.
+        ValueError: the image and the label map differ in size.
     """
     if image.shape[:2] != label_map.shape:
         raise ValueError(f"image {image.shape[:2]} and label map {label_map.shape} differ in size")

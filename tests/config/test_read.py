@@ -1,4 +1,4 @@
-"""read_config: what is wrong with a file or a key is told in one line, and nothing in a file is run."""
+"""read_config: errors in a file or a key end in one line, and no code in a file is run."""
 
 from __future__ import annotations
 

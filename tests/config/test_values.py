@@ -28,7 +28,7 @@ def test_every_shipped_config_passes(name: str) -> None:
 
 
 def test_every_row_is_a_key() -> None:
-    """A row with a typing error would check nothing."""
+    """A row with a misspelt key would check nothing."""
     cfg = read_config(str(config_path("PFFNet_R101_FPN.yaml")))
     for key in VALUES:
         check_value(key, value_of(cfg, key), key)

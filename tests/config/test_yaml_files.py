@@ -1,4 +1,4 @@
-"""Every yaml that is shipped builds the model it says."""
+"""Every shipped yaml builds the right model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pffnet_d2.config import PARTS, read_config
 from pffnet_d2.data.augmentation import build_augmentations
 from pffnet_d2.errors import InputError
 
-# What lies in methods/ and ablations/ is laid over others and is no config of its own.
+# The files in methods/ and ablations/ are merged into others and are not complete configs.
 CONFIGS = sorted(str(p.relative_to(config_path())) for p in config_path().rglob("*.yaml") if p.parent.name not in PARTS)
 ABLATIONS = sorted(path.stem for path in config_path("ablations").iterdir())
 METHODS = ("MaskRCNN_GN", "PanopticFPN", "CellRCNN", "CellRCNN_V2")
@@ -31,9 +31,9 @@ def read(name: str) -> CfgNode:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_config_has_known_keys_and_dense_caps(name: str) -> None:
     cfg = read(name)
-    if not name.startswith("Base-") and name != "finetune.yaml":  # which is laid over a model's config
+    if not name.startswith("Base-") and name != "finetune.yaml":  # finetune.yaml is merged into a model's config
         assert cfg.OUTPUT_DIR.startswith("output/")
-        # leaves are few; the coursework's cap is its own
+        # plants have few leaves; the coursework has its own limit
         assert (50 if "cvppp" in name else 100 if "coursework" in name else 500) <= cfg.TEST.DETECTIONS_PER_IMAGE
         assert cfg.MODEL.RPN.POST_NMS_TOPK_TEST >= cfg.TEST.DETECTIONS_PER_IMAGE
         assert not cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
@@ -42,7 +42,7 @@ def test_every_config_has_known_keys_and_dense_caps(name: str) -> None:
 
 
 @pytest.mark.parametrize("folder", ["kumar", "tnbc", "bbbc039", "cvppp", "dsb2018", "cpm17"])
-def test_methods_differ_in_the_method_alone(folder: str) -> None:
+def test_methods_differ_only_in_the_method(folder: str) -> None:
     pffnet = read(f"{folder}/PFFNet_R101_FPN.yaml")
     for method in METHODS:
         cfg = read_config(
@@ -59,12 +59,12 @@ def test_methods_differ_in_the_method_alone(folder: str) -> None:
 
 
 def test_output_folders_are_the_names() -> None:
-    """Two configs that write into one folder would resume each other."""
+    """Two configs that write into the same folder would resume each other."""
     folders = [read(name).OUTPUT_DIR for name in CONFIGS if not name.startswith("Base-")]
     assert len(set(folders)) == len(folders)
 
 
-# Released configs: proposals tested before and after suppression, ROI batch, suppression, detections, beta, iterations.
+# Released configs: test proposals before and after NMS, ROI batch, NMS threshold, detections, beta, iterations.
 RELEASED = {
     "kumar": (30000, 8000, 512, 0.3, 4000, 0.5, 25600),
     "tnbc": (4000, 1000, 256, 0.3, 500, 0.5, 12000),
@@ -117,7 +117,9 @@ def test_the_papers_model() -> None:
         "gcn": sum(p.numel() for p in model.sem_seg_head.parameters()),
     }
     assert sizes == {"mask": 25_277_458, "quality": 16_269_313, "gcn": 3_140_482}
-    assert not any(p.requires_grad for p in model.backbone.bottom_up.stem.parameters())  # FREEZE_AT 2, as released
+    assert not any(
+        p.requires_grad for p in model.backbone.bottom_up.stem.parameters()
+    )  # FREEZE_AT 2, as in the release
 
 
 def test_object_guided_as_published() -> None:
@@ -132,7 +134,7 @@ def test_object_guided_as_published() -> None:
 
 
 def test_table_ii_of_object_guided() -> None:
-    """k and beta of its strategies; the chosen one is the base's."""
+    """k and beta of its strategies; the base config has the chosen one."""
     strategies = {
         "uniform_small": (1, 1),
         "biased_small": (1, 0.5),
@@ -155,8 +157,8 @@ def test_table_ii_of_object_guided() -> None:
 
 @pytest.mark.parametrize("folder", ["kumar", "tnbc", "bbbc039", "cvppp"])
 @pytest.mark.parametrize("name", [name for name in ABLATIONS if not name.startswith("ObjectGuided")])
-def test_an_ablation_lies_over_any_data_set(folder: str, name: str) -> None:
-    """It changes the network alone, and the run gets a folder of its own."""
+def test_an_ablation_can_be_merged_into_any_data_set(folder: str, name: str) -> None:
+    """It changes only the network, and the run gets its own folder."""
     config = f"{folder}/PFFNet_R101_FPN.yaml"
     whole, cut = read(config), read_config(str(config_path(config)), [], [str(config_path(f"ablations/{name}.yaml"))])
     assert f"output/{folder}/PFFNet_R101_FPN_{name}" == cut.OUTPUT_DIR
@@ -184,7 +186,7 @@ def test_tables_ix_to_xi_of_pffnet() -> None:
     assert (xi.PFFNET.CONSISTENCY_LOSS_WEIGHT, xi.ROI_MASK_QUALITY_HEAD) == (0, pffnet.ROI_MASK_QUALITY_HEAD)
 
 
-def test_parts_are_laid_one_over_the_other_and_keys_over_all(tmp_path: Path) -> None:
+def test_parts_are_merged_in_order_and_then_the_keys(tmp_path: Path) -> None:
     config = str(config_path("bbbc039/PFFNet_R18_FPN.yaml"))
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text("MODEL: {PFFNET: {CONSISTENCY_LOSS_WEIGHT: 0.5, MASK_LOSS_WEIGHT: 2.0}}\nTEST: {EVAL_PERIOD: 7}")
@@ -197,7 +199,7 @@ def test_parts_are_laid_one_over_the_other_and_keys_over_all(tmp_path: Path) -> 
 
 
 def test_cell_rcnn_v2_as_published() -> None:
-    """[V2] 4.2, and no layer that normalises."""
+    """[V2] 4.2, without any layer that normalises."""
     cfg = read("kumar/CellRCNN_V2_published_R101_FPN.yaml")
     assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == (0.0025, (8640, 12960), 17280)
     assert (cfg.SOLVER.GAMMA, cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.IMS_PER_BATCH) == (0.1, 500, 1)
@@ -219,7 +221,7 @@ def test_augmentations_are_the_papers() -> None:
         assert build_augmentations(cfg, is_train=True)
 
 
-def test_a_wrong_name_lists_what_there_is() -> None:
+def test_a_wrong_name_lists_the_configs() -> None:
     with pytest.raises(InputError, match=r"PFFNet_R50\.yaml: no such config; pffnet_d2 ships .*PFFNet_R101_FPN\.yaml"):
         config_path("PFFNet_R50.yaml")
 

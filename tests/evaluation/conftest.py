@@ -1,4 +1,4 @@
-"""Scores of made-up methods, and label images in folders."""
+"""Scores of invented methods, and label images in folders."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pffnet_d2.evaluation.scores import METRICS, Row
 
 @pytest.fixture
 def rows() -> Callable[..., list[Row]]:
-    """``rows({"a": 0.5, "b": 0.7}, group="x")``: a row for each image, all its metrics of one value."""
+    """``rows({"a": 0.5, "b": 0.7}, group="x")``: one row per image, in which all metrics have the same value."""
 
     def make(values: dict[str, float], group: str = "") -> list[Row]:
         return [
@@ -28,7 +28,7 @@ def rows() -> Callable[..., list[Row]]:
 
 @pytest.fixture
 def write_labels() -> Callable[[Path, np.ndarray], None]:
-    """Writes an array as the label image that the suffix of the path names."""
+    """Write an array as a label image in the format of the path's suffix."""
 
     def write(path: Path, labels: np.ndarray) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ NAME = "evaluator_test"
 
 
 def squares(columns: int) -> np.ndarray:
-    """Label map of 3 rows of 8x8 squares, 10 apart."""
+    """Label map with 3 rows of 8x8 squares, 10 pixels apart."""
     labels = np.zeros(SIZE, np.int32)
     for i in range(3 * columns):
         y, x = 10 * (i % 3) + 2, 10 * (i // 3) + 1
@@ -62,7 +62,7 @@ def image(image_id: int) -> dict:
 
 
 def found(labels: np.ndarray, *, pasted: bool = False, keep: int | None = None) -> dict:
-    """Instances of the objects of a label map (the first ``keep``), scores falling with the label."""
+    """Instances of the objects of a label map (the first ``keep``); scores decrease with the label."""
     ids = [label for label in np.unique(labels).tolist() if label][:keep]
     extents = [np.nonzero(labels == label) for label in ids]
     boxes = torch.tensor([[x.min(), y.min(), x.max() + 1, y.max() + 1] for y, x in extents], dtype=torch.float32)

@@ -1,4 +1,4 @@
-"""Otsu and watershed: parts touching discs, knows the side of the threshold, is a row of the report."""
+"""Otsu and watershed: splits touching discs, finds the right side of the threshold, gives a row of the report."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def test_perfect_predictions_score_full_ap(tmp_path: Path, pasted: bool) -> None
         assert results[task]["AP75"] == pytest.approx(100)
 
 
-def test_equal_to_upstream_below_its_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_to_detectron2_below_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coco_ap, "faster_coco_eval", None)
     ours = DenseCOCOEvaluator(NAME, max_detections=1000, output_dir=tmp_path)
     upstream = COCOEvaluator(NAME, ("bbox", "segm"), output_dir=str(tmp_path), use_fast_impl=False)
@@ -51,7 +51,7 @@ def test_equal_to_upstream_below_its_cap(tmp_path: Path, monkeypatch: pytest.Mon
         np.testing.assert_equal(dict(mine[task]), dict(theirs[task]))
 
 
-def test_the_cap_counts_and_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_limit_counts_and_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     def ap(cap: int) -> float:
         evaluator = DenseCOCOEvaluator(NAME, max_detections=cap, output_dir=tmp_path)
         for image_id, labels in TRUTHS.items():
@@ -63,7 +63,7 @@ def test_the_cap_counts_and_is_reported(tmp_path: Path, caplog: pytest.LogCaptur
         assert not caplog.records
         assert ap(12) < 70  # 24 of 36 objects at most
     assert [record.getMessage().split(":")[0] for record in caplog.records] == ["images/11.png", "images/13.png"]
-    assert "24 detections reach the cap of 12" in caplog.text
+    assert "24 detections reach the limit of 12" in caplog.text
 
 
 def test_no_detections_are_nan(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_the_fast_count_is_the_official_one(tmp_path: Path, monkeypatch: pytest.
     for module in (coco_ap.faster_coco_eval, None):
         monkeypatch.setattr(coco_ap, "faster_coco_eval", module)
         evaluator = DenseCOCOEvaluator(NAME, max_detections=20, output_dir=tmp_path)
-        for image_id, labels in TRUTHS.items():  # some shifted away, some beyond the cap, some on nothing
+        for image_id, labels in TRUTHS.items():  # some are shifted, some beyond the limit, some on no object
             evaluator.process([image(image_id)], [found(np.roll(labels, (image_id - 11, 2), (0, 1)))])
         results.append(evaluator.evaluate())
     fast, official = results
@@ -98,5 +98,5 @@ def test_both_evaluators_side_by_side(tmp_path: Path) -> None:
     both.reset()
     outputs = [found(TRUTHS[11])]
     both.process([image(11)], outputs)
-    assert outputs[0]["instances"].has("pred_masks")  # neither takes the masks away from the other
+    assert outputs[0]["instances"].has("pred_masks")  # neither removes the masks that the other needs
     assert set(both.evaluate()) == {"label_map", "segm", "bbox"}

@@ -1,4 +1,4 @@
-"""The joint histogram: counts by hand, both ways of counting, what it refuses."""
+"""The joint histogram: counts by hand, both ways of counting, and refused input."""
 
 import numpy as np
 import pytest
@@ -95,12 +95,14 @@ def test_dense_and_sorted_counts_agree_with_masks(pair: tuple[np.ndarray, np.nda
         (np.zeros((4, 5), int), np.zeros((5, 4), int), r"truth \(4, 5\) and prediction \(5, 4\) differ in shape"),
         (np.zeros((4, 5)), np.zeros((4, 5), int), "truth is of float64"),
         (np.zeros((4, 5), int), np.zeros((4, 5), complex), "prediction is of complex128"),
-        (np.zeros((4, 5), int), np.full((4, 5), -1), "prediction holds the negative id -1"),
+        (np.zeros((4, 5), int), np.full((4, 5), -1), "prediction has the negative id -1"),
         (np.zeros((4, 5, 3), int), np.zeros((4, 5, 3), int), r"truth has shape \(4, 5, 3\)"),
         (np.zeros(4, int), np.zeros(4, int), r"truth has shape \(4,\)"),
     ],
 )
-def test_what_is_no_pair_of_label_maps_is_refused_in_one_line(gt: np.ndarray, pred: np.ndarray, message: str) -> None:
+def test_arrays_that_are_not_a_pair_of_label_maps_are_refused_in_one_line(
+    gt: np.ndarray, pred: np.ndarray, message: str
+) -> None:
     with pytest.raises(InputError, match=message) as error:
         ContingencyTable.from_labels(gt, pred)
     assert "\n" not in str(error.value)

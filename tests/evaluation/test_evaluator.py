@@ -1,4 +1,4 @@
-"""Label-map scores of a small data set, from ROI masks and from pasted ones, alone and in several processes."""
+"""Label-map scores of a small data set, from ROI masks and pasted masks, in one and in several processes."""
 
 import csv
 import json
@@ -43,7 +43,7 @@ def data_set() -> Iterator[None]:
 def test_scores_are_means_over_images_and_rows_are_written(tmp_path: Path, pasted: bool) -> None:
     evaluator = LabelMapEvaluator(NAME, rule=LabelMapRule(score_threshold=0.5), output_dir=tmp_path / "new" / "folder")
     evaluator.reset()
-    # The third image first, with only 18 of its 24 objects; the empty one with nothing; the first one perfect.
+    # The third image comes first and has only 18 of its 24 objects; the empty one has none; the first one is perfect.
     evaluator.process([image(13)], [found(TRUTHS[13], pasted=pasted, keep=18)])
     evaluator.process([image(12), image(11)], [nothing(), found(TRUTHS[11], pasted=pasted)])
     results = evaluator.evaluate()
@@ -56,7 +56,7 @@ def test_scores_are_means_over_images_and_rows_are_written(tmp_path: Path, paste
         assert results["label_map"][name] == pytest.approx((1 + 1 + value) / 3)
     assert results["label_map"]["DiC"] == -2
     assert results["label_map"]["abs_DiC"] == 2
-    print_csv_format(results)  # takes what Detectron2's own evaluators give
+    print_csv_format(results)  # accepts the format of Detectron2's own evaluators
 
     written = tmp_path / "new" / "folder"
     rows = list(csv.DictReader((written / "label_map.csv").open(newline="")))
@@ -82,7 +82,7 @@ def test_best_median_and_worst_image_are_drawn(
     evaluator.process([image(12), image(11)], [nothing(), found(TRUTHS[11])])
     with caplog.at_level(logging.WARNING):
         evaluator.evaluate()
-    # The image without objects is none of them. That of the best, which is the median too, cannot be read.
+    # The image without objects is not drawn. The best image, which is the median too, cannot be read.
     assert [path.name for path in (tmp_path / "out" / "examples").iterdir()] == ["worst.png"]
     assert "no picture of the best image" in caplog.text
     drawn = np.asarray(Image.open(tmp_path / "out" / "examples" / "worst.png"))
@@ -137,7 +137,7 @@ def test_rows_of_all_ranks_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
     for image_id, keep in ((11, None), (13, 18)):
         evaluator = LabelMapEvaluator(NAME)
         evaluator.process([image(image_id)], [found(TRUTHS[image_id], keep=keep)])
-        # Both saw the empty image: it counts once.
+        # Both ranks saw the empty image; it counts once.
         evaluator.process([image(12)], [nothing()])
         parts.append(evaluator._scored)
     gather = "pffnet_d2.evaluation.truth.comm.gather"
@@ -158,12 +158,14 @@ def test_nothing_scored_is_nan_and_said(tmp_path: Path, caplog: pytest.LogCaptur
     assert len((tmp_path / "label_map.csv").read_text().splitlines()) == 1
 
 
-def test_a_distance_that_is_no_number_is_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_distance_that_is_not_a_number_is_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     evaluator = LabelMapEvaluator(NAME, output_dir=tmp_path)
     evaluator.process([image(11), image(12), image(13)], [found(TRUTHS[11]), nothing(), nothing()])
     with caplog.at_level(logging.INFO):
         result = evaluator.evaluate()["label_map"]
-    assert result["object_Hausdorff"] == 0  # of the two that have one
+    assert result["object_Hausdorff"] == 0  # mean of the two images that have a distance
     assert result["AJI"] == pytest.approx(2 / 3)
     assert "1 left out" in caplog.text
     assert json.loads((tmp_path / "label_map.json").read_text())["left_out"] == {"object_Hausdorff": 1}
@@ -198,7 +200,7 @@ def test_detectron2_checks_expected_results_and_flattens_them() -> None:
     cfg = get_cfg()
     cfg.TEST.EXPECTED_RESULTS = [["label_map", "AJI_plus", 1.0, 0.001], ["label_map", "abs_DiC", 0.0, 0.001]]
     assert verify_results(cfg, results)
-    assert flatten_results_dict(results)["label_map/AJI"] == 1.0  # what BestCheckpointer looks up
+    assert flatten_results_dict(results)["label_map/AJI"] == 1.0  # the name that BestCheckpointer uses
 
 
 def test_reset_forgets() -> None:
@@ -209,7 +211,7 @@ def test_reset_forgets() -> None:
     assert evaluator.evaluate()["label_map"]["AJI"] == 1
 
 
-def test_mistakes_are_told_in_one_line() -> None:
+def test_mistakes_end_in_one_line() -> None:
     evaluator = LabelMapEvaluator(NAME)
     with pytest.raises(InputError, match=r"images/99\.png: evaluator_test has no image 99"):
         evaluator.process([image(99)], [nothing()])

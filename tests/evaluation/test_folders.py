@@ -1,4 +1,4 @@
-"""Label images of any tool: what pairs, what is read, what is refused."""
+"""Label images of any tool: how they are paired, read and refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Write = Callable[[Path, np.ndarray], None]
 
 @pytest.fixture
 def folders(tmp_path: Path, write_labels: Write) -> tuple[Path, Path]:
-    """Two images, b perfect."""
+    """Two images; the prediction of b is perfect."""
     truth, prediction = tmp_path / "truth", tmp_path / "prediction"
     write_labels(truth / "a.png", GT.astype(np.uint8))
     write_labels(truth / "b.tif", (GT * 300).astype(np.uint16))
@@ -125,12 +125,12 @@ def refused(truth: Path, prediction: Path, capsys: pytest.CaptureFixture[str]) -
     [
         (GT[:2].astype(np.uint8), r"truth (3, 4) and prediction (2, 4) differ in shape"),
         (GT.astype(np.float32), "prediction is of float32"),
-        (-GT.astype(np.int16), "prediction holds the negative id -9"),
+        (-GT.astype(np.int16), "prediction has the negative id -9"),
         (np.stack([np.pad(GT, 1)] * 5).astype(np.uint16), "contains a stack of 5 planes; save one plane"),
         (np.stack([GT, GT + 1, GT], axis=-1).astype(np.uint8), "is not a label image; use the label image"),
     ],
 )
-def test_what_is_no_label_map_is_named_in_one_line(
+def test_files_that_are_not_label_maps_are_named_in_one_line(
     labels: np.ndarray,
     message: str,
     folders: tuple[Path, Path],
@@ -185,7 +185,7 @@ def test_folders_without_images(
 ) -> None:
     assert "no-such: no such folder" in refused(tmp_path / "no-such", folders[1], capsys)
     (tmp_path / "empty").mkdir()
-    assert "empty: holds no label images" in refused(folders[0], tmp_path / "empty", capsys)
+    assert "empty: contains no label images" in refused(folders[0], tmp_path / "empty", capsys)
     write_labels(folders[0] / "a.tif", GT.astype(np.uint8))
     assert "a.tif: a.png has the same name" in refused(*folders, capsys)
 
@@ -203,7 +203,7 @@ def test_a_file_of_groups_names_every_image(
 
 
 def results(folder: Path, write_labels: Write, *names: str) -> Path:
-    """What ``pffnet predict`` leaves with all formats."""
+    """The files of ``pffnet predict`` in all formats."""
     for name in names:
         write_labels(folder / f"{name}_labels.tif", PRED.astype(np.int32))
         write_labels(folder / f"{name}_overlay.png", np.zeros((3, 4, 3), np.uint8))
@@ -217,12 +217,15 @@ def results(folder: Path, write_labels: Write, *names: str) -> Path:
     [
         (("a.png", "b.tif"), "ab"),
         (("a_mask.png", "b_mask.png"), "ab"),
-        (("a_labels.tif", "b_labels.tif"), ["a_labels", "b_labels"]),  # the names of the files, where they agree
+        (
+            ("a_labels.tif", "b_labels.tif"),
+            ["a_labels", "b_labels"],
+        ),  # if the names of the files are the same, they are kept
         (("a_cp_masks.png", "b.ome.tif"), "ab"),
         (("a.png", "a_mask.png", "b_mask.png"), ["a", "a_mask", "b"]),
     ],
 )
-def test_what_predict_wrote_is_scored(
+def test_the_files_of_predict_are_scored(
     truths: tuple[str, ...], names: Sequence[str], tmp_path: Path, write_labels: Write
 ) -> None:
     for name in truths:
@@ -233,7 +236,7 @@ def test_what_predict_wrote_is_scored(
     assert all(row["AJI"] == (3 + 1) / (4 + 2) for row in rows)
 
 
-def test_a_prepared_split_and_what_predict_wrote(tmp_path: Path, write_labels: Write) -> None:
+def test_a_prepared_split_and_the_files_of_predict(tmp_path: Path, write_labels: Write) -> None:
     prepare("phantoms", None, tmp_path, Selection(splits=("val",), count=2))
     split = tmp_path / "phantoms" / "val"
     for image in PreparedSplit(split).labelled_images():
@@ -246,7 +249,7 @@ def test_a_prepared_split_and_what_predict_wrote(tmp_path: Path, write_labels: W
 
 
 def test_predict_then_evaluate(tiny_run: Path, leave_no_trace: None, tmp_path: Path) -> None:
-    """The two commands, with nothing between them."""
+    """One command directly after the other."""
     prepare("phantoms", None, tmp_path, Selection(splits=("val",), count=2))
     split = tmp_path / "phantoms" / "val"
     model = ["--config", str(tiny_run / "config.yaml"), "--weights", str(tiny_run / "model_final.pth")]
@@ -256,7 +259,7 @@ def test_predict_then_evaluate(tiny_run: Path, leave_no_trace: None, tmp_path: P
 
 
 def test_masks_of_all_objects(folders: tuple[Path, Path], write_labels: Write) -> None:
-    """Two squares of 255 are two objects if one says so, else one, and never silently."""
+    """Two squares of 255 are two objects or one, as the option says. Without the option they are an error."""
     truth, prediction = folders
     mask = (GT > 0).astype(np.uint8) * 255
     write_labels(truth / "a.png", mask)
@@ -265,13 +268,13 @@ def test_masks_of_all_objects(folders: tuple[Path, Path], write_labels: Write) -
     for objects, count in (("ids", 1), ("components", 2)):
         first, second = score_folders(truth, prediction, objects)
         assert (first["truths"], first["predictions"]) == (count, 2)
-        assert second["AJI"] == 1  # what has ids of its own is left alone
+        assert second["AJI"] == 1  # label maps with several ids are not changed
     with pytest.raises(InputError, match="--objects masks: give one of auto, ids, components"):
         list(score_folders(truth, prediction, "masks"))
 
 
 def test_a_prediction_of_one_object_in_two_parts(folders: tuple[Path, Path], write_labels: Write) -> None:
-    """A model may find one object that lies in parts; a folder without a second id is one of masks."""
+    """A model may predict one object in several parts. A folder without any second id contains masks."""
     truth, prediction = folders
     write_labels(prediction / "a.tif", (GT > 0).astype(np.int32))
     first, _ = score_folders(truth, prediction)

@@ -38,7 +38,7 @@ def dsb_strict(gt: np.ndarray, pred: np.ndarray | None = None) -> float:
     return metrics.dsb_average_precision(gt, pred, strict=True)
 
 
-# Those that take equally good candidates in the order of ids, and those whose value no renumbering changes.
+# Metrics that choose among equally good candidates by id, and metrics that do not change with renumbering.
 BY_ID: list[Metric] = [metrics.aji, metrics.aji_reuse, metrics.aji_pffnet]
 ID_FREE: list[Metric] = [
     metrics.aji_plus,
@@ -118,7 +118,7 @@ def strip(*labels: int) -> np.ndarray:
 def test_a_missed_truth_does_not_cost_the_next_ones_prediction() -> None:
     gt, pred = strip(1, 1, 0, 2, 2), strip(0, 0, 0, 1, 1)
     assert metrics.aji(gt, pred) == 0.5
-    assert metrics.aji_pffnet(gt, pred) == 0.0  # the release's flaw
+    assert metrics.aji_pffnet(gt, pred) == 0.0  # the error of the release
     swapped = strip(2, 2, 0, 1, 1)
     assert metrics.aji(swapped, pred) == metrics.aji_pffnet(swapped, pred) == 0.5
 
@@ -137,7 +137,7 @@ def test_three_truths_two_perfect_predictions() -> None:
 
 
 def test_the_four_aggregated_jaccards_differ() -> None:
-    # One prediction over two equal truths: reused it counts twice, paired once.
+    # One prediction covers two equal truths: it counts twice if reused, once if paired.
     gt, pred = strip(1, 1, 2, 2), strip(1, 1, 1, 1)
     assert metrics.aji_reuse(gt, pred) == 4 / 8
     assert metrics.aji(gt, pred) == metrics.aji_plus(gt, pred) == 2 / 6
@@ -151,26 +151,26 @@ def test_of_equally_good_candidates() -> None:
     # IoU 1/4 either way: 1 pixel of 4 + 1, or 2 pixels of 4 + 6.
     gt, pred = strip(1, 1, 1, 1, 0, 0, 0, 0), strip(1, 2, 2, 0, 2, 2, 2, 2)
     renumbered = strip(2, 1, 1, 0, 1, 1, 1, 1)
-    # AJI takes the lowest id, AJI+ the pairing that shares most.
+    # AJI takes the lowest id, AJI+ the pairing that shares most pixels.
     assert (metrics.aji(gt, pred), metrics.aji(gt, renumbered)) == (1 / 10, 2 / 9)
     assert metrics.aji_plus(gt, pred) == metrics.aji_plus(gt, renumbered) == 2 / 9
 
 
 def test_a_hit_covers_more_than_half_of_the_truth_it_belongs_to() -> None:
     gt = strip(1, 1, 1, 1, 0, 0, 0, 0)
-    assert metrics.object_f1(gt, strip(1, 1, 0, 0, 0, 0, 0, 0)) == 0.0  # exactly half is no hit
-    assert metrics.object_f1(gt, strip(1, 1, 1, 1, 1, 1, 1, 1)) == 1.0  # however far it spills over
-    # It belongs to the truth it shares most with, and hits that one or none.
+    assert metrics.object_f1(gt, strip(1, 1, 0, 0, 0, 0, 0, 0)) == 0.0  # exactly half is not a hit
+    assert metrics.object_f1(gt, strip(1, 1, 1, 1, 1, 1, 1, 1)) == 1.0  # even if it extends far beyond
+    # It belongs to the truth with which it shares most pixels, and can hit only that one.
     gt, pred = strip(1, 1, 1, 1, 1, 1, 2, 2), strip(0, 0, 0, 1, 1, 1, 1, 1)
     assert metrics.object_f1(gt, pred) == 0.0
-    # Of equal shares, with the truth it covers most of.
+    # Of equal shares, it belongs to the truth of which it covers the larger part.
     gt, pred = strip(1, 1, 1, 1, 1, 2, 2), strip(0, 0, 0, 1, 1, 1, 1)
     assert metrics.object_f1(gt, pred) == pytest.approx(2 / 3)
 
 
 def test_an_iou_of_exactly_the_threshold() -> None:
     gt, pred = strip(1, 1), strip(1, 0)
-    assert metrics.panoptic_quality(gt, pred).tp == 0  # PQ asks for more than 0.5
+    assert metrics.panoptic_quality(gt, pred).tp == 0  # PQ requires more than 0.5
     assert metrics.true_positives(gt, pred) == 1
     assert metrics.true_positives(gt, pred, strict=True) == 0
     assert metrics.dsb_average_precision(gt, pred) == pytest.approx(0.1)
@@ -189,7 +189,7 @@ def test_splits_and_merges_by_hand() -> None:
     assert metrics.splits_and_merges(gt, pred) == (1, 1)
     assert metrics.splits_and_merges(pred, gt) == (1, 1)
     assert metrics.splits_and_merges(gt, gt) == (0, 0)
-    # IoU of exactly 0.1 is no part.
+    # An IoU of exactly 0.1 does not count as a part.
     assert metrics.splits_and_merges(strip(*[1] * 10), strip(1, *[2] * 9)) == (0, 0)
     nothing = strip(0, 0)
     assert metrics.splits_and_merges(nothing, nothing) == metrics.splits_and_merges(nothing, strip(1, 2)) == (0, 0)
@@ -198,15 +198,15 @@ def test_splits_and_merges_by_hand() -> None:
 def test_hausdorff_by_hand() -> None:
     gt, pred = np.zeros((20, 30), int), np.zeros((20, 30), int)
     gt[2:6, 2:6] = 5  # 16 pixels
-    pred[2:6, 3:7] = 2  # the same, one to the right: 1
-    gt[10:12, 20:22] = 9  # 4 pixels, found 3 rows below without overlap: 3
+    pred[2:6, 3:7] = 2  # the same, one pixel to the right: distance 1
+    gt[10:12, 20:22] = 9  # 4 pixels, predicted 3 rows below without overlap: distance 3
     pred[13:15, 20:22] = 7
     assert metrics.object_hausdorff(gt, pred) == pytest.approx((16 * 1 + 4 * 3) / 20)
     pred[13:15, 20:22] = 0
     # Alone, the small truth goes to the far prediction: from (11, 21) to (5, 6) or from (2, 3) to (10, 20).
     far = max(math.hypot(11 - 5, 21 - 6), math.hypot(10 - 2, 20 - 3))
     assert metrics.object_hausdorff(gt, pred) == pytest.approx(((16 * 1 + 4 * far) / 20 + 1) / 2)
-    # What is enclosed by the other is far from it, however near its outline.
+    # Distances are between pixels, not outlines: an enclosed object can be far from the object around it.
     ring = np.ones((9, 9), int)
     ring[1:-1, 1:-1] = 0
     assert metrics.object_hausdorff(np.ones((9, 9), int), ring) == 4
@@ -238,10 +238,10 @@ def test_voc_average_precision_by_hand() -> None:
     assert metrics.voc_average_precision([image]) == pytest.approx((1 + 2 / 3) / 3)
     # Recall 0 .. 0.3: 1; 0.4 .. 0.6: 2/3; above: 0.
     assert metrics.voc_average_precision([image], eleven_point=True) == pytest.approx((4 * 1 + 3 * 2 / 3) / 11)
-    # IoU of exactly the threshold is no hit.
+    # An IoU of exactly the threshold is not a hit.
     assert metrics.voc_average_precision([(gt, masks_of(half), [1.0])]) == 0
     assert metrics.voc_average_precision([(gt, masks_of(half), [1.0])], threshold=0.49) == pytest.approx(1 / 3)
-    # Over images the scores compete: the miss of the second comes first.
+    # Detections of all images are sorted together: the miss of the second image comes first.
     images: list[Scored] = [(strip(1, 1, 0), masks_of((1, 1, 0)), [0.5]), (strip(0, 0, 0), masks_of((0, 0, 1)), [0.9])]
     assert metrics.voc_average_precision(iter(images)) == pytest.approx(1 / 2)
 
@@ -327,7 +327,7 @@ def pairings(gt: Objects, pred: Objects) -> Iterator[list[tuple[frozenset[int], 
 
 
 def jaccard(gt: Objects, pred: Objects, pairs: list[tuple[frozenset[int], frozenset[int]]]) -> Fraction:
-    """Intersections over unions of pairs, and the areas of all objects in none of them."""
+    """Intersections over unions of pairs, plus the areas of all unpaired objects."""
     paired_gt, paired_pred = [g for g, _ in pairs], [p for _, p in pairs]
     union = sum(len(g | p) for g, p in pairs)
     union += sum(len(g) for g in gt if g not in paired_gt) + sum(len(p) for p in pred if p not in paired_pred)
@@ -395,7 +395,7 @@ def brute_best_dice(a: Objects, b: Objects) -> Fraction:
 def brute_object_dice(gt: Objects, pred: Objects) -> Fraction:
     def side(a: Objects, b: Objects) -> Fraction:
         total = sum(map(len, a))
-        # The Dice with the object sharing most; of those sharing alike, the higher Dice.
+        # The Dice with the object that shares most pixels; of equal shares, the higher Dice.
         best = [max((len(x & y), two(x, y)) for y in b)[1] for x in a]
         return sum((Fraction(len(x), total) * value for x, value in zip(a, best, strict=True)), Fraction())
 
@@ -468,7 +468,7 @@ def brute_voc(image: tuple[np.ndarray, np.ndarray], threshold: float, eleven_poi
         if iou(best, mask) > threshold:
             used.add(best)
         points.append((Fraction(len(used), len(gt)), Fraction(len(used), rank)))
-    # Precision at a recall: the highest at that recall or beyond.
+    # Precision at a recall: the highest at that recall or a higher one.
     at = [Fraction(k, 10) for k in range(11)] if eleven_point else [Fraction(k + 1, len(gt)) for k in range(len(gt))]
     return float(sum(max([p for r, p in points if r >= recall], default=Fraction()) for recall in at) / len(at))
 
@@ -478,14 +478,14 @@ def brute_splits(parts: Objects, of: Objects) -> int:
 
 
 @given(small_pairs(), st.sampled_from([0.1, 0.25, 0.5]))
-def test_beside_the_table_equals_brute_force(pair: tuple[np.ndarray, np.ndarray], threshold: float) -> None:
+def test_metrics_of_data_sets_equal_brute_force(pair: tuple[np.ndarray, np.ndarray], threshold: float) -> None:
     gt, pred = objects(pair[0]), objects(pair[1])
     assume(gt and pred)
     assert metrics.object_hausdorff(*pair) == pytest.approx(brute_hausdorff(*pair))
     assert metrics.splits_and_merges(*pair) == (brute_splits(pred, gt), brute_splits(gt, pred))
     ids = [label for label in np.unique(pair[1]).tolist() if label]
     scored = pair[0], [InstanceMask(0, 0, pair[1] == label) for label in ids], [float(label) for label in ids]
-    # The best of several truths of one IoU is any of them, which may matter; look at maps where it does not.
+    # With several truths of the same IoU, the best one is arbitrary; use only maps where this does not matter.
     assume(all(len({iou(g, p) for g in gt if g & p}) == sum(bool(g & p) for g in gt) for p in pred))
     for eleven_point in (False, True):
         value = metrics.voc_average_precision([scored], threshold=threshold, eleven_point=eleven_point)
@@ -531,7 +531,7 @@ def test_what_changes_neither_distances_nor_errors(pair: tuple[np.ndarray, np.nd
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.uint64, np.int64])
 @pytest.mark.parametrize("metric", [*ALL, metrics.object_hausdorff])
-def test_every_integer_type_scores_alike(metric: Metric, dtype: type) -> None:
+def test_every_integer_type_gives_the_same_scores(metric: Metric, dtype: type) -> None:
     gt = np.array([[1, 1, 0, 9, 9], [1, 0, 0, 9, 0], [0, 0, 100, 100, 100]])
     pred = np.array([[0, 4, 4, 4, 0], [7, 7, 0, 4, 0], [0, 0, 0, 120, 120]])
     assert metric(gt.astype(dtype), pred.astype(dtype)) == metric(gt, pred)

@@ -75,7 +75,7 @@ def test_counts_are_pooled_over_images_and_classes_averaged(tmp_path: Path) -> N
     evaluator = PanopticEvaluator(NAME, output_dir=tmp_path / "new")
     # 7 is object 1; 3 covers two thirds of object 2 and the gap; 9 lies on object 3 but is of the other class.
     evaluator.process([image(1)], [segments([7, 7, 3, 3, 3, 0, 9, 9], {7: 0, 3: 0, 9: 0})])
-    # A false positive of class 1, and background as a segment of stuff, which is no thing.
+    # A false positive of class 1, and background as a segment of stuff, which is not a thing.
     evaluator.process([image(2)], [segments([5, 5, 4, 4, 4, 4, 4, 4], {5: 1, 4: 0}, stuff=(4,))])
     result = evaluator.evaluate()["panoptic_seg"]
     # Class 0: IoU 1 and 2/3, one false positive (9). Class 1: missed, and a false positive.
@@ -92,7 +92,7 @@ def test_counts_are_pooled_over_images_and_classes_averaged(tmp_path: Path) -> N
     assert math.isnan(evaluator.evaluate()["panoptic_seg"]["PQ"])
 
 
-def test_ranks_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_counts_of_ranks_are_summed(monkeypatch: pytest.MonkeyPatch) -> None:
     perfect = segments([1, 1, 0, 2, 2, 0, 3, 3], {1: 0, 2: 0, 3: 1})
     evaluator = PanopticEvaluator(NAME)
     evaluator.process([image(1)], [perfect])
@@ -107,7 +107,7 @@ def test_ranks_are_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert evaluator.evaluate() == {}
 
 
-def test_mistakes_are_told_in_one_line() -> None:
+def test_mistakes_end_in_one_line() -> None:
     evaluator = PanopticEvaluator(NAME)
     with pytest.raises(InputError, match=r"1\.png: the prediction has \(2, 8\) pixels, the truth \(4, 8\)"):
         evaluator.process([image(1)], [{"panoptic_seg": (torch.zeros(2, 8, dtype=torch.int32), [])}])
@@ -118,7 +118,7 @@ def test_mistakes_are_told_in_one_line() -> None:
 def test_semantic_scores_of_logits() -> None:
     evaluator = SemSegEvaluator(NAME)
     evaluator.reset()
-    foreground = torch.tensor([[1.0, 1, 1, 1, 1, -1, 1, 1]] * 4)  # the first gap is taken for cell
+    foreground = torch.tensor([[1.0, 1, 1, 1, 1, -1, 1, 1]] * 4)  # the first gap is predicted as cell
     evaluator.process([image(1)], [{"sem_seg": torch.stack([-foreground, foreground])}])
     result = evaluator.evaluate()["sem_seg"]
     assert result["IoU-cell"] == pytest.approx(100 * 6 / 7)
@@ -127,7 +127,7 @@ def test_semantic_scores_of_logits() -> None:
 
 
 @pytest.mark.parametrize("outputs", [["instances"], ["instances", "semantic"], ["instances", "semantic", "panoptic"]])
-def test_the_engine_scores_what_the_model_is_asked_for(outputs: list[str], tmp_path: Path) -> None:
+def test_the_engine_scores_the_outputs_of_the_model(outputs: list[str], tmp_path: Path) -> None:
     cfg = get_cfg()
     add_pffnet_config(cfg)
     cfg.OUTPUT_DIR = str(tmp_path)

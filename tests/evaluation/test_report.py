@@ -1,4 +1,4 @@
-"""The report: folds and runs, groups, tests, files, and what it refuses."""
+"""The report: folds and runs, groups, tests, files, and refused input."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ UNSEEN = {"c": 0.4, "d": 0.5, "e": 0.9}
 
 @pytest.fixture
 def methods(rows: Rows) -> dict[str, list[Row]]:
-    """Ours is better by different amounts than the second, and equal to the third."""
+    """Ours is better than the second method by varying amounts, and equal to the third."""
 
     def method(loss: float) -> list[Row]:
         seen = {image: value * (1 - loss) for image, value in SEEN.items()}
@@ -45,7 +45,7 @@ def test_means_by_group_and_tests(methods: dict[str, list[Row]]) -> None:
     assert report.summaries["Ours", "all", "AJI"].mean == pytest.approx(3.2 / 5)
     assert report.summaries["Ours", "all", "AJI"].std == pytest.approx(np.std([0.6, 0.8, 0.4, 0.5, 0.9]))
 
-    # Paired by image, whatever the order of the rows.
+    # Paired by image, for any order of the rows.
     ours, second = [0.6, 0.8, 0.4, 0.5, 0.9], [0.54, 0.72, 0.32, 0.4, 0.72]
     tests = paired_tests(ours, second)
     comparison = report.comparisons["Second", "all", "AJI"]
@@ -55,19 +55,19 @@ def test_means_by_group_and_tests(methods: dict[str, list[Row]]) -> None:
         pytest.approx(holm([p, 1.0])[0]) for p in (tests.t, tests.wilcoxon)
     )
     assert report.comparisons["Third", "all", "AJI"] == (1, 1, 1, 1)
-    # More is worse.
+    # Higher is worse.
     assert report.comparisons["Second", "all", "merges"].wilcoxon == 1
     assert ("Second", "all", "DiC") not in report.comparisons
     assert not any(name == "Ours" for name, _, _ in report.comparisons)
 
 
-def test_a_group_of_all_images_is_no_group_of_its_own(rows: Rows) -> None:
+def test_a_single_group_is_not_shown_separately(rows: Rows) -> None:
     assert Report({"A": rows({"a": 1.0, "b": 0.5}, "A1")}, "A").groups == ["all"]
     assert Report({"A": rows({"a": 1.0}, "A1") + rows({"b": 0.5})}, "A").groups == ["A1", "all"]
 
 
 def test_groups_of_a_prepared_json(tmp_path: Path) -> None:
-    """Not those that splits keep together, which an earlier version calls group."""
+    """Not the groups that splits keep together, which an earlier version called group."""
     images = [{"file_name": f"{name}.png", "split_group": name, "report_group": "seen"} for name in "ab"]
     images.append({"file_name": "old.png", "group": "patient 1"})
     (tmp_path / "instances.json").write_text(json.dumps({"images": images}))
@@ -81,14 +81,14 @@ def test_markdown(methods: dict[str, list[Row]]) -> None:
     assert lines[0] == "Mean (population standard deviation) over images: seen 2, unseen 3, all 5."
     assert "| method | AJI seen | AJI unseen | AJI all | PQ seen | PQ unseen | PQ all |" in lines
     assert "| Ours | 0.7000 (0.1000) | 0.6000 (0.2160) | 0.6400 (0.1855) |" in text
-    assert "Left out, being no number: Second: AJI of 1 images." in lines
+    assert "Left out because the score is not a number: Second: AJI of 1 images." in lines
     assert "| Ours against | AJI | PQ |" in lines
     assert "| Third | 1.000 (1.000) | 1.000 (1.000) |" in lines
     alone = Report({"Ours": methods["Ours"]}, "Ours").markdown(("AJI",))
     assert "p-values" not in alone
 
 
-def test_folds_are_put_together_and_runs_averaged(rows: Rows) -> None:
+def test_folds_are_joined_and_runs_averaged(rows: Rows) -> None:
     folds = merge_runs("x", [rows({"a": 0.2}), rows({"b": 0.4, "c": 0.6})])
     assert {row["image"]: row["AJI"] for row in folds} == {"a": 0.2, "b": 0.4, "c": 0.6}
     nan = float("nan")
@@ -123,14 +123,14 @@ def test_scores_are_read_as_they_were_written(tmp_path: Path, rows: Rows) -> Non
     ("text", "message"),
     [
         (None, "cannot be read"),
-        ("image,group,AJI\n", "holds no scores"),
+        ("image,group,AJI\n", "contains no scores"),
         ("image,group,AJI\na,,x\n", "line 2: not a row of scores"),
         ("image,group,AJI\na,,0.1\nb,,\n", "line 3: not a row of scores"),
         ("image,AJI\na,0.1\n", "line 2: not a row of scores"),
         ("image,group,AJI\na,,0.1\na,,0.1\n", "image a is there twice"),
     ],
 )
-def test_what_is_no_file_of_scores(
+def test_files_without_scores(
     text: str | None, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if text is not None:
@@ -168,7 +168,7 @@ def test_the_command(tmp_path: Path, methods: dict[str, list[Row]], capsys: pyte
 
     for arguments, message in (
         ([f"{tmp_path}/Ours"], "NAME=DIR"),
-        ([*runs, "--proposed", "Theirs"], "--proposed Theirs: no such method among Second, Ours"),
+        ([*runs, "--proposed", "Theirs"], "--proposed Theirs: no such method; choose from Second, Ours"),
         ([*runs, "--metrics", "AJI", "IoU"], "--metrics IoU: not every method has it"),
     ):
         assert cli.main(["report", *arguments, "--out", str(out)]) == 2
@@ -176,13 +176,13 @@ def test_the_command(tmp_path: Path, methods: dict[str, list[Row]], capsys: pyte
         assert message in line_
 
 
-def test_runs_show_the_chance_of_training(rows: Rows) -> None:
+def test_runs_show_the_variation_of_training(rows: Rows) -> None:
     runs = [rows({"a": 0.2, "b": 0.4}), rows({"b": 0.5, "a": 0.3}), rows({"a": 0.4, "b": float("nan")})]
     folds = [rows({"a": 0.1}), rows({"b": 0.2})]
     parts = {"Runs": runs, "Folds": folds, "Once": runs[:1]}
     report = Report({name: merge_runs(name, part) for name, part in parts.items()}, "Runs", parts)
     assert {name for name, _ in report.runs} == {"Runs"}
     assert report.runs["Runs", "AJI"] == pytest.approx([0.3, 0.4, 0.4])
-    # The deviation of three runs, n - 1: sqrt((0.0667^2 + 2 * 0.0333^2) / 2).
+    # Standard deviation of three runs (n - 1): sqrt((0.0667^2 + 2 * 0.0333^2) / 2).
     assert "| Runs | 0.3667 ± 0.0577: 0.3000, 0.4000, 0.4000 |" in report.markdown(("AJI",))
     assert "over runs" not in Report({"Once": runs[0]}, "Once", {"Once": runs[:1]}).markdown()

@@ -1,4 +1,4 @@
-"""Means, tests and corrections against hand and published examples."""
+"""Means, tests and corrections against examples computed by hand and published ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scipy import stats
 from pffnet_d2.evaluation.statistics import holm, paired_tests, summarise
 
 
-def test_what_is_no_number_is_left_out_and_counted() -> None:
+def test_values_that_are_not_numbers_are_left_out_and_counted() -> None:
     assert summarise([1.0, 3.0, float("nan")]) == (2.0, 1.0, 2, 1)  # population deviation: of 1 and 3 it is 1
     for values in ([], [float("nan")] * 3):
         mean, std, images, left_out = summarise(values)

@@ -1,4 +1,4 @@
-"""Thresholds chosen on stored predictions, and the yaml that evaluation takes."""
+"""Thresholds chosen on stored predictions, and the yaml for evaluation."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leave_no_trace: No
 
 
 class Model(nn.Module):
-    """Finds every object of the truth with class score 0.72, and as many that are not there with 0.62."""
+    """Finds every true object with class score 0.72, and as many false ones with 0.62."""
 
     runs = 0
 
@@ -60,7 +60,7 @@ class Model(nn.Module):
             instances = Instances(size, pred_masks=torch.from_numpy(np.concatenate([shifted, masks])))
             n = len(masks)
             instances.pred_boxes = Boxes(torch.zeros(2 * n, 4))
-            # By scores alone the wrong ones come last, so only beta keeps them out.
+            # The false ones have the lowest scores, so only beta can remove them.
             instances.scores = torch.cat([torch.full((n,), 0.1), torch.full((n,), 0.5)])
             instances.class_scores = torch.cat([torch.full((n,), 0.62), torch.full((n,), 0.72)])
             outputs.append({"instances": instances})
@@ -68,7 +68,7 @@ class Model(nn.Module):
 
 
 def soft_instances(entry: dict[str, Any]) -> Instances:
-    """ROI masks that are right at one mask threshold only, and scores at random."""
+    """ROI masks that are right at only one mask threshold, and random scores."""
     generator = torch.Generator().manual_seed(entry["image_id"])
     boxes = torch.tensor([a["bbox"] for a in entry["annotations"]], dtype=torch.float32)
     boxes[:, 2:] += boxes[:, :2]
@@ -101,7 +101,7 @@ def test_what_is_stored_is_what_was_predicted(tmp_path: Path) -> None:
             assert torch.equal(after.get(name), before.get(name))
 
 
-def test_masks_kept_as_windows_are_stored_whole(tmp_path: Path) -> None:
+def test_masks_kept_as_windows_are_stored_completely(tmp_path: Path) -> None:
     masks = torch.zeros(2, 6, 8, dtype=torch.bool)
     masks[0, :3, :3] = masks[1, 2:, 5] = True
     instances = Instances((6, 8), scores=torch.tensor([0.9, 0.8]), pred_boxes=Boxes(torch.zeros(2, 4)))

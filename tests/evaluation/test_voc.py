@@ -30,7 +30,7 @@ def data_set() -> Iterator[None]:
 
 
 def detected(*detections: tuple[float, tuple[int, int, int, int]]) -> dict:
-    """Instances of (score, (x0, y0, x1, y1)) rectangles, as whole masks."""
+    """Instances of (score, (x0, y0, x1, y1)) rectangles, as full masks."""
     masks = [InstanceMask(y0, x0, np.ones((y1 - y0, x1 - x0), bool)) for _, (x0, y0, x1, y1) in detections]
     instances = Instances(SIZE, scores=torch.tensor([score for score, _ in detections]))
     instances.pred_masks = InstanceMasks(masks, SIZE)
@@ -45,7 +45,7 @@ def voc(found: dict[int, dict], **options: object) -> dict[str, float]:
 
 
 def shrunk(truth: int, pixels: int) -> tuple[int, int, int, int]:
-    """The truth of this number (from 0) without its lowest rows: IoU of mask and box (8 - pixels) / 8."""
+    """The truth with this number (from 0) without its lowest rows: mask and box have IoU (8 - pixels) / 8."""
     y, x = 10 * (truth % 3) + 2, 10 * (truth // 3) + 1
     return x, y, x + 8, y + 8 - pixels
 
@@ -68,12 +68,12 @@ def test_voc_ap_by_hand() -> None:
             13: detected((0.5, shrunk(4, 4))),
         }
     )
-    # A mask of IoU exactly 0.5 or 0.75 is no hit, a box is. Precision 1, 2/4, 3/5 at the hits, made monotonous.
+    # With an IoU of exactly 0.5 or 0.75, a mask is not a hit, but a box is. Monotone precision at hits: 1, 2/4, 3/5.
     assert result["mask_AP50"] == pytest.approx(100 * (1 + 2 / 4) / 36)
     assert result["mask_AP75"] == pytest.approx(100 * 1 / 36)
     assert result["box_AP50"] == pytest.approx(100 * (1 + 3 / 5 + 3 / 5) / 36)
     assert result["box_AP75"] == pytest.approx(100 * (1 + 2 / 4) / 36)
-    # Above 0.75 the first alone counts: of ten thresholds, 5 with two mask hits, and of boxes 1, 5 and 4.
+    # Above 0.75 only the first is a hit: of ten thresholds, 5 have two mask hits; of boxes 1, 5 and 4.
     assert result["mask_AP"] == pytest.approx(100 * (5 * 1.5 + 5 * 1) / 10 / 36)
     assert result["box_AP"] == pytest.approx(100 * (1 * 2.2 + 5 * 1.5 + 4 * 1) / 10 / 36)
 
@@ -88,15 +88,15 @@ def test_boxes_are_those_of_the_masks() -> None:
     assert result["box_AP"] == pytest.approx(100 / 36)
 
 
-def test_equal_scores_go_by_the_data_sets_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_scores_follow_the_order_of_the_data_set(monkeypatch: pytest.MonkeyPatch) -> None:
     hit, miss = detected((0.5, shrunk(0, 0))), detected((0.5, (80, 50, 90, 60)))
     first, last = {11: hit, 13: miss}, {13: miss, 11: hit}
     assert voc(first)["mask_AP"] == voc(last)["mask_AP"] == pytest.approx(100 / 36)
     assert voc({11: miss, 13: hit})["mask_AP"] == pytest.approx(50 / 36)
-    # Within an image by the order of the detections.
+    # Within an image they follow the order of the detections.
     two = detected((0.5, (80, 50, 90, 60)), (0.5, shrunk(0, 0)))
     assert voc({11: two})["mask_AP"] == pytest.approx(50 / 12)
-    # And whatever ranks saw them; an image seen twice counts once.
+    # This holds for any distribution over ranks; an image seen twice counts once.
     parts = []
     for image_id, output in ((13, miss), (11, hit)):
         evaluator = VOCEvaluator(NAME)
@@ -119,7 +119,7 @@ def test_voc_ap_at_the_edges(caplog: pytest.LogCaptureFixture) -> None:
         VOCEvaluator(NAME).process([image(99)], [nothing()])
 
 
-def test_overlapping_truths_count_whole_and_crowds_do_not() -> None:
+def test_overlapping_truths_are_complete_and_crowds_do_not_count() -> None:
     dicts = DatasetCatalog.get(NAME)
     whole, part = np.zeros(SIZE, np.int32), np.zeros(SIZE, np.int32)
     whole[2:22, 2:22], part[4:10, 4:10] = 1, 1

@@ -41,7 +41,7 @@ def test_by_hand() -> None:
     assert (two["id"], two["image_id"], two["category_id"], two["iscrowd"]) == (10, 3, 1, 0)
     assert (two["area"], two["bbox"]) == (4, [1, 0, 3, 3])
     assert (five["id"], five["area"], five["bbox"]) == (11, 1, [0, 2, 1, 1])
-    # down the columns: 2: 000 220 200 002; 5: 005 000 000 000
+    # read down the columns: 2: 000 220 200 002; 5: 005 000 000 000
     expected = [mask_util.frPyObjects({"size": [3, 4], "counts": c}, 3, 4) for c in ([3, 2, 1, 1, 4, 1], [2, 1, 9])]
     assert [a["segmentation"]["counts"].encode() for a in (two, five)] == [e["counts"] for e in expected]
 
@@ -62,7 +62,7 @@ def test_same_bytes_as_pycocotools(label_map: np.ndarray) -> None:
 
 @given(label_maps)
 @settings(max_examples=150, deadline=None)
-def test_there_and_back(label_map: np.ndarray) -> None:
+def test_round_trip(label_map: np.ndarray) -> None:
     back = annotations_to_label_map(label_map_to_annotations(label_map), *label_map.shape)
     assert back.dtype == np.int32
     assert back.flags.c_contiguous
@@ -86,7 +86,7 @@ def test_overlaps_as_painted_one_by_one(masks: list[np.ndarray]) -> None:
     for i, mask in enumerate(masks):
         np.testing.assert_array_equal(paint([annotations[i]], 6, 7)[0], mask)
         shown = [layer == i + 1 for layer in layers if (layer == i + 1).any()]
-        assert len(shown) == mask.any()  # in one layer, whole
+        assert len(shown) == mask.any()  # complete, in one layer
         np.testing.assert_array_equal(np.logical_or.reduce(shown) if shown else np.zeros((6, 7), np.bool_), mask)
 
 
@@ -94,14 +94,14 @@ def test_smaller_on_top_and_hidden_left_out() -> None:
     big, small, same = np.zeros((3, 5, 5), np.uint8)
     big[:, :], small[1:3, 1:3], same[1:3, 1:3] = 1, 1, 1
     label_map = annotations_to_label_map([annotation(m) for m in (small, big, same)], 5, 5)
-    # `same` lies over `small`, which vanishes; big is the second of the list, so 1 of what is left
+    # `same` hides `small`; `big` is second in the list, so it is 1 of the visible ones
     np.testing.assert_array_equal(label_map, np.where(same, 2, 1))
 
 
 @given(st.lists(arrays(np.bool_, (6, 7)), max_size=5))
 @settings(max_examples=100, deadline=None)
 def test_the_first_region_on_top(masks: list[np.ndarray]) -> None:
-    """Whatever its size, in the label map of the regions and in that of their annotations."""
+    """For any size, in the label map of the regions and in that of their annotations."""
     masks = [mask for mask in masks if mask.any()]
     expected = np.zeros((6, 7), np.int32)
     for i, mask in reversed(list(enumerate(masks))):
@@ -173,8 +173,8 @@ def test_any_string_is_decoded_or_refused(counts: str) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_regions_are_whole_and_as_pycocotools_encodes(data: st.DataObject) -> None:
-    """Any windows in an image, full columns and single pixels among them: there and back, byte for byte."""
+def test_regions_are_complete_and_encoded_as_by_pycocotools(data: st.DataObject) -> None:
+    """Any windows in an image, including full columns and single pixels: a round trip, byte for byte."""
     height, width = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
     masks = []
     for _ in range(data.draw(st.integers(0, 4))):
@@ -209,7 +209,7 @@ def test_the_smaller_region_is_on_top_and_hidden_ones_get_no_id() -> None:
     assert label_map.tolist() == [[1, 2, 2, 1], [1, 1, 1, 1], [1, 1, 1, 1]]
 
 
-def test_regions_that_are_none() -> None:
+def test_regions_that_are_invalid() -> None:
     for region, message in (
         ((0, 0, np.zeros((2, 2), np.bool_)), "has no pixels"),
         ((2, 0, np.ones((2, 2), np.bool_)), "row 2, column 0 leaves the image of 3 x 4"),

@@ -1,4 +1,4 @@
-"""Masks against Detectron2's own pasting, label maps against a plain loop of the rule."""
+"""Masks against Detectron2's own pasting, label maps against a simple loop of the rule."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def instances(size: tuple[int, int], boxes: list, masks: torch.Tensor, scores: l
 
 
 def whole(windows: list[InstanceMask], size: tuple[int, int]) -> np.ndarray:
-    """(N, H, W) masks; a window that leaves the image fails here."""
+    """(N, H, W) masks; a window that extends beyond the image fails here."""
     masks = np.zeros((len(windows), *size), bool)
     for full, (y0, x0, mask) in zip(masks, windows, strict=True):
         assert y0 >= 0
@@ -97,11 +97,11 @@ def test_the_covered_square_is_dropped_and_hides_nothing(form: str) -> None:
 def test_more_than_the_limit_covered_is_strict() -> None:
     masks = torch.zeros(2, 1, 20, dtype=torch.bool)
     masks[0, 0, :10] = True
-    masks[1, 0, 3:13] = True  # 7 of 10 covered: exactly the limit
+    masks[1, 0, 3:13] = True  # 7 of 10 covered, exactly the limit
     found = instances((1, 20), [[0, 0, 10, 1], [3, 0, 13, 1]], masks, [0.9, 0.8])
     assert instances_to_label_map(found, max_covered=0.7).max() == 2
     assert instances_to_label_map(found, max_covered=0.69).max() == 1
-    masks[1, 0] = masks[0, 0]  # nothing left: no label even where any coverage is allowed
+    masks[1, 0] = masks[0, 0]  # no pixels left, so no label even if any coverage is allowed
     assert instances_to_label_map(found, max_covered=1.0).max() == 1
 
 
@@ -109,11 +109,11 @@ def test_class_scores_select_and_scores_order() -> None:
     masks = three_squares()
     boxes = THREE_BOXES
     found = instances((12, 20), boxes, masks, [0.1, 0.4, 0.3], class_scores=[0.9, 0.5, 0.8])
-    # The second has a class score of exactly beta: out. The third, of the higher score, is laid first.
+    # The second has a class score of exactly beta and is dropped. The third has a higher score and is painted first.
     label_map = instances_to_label_map(found, score_threshold=0.5)
     assert (label_map[1:11, 5:15] == 1).all()
     assert (label_map[1:11, :5] == 2).all()
-    # A stock model has only scores.
+    # Detectron2's own models have only scores.
     found.remove("class_scores")
     assert instances_to_label_map(found, score_threshold=0.5).max() == 0
     assert instances_to_label_map(found, score_threshold=0.25).max() == 2
@@ -148,12 +148,12 @@ def test_empty_masks_get_no_label() -> None:
     assert np.unique(instances_to_label_map(found)).tolist() == [0, 1]
 
 
-# --- Windows against upstream ---------------------------------------------------------------------------------------
+# --- Windows against Detectron2 -------------------------------------------------------------------------------------
 
 
 @st.composite
 def detections(draw: st.DrawFn) -> Instances:
-    """Boxes that may leave the image, on whole, half or any coordinates; masks saturated (where ties are) or soft."""
+    """Boxes, possibly beyond the image, at whole, half or any coordinates; saturated masks (with ties) or soft ones."""
     height, width = draw(st.integers(1, 60)), draw(st.integers(1, 60))
     count, side = draw(st.integers(1, 5)), draw(st.sampled_from([1, 2, 7, 28]))
     step = draw(st.sampled_from([1.0, 0.5, 0.013]))
@@ -163,7 +163,7 @@ def detections(draw: st.DrawFn) -> Instances:
     boxes = np.array(draw(st.lists(extents, min_size=count, max_size=count)))
     boxes = np.maximum(np.round(boxes / step), [[-20 / step, -20 / step, 1, 1]]) * step
     boxes[:, 2:] += boxes[:, :2]
-    # Upstream cannot paste a box that lies wholly outside: see the test of those below.
+    # Detectron2 cannot paste a box completely outside the image; a test below covers such boxes.
     boxes[:, 2:] = np.maximum(boxes[:, 2:], 0.5)
     values = st.sampled_from([0.0, 1.0]) if draw(st.booleans()) else st.floats(0, 1, width=32)
     masks = draw(hnp.arrays(np.float32, (count, 1, side, side), elements=values))
@@ -173,7 +173,7 @@ def detections(draw: st.DrawFn) -> Instances:
 
 @settings(deadline=None)
 @given(detections(), st.sampled_from([0.3, 0.5, 0.8]))
-def test_windows_equal_upstreams_pasting(found: Instances, threshold: float) -> None:
+def test_windows_equal_detectron2s_pasting(found: Instances, threshold: float) -> None:
     pasted = paste_masks_in_image(found.pred_masks[:, 0], found.pred_boxes, found.image_size, threshold)
     windows = instance_masks(found, threshold)
     assert (whole(windows, found.image_size) == pasted.numpy()).all()
@@ -184,7 +184,7 @@ def test_windows_equal_upstreams_pasting(found: Instances, threshold: float) -> 
 
 @settings(deadline=None)
 @given(detections(), st.sampled_from([0.5, 0.8]), st.sampled_from([0.0, 0.5, 0.7, 1.0]))
-def test_label_map_equals_the_plain_rule(found: Instances, beta: float, max_covered: float) -> None:
+def test_label_map_equals_the_simple_loop(found: Instances, beta: float, max_covered: float) -> None:
     pasted = paste_masks_in_image(found.pred_masks[:, 0], found.pred_boxes, found.image_size)
     scores = found.scores.numpy()
     expected = plain_rule(pasted.numpy(), scores, scores, beta, max_covered)
@@ -210,13 +210,13 @@ def test_boxes_without_a_pixel() -> None:
     boxes = [
         [5, 5, 5, 9],  # no width
         [5, 5, 9, 5],  # no height
-        [9, 9, 5, 5],  # inside out
+        [9, 9, 5, 5],  # corners exchanged
         [nan, 0, 5, 5],
         [0, 0, inf, 5],
         [-30, -30, -20, -20],  # outside
         [50, 3, 70, 9],
         [3, 50, 9, 1e30],
-        [2, 2, 4, 4],  # the only sound one
+        [2, 2, 4, 4],  # the only valid one
     ]
     found = instances((20, 30), boxes, torch.ones(9, 1, 28, 28), [0.9] * 9)
     areas = whole(instance_masks(found), (20, 30)).sum(axis=(1, 2))
@@ -262,7 +262,7 @@ def test_cuda_equals_cpu() -> None:
 
 
 def ring_and_core() -> Instances:
-    """A worse ring of 9x9 with a hole of 3x3, in which a better pixel lies; 12 x 20 pixels, with a speck aside."""
+    """A ring of 9x9 with a 3x3 hole that contains a pixel with a better score; 12 x 20 pixels, with a speck beside."""
     masks = torch.zeros(2, 12, 20, dtype=torch.bool)
     masks[0, 1:10, 1:10] = True
     masks[0, 4:7, 4:7] = False
@@ -296,7 +296,7 @@ def test_small_instances_hide_nothing() -> None:
 
 def test_the_largest_of_overlapping_masks_stays_whole() -> None:
     masks = torch.zeros(4, 6, 12, dtype=torch.bool)
-    masks[0, 1:3, 2:4] = True  # the best, 4 pixels, inside the largest: nothing is left of it
+    masks[0, 1:3, 2:4] = True  # the best, 4 pixels, inside the largest, which hides it
     masks[1, 1:5, 6:9] = True  # 12 pixels, one column shared with the largest
     masks[2, :5, 1:7] = True  # the largest
     masks[3, 0, 9:12] = True  # alone
@@ -307,10 +307,10 @@ def test_the_largest_of_overlapping_masks_stays_whole() -> None:
     expected[:5, 1:7] = 3
     labels, kept = label_map_and_indices(given, LabelMapRule(max_covered=1.0, largest_first=True))
     np.testing.assert_array_equal(labels, expected)
-    assert kept == [3, 1, 2]  # labels go by score
-    # By score the best is whole.
+    assert kept == [3, 1, 2]  # labels follow the score
+    # By score the best is complete.
     assert (instances_to_label_map(given, max_covered=1.0)[1:3, 2:4] == 2).all()
-    # Of equal areas the better one.
+    # Of equal areas the better one is complete.
     twins = instances((6, 12), [[0, 0, 1, 1]] * 2, torch.stack([masks[1], masks[1].roll(1, 0)]), [0.6, 0.8])
     labels, kept = label_map_and_indices(twins, LabelMapRule(max_covered=1.0, largest_first=True))
     assert kept == [1, 0]
@@ -345,7 +345,7 @@ def test_window_masks_are_the_masks_they_were_made_of() -> None:
     expected = instances_to_label_map(given)
     given.pred_masks = kept
     np.testing.assert_array_equal(instances_to_label_map(given), expected)
-    # As Instances hands fields on: indexed, moved, counted.
+    # As Instances uses its fields: indexed, moved, counted.
     rest = given[torch.tensor([1, 2])].to("cpu")
     assert len(rest) == len(rest.pred_masks) == 2
     np.testing.assert_array_equal(instances_to_label_map(rest) > 0, masks[1:].any(0).numpy())

@@ -1,4 +1,4 @@
-"""Outlines: by hand, and filled again by another program (matplotlib) they give the label map back."""
+"""Outlines: by hand, and filled again by another program (matplotlib), which must give the label map."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_holes_parts_and_corners_that_touch() -> None:
         np.int32,
     )
     ((_, parts),) = outlines(label_map)
-    # The big part with two holes that touch at a corner, the pixels upper right (touches at a corner) and lower right.
+    # A big part with two holes that touch at a corner, and pixels at upper right (touching a corner) and lower right.
     assert sorted(len(part) for part in parts) == [1, 1, 3]
     assert sorted(area(part[0]) for part in parts) == [1, 1, 17]
     (big,) = [part for part in parts if len(part) == 3]

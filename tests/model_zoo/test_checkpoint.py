@@ -1,4 +1,4 @@
-"""checkpoint.py: nothing but weights is read, misfits are named, files are whole."""
+"""Checkpoints: only weights are read, weights that do not fit are named, files are written whole."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Model(nn.Module):
 
 
 class Shell:
-    """What a malicious pickle holds."""
+    """The content of a malicious pickle."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -79,7 +79,7 @@ def test_pickles_of_other_numpy_releases(tmp_path: Path, module: str) -> None:
 
 
 def caffe2_name(name: str) -> str:
-    """Detectron2's name of a ResNet weight to Caffe2's, for basic blocks with GroupNorm."""
+    """Convert Detectron2's name of a ResNet weight to Caffe2's, for basic blocks with GroupNorm."""
     suffix = {"norm.weight": "gn_s", "norm.bias": "gn_b", "weight": "w"}
     module, _, last = name.partition(".norm.") if ".norm." in name else name.rpartition(".")
     last = suffix["norm." + last if ".norm." in name else last]
@@ -102,7 +102,7 @@ def test_caffe2_imagenet_file_starts_pffnet(tmp_path: Path, blobs: bool) -> None
 
     Checkpointer(ours).load(file, checkpointables=[])
     assert_equal_weights(theirs.backbone.bottom_up, ours.backbone.bottom_up)
-    # A file of another depth or width does not start it.
+    # Training does not start from a file of another depth or width.
     del weights["res5_1_branch2b_w"]
     weights["res4_0_branch2a_w"] = weights["res4_0_branch2a_w"][:, :2]
     with pytest.raises(InputError, match=r"res4\.0\.conv1\.weight missing, .*res5\.1\.conv2\.weight missing"):
@@ -118,7 +118,7 @@ def test_pickle_that_runs_a_command_is_refused(tmp_path: Path, protocol: int) ->
         read_weights(file)
     assert not trace.exists()
     pickle.loads(Path(file).read_bytes())
-    assert trace.exists()  # it does run where nothing stops it
+    assert trace.exists()  # an ordinary unpickler runs it
 
 
 def test_pth_that_runs_a_command_is_refused(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_truncated_files_are_named(tmp_path: Path, cut: float, ending: str) -> N
         torch.save({"model": Model().state_dict()}, file)
     data = file.read_bytes()
     file.write_bytes(data[: int(cut * len(data))])
-    with pytest.raises(InputError, match=rf"whole\{ending}: .*(truncated|not read|no checkpoint)") as error:
+    with pytest.raises(InputError, match=rf"whole\{ending}: .*(truncated|not read|not a checkpoint)") as error:
         read_weights(str(file))
     assert "\n" not in str(error.value)
 
@@ -178,11 +178,11 @@ def test_truncated_files_are_named(tmp_path: Path, cut: float, ending: str) -> N
 @pytest.mark.parametrize("content", [[1, 2], {}, {"model": {"w": "text"}}, {"model": {}}, {"model": 3}])
 def test_files_of_something_else(tmp_path: Path, content: Any) -> None:
     torch.save(content, tmp_path / "x.pth")
-    with pytest.raises(InputError, match=r"x\.pth: no checkpoint"):
+    with pytest.raises(InputError, match=r"x\.pth: not a checkpoint"):
         read_weights(str(tmp_path / "x.pth"))
 
 
-def test_weights_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_cannot_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path / "cache"))
     remedy = "MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 or a local file"
     for path in (
@@ -205,7 +205,7 @@ def test_misfits_are_named(tmp_path: Path) -> None:
             Checkpointer(Model()).load(str(tmp_path / "other.pth"), checkpointables=checkpointables)
 
 
-def test_heads_may_be_new_when_training_starts_only(tmp_path: Path) -> None:
+def test_heads_may_be_new_only_when_training_starts(tmp_path: Path) -> None:
     theirs, ours = Model(), Model()
     weights = {k: v for k, v in theirs.state_dict().items() if k.startswith("backbone.bottom_up.")}
     torch.save(weights, tmp_path / "start.pth")
@@ -218,7 +218,7 @@ def test_heads_may_be_new_when_training_starts_only(tmp_path: Path) -> None:
         Checkpointer(ours).load(str(tmp_path / "heads.pth"), checkpointables=[])
 
 
-def test_heads_of_other_classes_are_new_when_training_starts_only(tmp_path: Path) -> None:
+def test_heads_of_other_classes_are_new_only_when_training_starts(tmp_path: Path) -> None:
     theirs, ours = Model(), Model()
     theirs.head = nn.Linear(2, 81)
     before = ours.head.weight.clone()
@@ -230,7 +230,7 @@ def test_heads_of_other_classes_are_new_when_training_starts_only(tmp_path: Path
         Checkpointer(ours).load(str(tmp_path / "coco.pth"))
 
 
-def test_saved_checkpoints_are_weights_only_and_come_back(tmp_path: Path) -> None:
+def test_saved_checkpoints_are_weights_only_and_can_be_read(tmp_path: Path) -> None:
     theirs, ours = Model(), Model()
     Checkpointer(theirs, str(tmp_path)).save("model_0000001", iteration=1, best=np.float64(0.5), count=np.int64(3))
     checkpointer = Checkpointer(ours, str(tmp_path))
@@ -269,7 +269,7 @@ def truncate(file: Path) -> None:
 
 @pytest.mark.parametrize("spoil", [damage, truncate, Path.unlink], ids=["damaged", "truncated", "missing"])
 @pytest.mark.parametrize("last", ["model_0000009", "model_final"])
-def test_resuming_falls_back_to_the_newest_whole_checkpoint(
+def test_resuming_falls_back_to_the_newest_complete_checkpoint(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, last: str, spoil: Any
 ) -> None:
     whole = Model()
@@ -286,7 +286,7 @@ def test_resuming_falls_back_to_the_newest_whole_checkpoint(
     assert_equal_weights(whole, ours)
     (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert line.startswith(f"{tmp_path / last}.pth: ")
-    assert f"going on from {tmp_path / 'model_0000005.pth'}" in line
+    assert f"resuming from {tmp_path / 'model_0000005.pth'}" in line
 
 
 def test_a_run_made_longer_falls_back_to_its_first_end(tmp_path: Path) -> None:
@@ -298,17 +298,17 @@ def test_a_run_made_longer_falls_back_to_its_first_end(tmp_path: Path) -> None:
     assert_equal_weights(whole, ours)
 
 
-def test_resuming_without_any_whole_checkpoint(tmp_path: Path) -> None:
+def test_resuming_without_any_complete_checkpoint(tmp_path: Path) -> None:
     checkpointer = Checkpointer(Model(), str(tmp_path))
     for name in ("model_0000001", "model_final"):
         checkpointer.save(name)
         truncate(tmp_path / f"{name}.pth")
-    with pytest.raises(InputError, match=r"model_final\.pth: truncated.*leave out --resume to begin anew") as error:
+    with pytest.raises(InputError, match=r"model_final\.pth: truncated.*omit --resume to start again") as error:
         checkpointer.resume_or_load("", resume=True)
     assert "\n" not in str(error.value)
 
 
-def test_a_last_checkpoint_of_another_model_is_no_damage(tmp_path: Path) -> None:
+def test_a_last_checkpoint_of_another_model_is_not_damaged(tmp_path: Path) -> None:
     Checkpointer(Model(), str(tmp_path)).save("model_0000001")
     Checkpointer(Model(width=5), str(tmp_path)).save("model_0000002")
     with pytest.raises(InputError, match=r"model_0000002\.pth: does not fit the model"):
@@ -318,7 +318,7 @@ def test_a_last_checkpoint_of_another_model_is_no_damage(tmp_path: Path) -> None
 def test_a_changed_byte_is_noticed(tmp_path: Path) -> None:
     torch.save({"model": {"w": torch.zeros(1000)}}, tmp_path / "w.pth")
     damage(tmp_path / "w.pth")
-    with pytest.raises(InputError, match=r"w\.pth: truncated, damaged or no weights file"):
+    with pytest.raises(InputError, match=r"w\.pth: truncated, damaged or not a weights file"):
         read_weights(str(tmp_path / "w.pth"))
 
 
@@ -343,7 +343,7 @@ def test_the_remedy_is_that_of_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("start", [True, False])
-def test_what_is_fetched_is_said(
+def test_fetching_is_logged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, start: bool
 ) -> None:
     file = tmp_path / "whole.pth"

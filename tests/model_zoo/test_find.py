@@ -1,4 +1,4 @@
-"""Models by name and folder: found, verified, refused; and the one that is shipped."""
+"""Models by name and folder: found, verified, refused; and the shipped model."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_changed_config_or_card_is_found(copy: Path) -> None:
         find_model(copy)
     for text in ("{", "[]", '{"sha256": {}}'):
         (copy / CARD).write_text(text)
-        with pytest.raises(InputError, match=r"card\.json: damaged, or no card"):
+        with pytest.raises(InputError, match=r"card\.json: damaged, or not the card"):
             find_model(copy)
 
 
@@ -107,7 +107,7 @@ def test_predictor_without_arguments(shipped: Path) -> None:
 def test_the_first_command(
     shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """`pffnet predict image.tif`, and nothing else."""
+    """`pffnet predict image.tif` without options."""
     monkeypatch.chdir(tmp_path)
     Path("nuclei").mkdir()  # a folder of the user's, not the model
     tifffile.imwrite("image.tif", squares())
@@ -122,7 +122,7 @@ def test_the_first_command(
 
 
 def test_the_shipped_model() -> None:
-    """The real one: small, whole, documented, and trained with the normalisation that prediction uses."""
+    """The real model is small, complete, documented, and trained with the normalisation that prediction uses."""
     folder = Path(pffnet_d2.__file__).parent / "model_zoo" / "pretrained" / pretrained.DEFAULT
     if not (folder / CARD).is_file():
         pytest.skip("this checkout has no pffnet_d2/model_zoo/pretrained/nuclei")

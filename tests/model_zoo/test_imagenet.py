@@ -1,4 +1,4 @@
-"""Weights from an installed package: found, verified, renamed, and able to tell a cat."""
+"""Weights from an installed package: found, verified, renamed, and able to recognise a cat."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ CATS = (281, 282, 285)  # ImageNet's tabby, tiger cat and Egyptian cat
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where converted weights go."""
+    """The folder of the converted weights."""
     monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
     return tmp_path
 
@@ -39,7 +39,7 @@ def installed(request: pytest.FixtureRequest) -> Path:
 
 
 def test_a_cat_is_a_cat(installed: Path) -> None:
-    """skimage's picture of one, resized to 224 x 224: the three likeliest of 1,000 classes are cats."""
+    """skimage's picture of a cat, resized to 224 x 224: the three likeliest of 1,000 classes are cats."""
     from skimage.data import chelsea
     from skimage.transform import resize
 

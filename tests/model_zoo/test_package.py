@@ -111,11 +111,11 @@ def test_what_cannot_be_packaged(tiny_run: Path, tmp_path: Path) -> None:
         package_model(config, weights, tmp_path / "file" / "out")
 
 
-def test_what_is_no_card_text(tmp_path: Path) -> None:
+def test_files_that_are_not_the_text_of_a_card(tmp_path: Path) -> None:
     file = tmp_path / "about.yaml"
     with pytest.raises(InputError, match="cannot be read"):
         read_about(file)
-    for text, words in (("- 1", "holds no keys"), ("a: [", "is not YAML"), ("a: 2020-01-01", "of plain values")):
+    for text, words in (("- 1", "contains no keys"), ("a: [", "is not YAML"), ("a: 2020-01-01", "of plain values")):
         file.write_text(text)
         with pytest.raises(InputError, match=words):
             read_about(file)

@@ -28,7 +28,7 @@ def compact_cfg() -> Callable[..., CfgNode]:
 
 
 def one_input(height: int, width: int, objects: int, generator: torch.Generator) -> dict[str, Any]:
-    """An image of bright rectangles with its truth."""
+    """Make an image of bright rectangles and its truth."""
     masks = torch.zeros(objects, height, width, dtype=torch.bool)
     boxes = torch.zeros(objects, 4)
     for i in range(objects):
@@ -55,7 +55,7 @@ def one_input(height: int, width: int, objects: int, generator: torch.Generator)
 
 @pytest.fixture
 def make_batch() -> Callable[..., list[dict[str, Any]]]:
-    """``make_batch((height, width, objects), ...)``: a batch, the same for the same arguments."""
+    """``make_batch((height, width, objects), ...)``: a batch that depends only on the arguments."""
 
     def make(*shapes: tuple[int, int, int], seed: int = 0) -> list[dict[str, Any]]:
         generator = torch.Generator().manual_seed(seed)

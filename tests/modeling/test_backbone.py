@@ -9,7 +9,7 @@ from detectron2.modeling.backbone import FPN
 
 
 @pytest.mark.parametrize("fuse_type", ["sum", "avg"])
-def test_the_pyramid_is_upstreams_under_upstreams_names(compact_cfg: Callable, fuse_type: str) -> None:
+def test_the_pyramid_equals_detectron2s_under_the_same_names(compact_cfg: Callable, fuse_type: str) -> None:
     torch.manual_seed(0)
     options = ("MODEL.FPN.FUSE_TYPE", fuse_type)
     ours = build_backbone(compact_cfg(*options)).eval()

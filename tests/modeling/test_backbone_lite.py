@@ -24,7 +24,7 @@ CHANNELS = {0: [16, 24, 40, 112, 320], 1: [16, 24, 40, 112, 320], 2: [16, 24, 48
 
 
 def config(*options: str) -> CfgNode:
-    """The small PFFNet on lite0 without weights, narrow where that is possible."""
+    """The small PFFNet on lite0 without weights, as narrow as possible."""
     return read_config(
         str(config_path("Base-PFFNet-Lite.yaml")), ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", *options]
     )
@@ -42,7 +42,7 @@ def test_maps(version: int) -> None:
 
 
 def test_maps_are_timms() -> None:
-    """The features of timm's whole classifier with the same weights: no activation got lost."""
+    """The maps equal the features of timm's complete classifier with the same weights, so no activation is missing."""
     net = EfficientNetLite(0, frozen_norms=True).eval()
     whole = timm.create_model("tf_efficientnet_lite0").eval()
     whole.load_state_dict(net.net.state_dict(), strict=False)
@@ -64,7 +64,7 @@ def test_frozen_norms_stay_as_they_are_in_training() -> None:
     assert net.net.conv_stem.weight.grad is not None
 
 
-def test_norms_learn_without_weights_only() -> None:
+def test_norms_are_trained_only_without_weights() -> None:
     assert not build_backbone(config()).bottom_up.frozen_norms
     assert build_backbone(config("MODEL.WEIGHTS", "package://efficientnet-lite0")).bottom_up.frozen_norms
 
@@ -77,7 +77,7 @@ def test_freeze_at(freeze_at: int, stages: int) -> None:
     assert net.conv_stem.weight.requires_grad is (freeze_at == 0)
 
 
-def test_pyramid_hands_on_normed_maps() -> None:
+def test_pyramid_returns_normalised_maps() -> None:
     backbone = build_backbone(config()).eval()
     x = torch.randn(1, 3, 64, 96)
     features = backbone(x)
@@ -86,7 +86,7 @@ def test_pyramid_hands_on_normed_maps() -> None:
         if name in features:
             assert features[name].shape[1:] == (spec.channels, -(-64 // spec.stride), -(-96 // spec.stride))
     raw = backbone.bottom_up(x)["res3"]
-    expected = torch.nn.functional.group_norm(raw, 8, eps=1e-5).relu()  # its scale is 1 and its shift 0 at first
+    expected = torch.nn.functional.group_norm(raw, 8, eps=1e-5).relu()  # initially its scale is 1 and its shift 0
     assert torch.allclose(features["res3"], expected, atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""FCN-8s: its layers by what they must do, its loss by hand, its instances from foregrounds drawn here."""
+"""FCN-8s: its layers against their definition, its loss by hand, its instances from foregrounds drawn here."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def discs(shape: tuple[int, int], *circles: tuple[float, float, float]) -> np.nd
     return np.any([(y - cy) ** 2 + (x - cx) ** 2 <= r * r for cy, cx, r in circles], axis=0)
 
 
-def test_touching_discs_are_parted_and_whole() -> None:
+def test_touching_discs_are_split_and_complete() -> None:
     circles = (20, 15, 12.0), (20, 37, 12.0)  # they share 4 columns
     foreground = discs((41, 53), *circles)
     assert ndimage.label(foreground)[1] == 1
@@ -60,13 +60,13 @@ def test_touching_discs_are_parted_and_whole() -> None:
     left, right = parts[20, 15], parts[20, 37]
     assert (parts[:, :26][foreground[:, :26]] == left).all()
     assert (parts[:, 27:][foreground[:, 27:]] == right).all()
-    # What an opening parts is not parted when it is labelled after it.
+    # Labelling after the opening would not split the discs.
     opened = ndimage.binary_opening(foreground, discs((15, 15), (7, 7, 7)))
     assert ndimage.label(opened)[1] == 1
 
 
 def test_by_hand() -> None:
-    #  two 3 x 3 squares joined by one pixel, a corner pixel that touches diagonally, and one of a single pixel
+    # Two 3 x 3 squares joined by one pixel, a pixel that touches a corner diagonally, and a single pixel.
     rows = ["###.###..", "#######.#", "###.###..", ".......#."]
     foreground = np.array([[c == "#" for c in row] for row in rows])
     framed = np.pad(foreground, 1)
@@ -76,14 +76,14 @@ def test_by_hand() -> None:
     assert 0 not in ids
     assert (parts[:3, :3] == ids[0]).all()
     assert (parts[:3, 4:7] == ids[1]).all()
-    assert parts[1, 3] in ids[:2]  # the bridge is as near to either
+    assert parts[1, 3] in ids[:2]  # the bridge is equally near to both
     assert np.count_nonzero(parts) == np.count_nonzero(foreground)
-    # Without erosion the joined squares are one.
+    # Without erosion the joined squares are one object.
     assert len(np.unique(erode_label_grow(foreground, 0))) - 1 == 3
 
 
-def test_the_border_of_the_image_does_not_erode() -> None:
-    # A nucleus cut by the border, 3 pixels of it seen, joined to one inside by a strand.
+def test_the_foreground_is_not_eroded_at_the_border_of_the_image() -> None:
+    # A nucleus cut by the border, with 3 visible pixels, joined by a strand to one inside.
     foreground = np.zeros((12, 30), bool)
     foreground[:3, 2:12] = True
     foreground[1, 12:16] = True
@@ -111,7 +111,7 @@ def test_parts_fill_the_foreground(foreground: np.ndarray, radius: int) -> None:
     disc = discs((2 * radius + 1, 2 * radius + 1), (radius, radius, radius))
     seeds, seeded = ndimage.label(ndimage.binary_erosion(foreground, disc, border_value=1))
     assert len(ids) == seeded + count - len(np.unique(whole[seeds > 0]))
-    # No two seeds end in one part.
+    # No two seeds end up in the same part.
     assert len({(seeds[y, x], parts[y, x]) for y, x in np.argwhere(seeds)}) == seeded
 
 
@@ -159,12 +159,12 @@ def test_any_size_and_strides(model: FCN8s, size: tuple[int, int]) -> None:
 def test_upsampling_starts_as_bilinear_interpolation(factor: int) -> None:
     x = torch.rand(1, 2, 6, 5)
     expected = F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)
-    inner = slice(factor, -factor)  # beyond, one sees zeros and the other the edge again
+    inner = slice(factor, -factor)  # outside, one reads zeros and the other repeats the edge
     torch.testing.assert_close(bilinear_upsampling(factor)(x)[..., inner, inner], expected[..., inner, inner])
 
 
 def test_scores_are_added_from_coarse_to_fine(model: FCN8s) -> None:
-    """Upsampled by 2, 2 and 8, cut at the lower and the right edge."""
+    """The scores are upsampled by 2, 2 and 8, and cut at the lower and right edges."""
     model.eval()
     x = torch.rand(1, 3, 201, 230)
 
@@ -176,7 +176,7 @@ def test_scores_are_added_from_coarse_to_fine(model: FCN8s) -> None:
         pool3, pool4, fc7 = model.backbone(x)
         at_16 = model.score_pool4(pool4) + up(model.score_fc7(fc7), 2, pool4.shape)
         at_8 = model.score_pool3(pool3) + up(at_16, 2, pool3.shape)
-        inner = (..., slice(48, -48), slice(48, -48))  # at edges the first upsampling sees zeros, the second the edge
+        inner = (..., slice(48, -48), slice(48, -48))  # at edges the first upsampling reads zeros, the second the edge
         torch.testing.assert_close(model.logits(x)[inner], up(at_8, 8, x.shape)[inner])
 
 
@@ -184,7 +184,7 @@ def test_scores_are_added_from_coarse_to_fine(model: FCN8s) -> None:
 
 
 def torchvision_like(fcn: FCN8s) -> dict[str, torch.Tensor]:
-    """Random weights as torchvision's file holds them, for the widths of ``fcn``."""
+    """Random weights in the form of torchvision's file, for the widths of ``fcn``."""
     own = fcn.backbone.state_dict()
     given = {name: torch.randn_like(value) for name, value in own.items() if name.startswith("features")}
     for theirs, ours in (("classifier.0", "fc6"), ("classifier.3", "fc7")):
@@ -206,7 +206,7 @@ def test_torchvisions_weights_start_the_backbone(model: FCN8s, tmp_path: Path) -
     torch.testing.assert_close(model.backbone.fc6(x)[..., 3, 3], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_wrong_weights_are_told_in_one_line(model: FCN8s, tmp_path: Path) -> None:
+def test_wrong_weights_end_in_one_line(model: FCN8s, tmp_path: Path) -> None:
     def starting_from(given: dict[str, torch.Tensor]) -> str:
         torch.save(given, tmp_path / "file.pth")
         with pytest.raises(InputError) as error:

@@ -1,4 +1,4 @@
-"""The closed forms against the papers' loop over ROIs, values and gradients."""
+"""Values and gradients of the closed forms against the papers' loop over ROIs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pffnet_d2.modeling.fusion import MAX_LOG_GAIN, MODES, box_pixels, fuse
 
 
 def fuse_by_loop(f0: Tensor, logits: Tensor, boxes: Tensor, batch_index: Tensor, mode: str) -> Tensor:
-    """[P] Algorithm 1, one ROI after another on boxes with integer corners."""
+    """[P] Algorithm 1, one ROI after another, for boxes with integer corners."""
     maps = list(f0)
     for mask, box, image in zip(logits, boxes.long().tolist(), batch_index.tolist(), strict=True):
         x1, y1, x2, y2 = box
@@ -114,7 +114,7 @@ def test_extreme_logits_have_finite_gradients(mode: str) -> None:
 
 
 def test_a_pixel_is_inside_by_its_centre() -> None:
-    """x1 <= x + 1/2 < x2: a box from 1.5 to 3.5 holds the centres 1.5 and 2.5."""
+    """x1 <= x + 1/2 < x2: a box from 1.5 to 3.5 contains the centres 1.5 and 2.5."""
     where = box_pixels(torch.tensor([[1.5, 0.0, 3.5, 1.0], [0.6, 0.6, 1.4, 1.4]]), torch.tensor([0, 0]), (1, 5, 5))
     assert where.pixel.tolist() == [1, 2]
     assert where.u.tolist() == [0.0, 0.5]

@@ -1,4 +1,4 @@
-"""A model in the hands of Detectron2's own predictor sees what it saw in training."""
+"""A model in Detectron2's own predictor gets images like those of its training."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OBJECT_GUIDED = "dsb2018/ObjectGuided_R18_compact.yaml"
 
 
 def dim_field(dtype: type = np.uint8, brightest: int = 40) -> np.ndarray:
-    """(70, 90) of discs a few grey values above the ground."""
+    """An image (70, 90) of discs a few grey values brighter than the background."""
     rng = np.random.default_rng(0)
     rows, columns = np.mgrid[:70, :90]
     image = rng.integers(3, 7, (70, 90))
@@ -76,8 +76,8 @@ def of(image: np.ndarray, dtype: torch.dtype = torch.float32, **more: Any) -> di
     return {"image": torch.from_numpy(image.transpose(2, 0, 1).copy()).to(dtype), **more}
 
 
-def test_what_was_normalised_before_stays() -> None:
-    """Stretching twice would make a picture of the noise of an empty image."""
+def test_normalised_images_stay_as_they_are() -> None:
+    """Stretching twice would amplify the noise of an empty image."""
     change = as_trained("MODEL.PFFNET.NORMALISATION", "stretch", "INPUT.SQUARE.TEST", "0")
     raw = np.repeat(dim_field()[:, :, None], 3, axis=2)
     once = change(of(raw))["image"]
@@ -109,8 +109,8 @@ def test_as_it_is_by_default() -> None:
     assert change(image)["image"] is image["image"]
 
 
-def test_training_wants_the_squares_of_our_mapper() -> None:
-    """Detectron2's own mapper knows nothing of INPUT.SQUARE.TRAIN."""
+def test_training_requires_the_squares_of_our_mapper() -> None:
+    """Detectron2's own mapper ignores INPUT.SQUARE.TRAIN."""
     check = as_trained("INPUT.SQUARE.TRAIN", "64").check_training
     check([{"image": torch.zeros(3, 64, 64)}])
     with pytest.raises(InputError, match=r"INPUT\.SQUARE\.TRAIN 64: a training image has 64 x 80 pixels; train with"):

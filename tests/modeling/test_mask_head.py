@@ -55,7 +55,7 @@ def test_layers_are_the_tables_steps(trunk: str, fc_relu: bool, k: int) -> None:
 
 
 def test_two_channels_of_mask_rcnns_head(compact_cfg: Callable) -> None:
-    """Upstream's layers but for the second channel, and only the object's reaches upstream's loss and masks."""
+    """Detectron2's layers plus a second channel. Detectron2's loss and masks use only the channel of the object."""
     shape = ShapeSpec(channels=64, height=14, width=14)
     torch.manual_seed(0)
     upstream = build_mask_head(compact_cfg("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"), shape).eval()
@@ -92,7 +92,7 @@ def test_targets_crop_the_truth_to_the_proposal() -> None:
     masks[0, 8:16, 8:16] = True
     masks[1, 0:4, 0:32] = True
     with_objects = rois(masks, [[8.0, 8.0, 24.0, 24.0], [0.0, 0.0, 8.0, 8.0]])
-    empty = Instances((32, 32), proposal_boxes=Boxes(torch.zeros(0, 4)))  # no gt_masks at all, as upstream makes it
+    empty = Instances((32, 32), proposal_boxes=Boxes(torch.zeros(0, 4)))  # without gt_masks, as Detectron2 makes it
     targets = mask_targets([empty, with_objects], 8)
     assert targets.shape == (2, 8, 8)
     expected = torch.zeros(2, 8, 8)

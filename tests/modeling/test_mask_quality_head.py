@@ -85,7 +85,7 @@ def test_target_by_hand() -> None:
 @settings(max_examples=50, deadline=None)
 @given(seed=st.integers(0, 10_000), size=st.integers(4, 20))
 def test_target_is_the_quality_of_the_whole_object(seed: int, size: int) -> None:
-    """With one cell a pixel, the area correction gives exactly IoU and Dice with the object outside of the ROI too."""
+    """With one cell per pixel, the area correction gives exactly IoU and Dice with the whole object."""
     g = torch.Generator().manual_seed(seed)
     whole = torch.rand(1, size + 6, size + 6, generator=g) > 0.4
     logits = torch.randn(1, size, size, generator=g)

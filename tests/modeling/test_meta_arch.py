@@ -49,7 +49,7 @@ def train_once(model: torch.nn.Module, batch: list[dict[str, Any]]) -> dict[str,
         [(96, 96, 5), (96, 96, 4)],
         [(70, 101, 3), (96, 64, 2)],  # not square, not multiples of 32, of different sizes
         [(96, 96, 0), (96, 96, 3)],
-        [(64, 96, 0)],  # no object, hence no positive ROI anywhere
+        [(64, 96, 0)],  # no object and therefore no positive ROI
     ],
 )
 def test_losses_are_finite_and_every_parameter_has_a_gradient(
@@ -92,10 +92,10 @@ def test_fusion_trains_the_mask_head_unless_detached(compact_cfg: Callable, make
         train_once(model, make_batch((96, 96, 5)))
         grad = model.roi_heads.mask_head.predictor.weight.grad
         assert bool((grad[1] != 0).any()) is not detach
-        assert (grad[0] == 0).all()  # the background channel is not in the one foreground P_i
+        assert (grad[0] == 0).all()  # P_i, the foreground, does not use the background channel
 
 
-def test_padding_does_not_enter_the_semantic_losses(compact_cfg: Callable, make_batch: Callable) -> None:
+def test_padding_does_not_count_in_the_semantic_losses(compact_cfg: Callable, make_batch: Callable) -> None:
     model = build(compact_cfg)
     batch = make_batch((70, 96, 3), (96, 50, 2))
     targets = model._semantic_targets(batch, model.preprocess_image(batch))
@@ -116,7 +116,7 @@ def test_consistency_loss_by_hand() -> None:
 
 
 def test_heads_can_be_left_out(compact_cfg: Callable, make_batch: Callable) -> None:
-    """Cell R-CNN: no fusion; and a fusion without the semantic branch ([V2] Ab1)."""
+    """Cell R-CNN has no fusion; [V2] Ab1 has fusion without the semantic branch."""
     batch = make_batch((96, 96, 3))
     alone = ("MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT", 0.0)
     no_fusion = train_once(build(compact_cfg, *alone, "MODEL.PFFNET.FUSION.NAME", ""), batch)
@@ -133,15 +133,15 @@ def infer(model: torch.nn.Module, batch: list[dict[str, Any]], paste: bool = Tru
     return model.eval()(images, paste_masks=paste)
 
 
-# Random weights score everything about 1/2; a low threshold keeps some detections.
+# Random weights give all scores near 1/2; a low threshold keeps some detections.
 EAGER = ("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 20)
 
 
 def test_instances_pasted_or_not(compact_cfg: Callable, make_batch: Callable) -> None:
-    """ROI masks pasted afterwards are the pasted masks; sizes are the original image's."""
+    """ROI masks pasted afterwards equal the pasted masks, in the size of the original image."""
     model = build(compact_cfg, *EAGER)
     batch = make_batch((70, 96, 3), (64, 64, 0))
-    batch[0].update(height=140, width=192)  # the network saw the image at half its size
+    batch[0].update(height=140, width=192)  # the network gets the image at half its size
     pasted, held = infer(model, batch, paste=True), infer(model, batch, paste=False)
     for a, b in zip(pasted, held, strict=True):
         a, b = a["instances"], b["instances"]
@@ -160,7 +160,7 @@ def test_instances_pasted_or_not(compact_cfg: Callable, make_batch: Callable) ->
     assert pasted[0]["instances"].image_size == (140, 192)
 
 
-def test_an_image_alone_is_the_image_in_a_batch(compact_cfg: Callable, make_batch: Callable) -> None:
+def test_an_image_gives_the_same_alone_and_in_a_batch(compact_cfg: Callable, make_batch: Callable) -> None:
     model = build(compact_cfg, *EAGER)
     batch = make_batch((96, 96, 3), (96, 96, 5))
     together, alone = infer(model, batch), infer(model, batch[1:])
@@ -203,7 +203,7 @@ def test_a_branch_runs_only_when_asked_for(
 
 
 @torch.no_grad()
-def test_the_fused_map_is_of_the_detections_above_beta_the_best_last(
+def test_the_fused_map_uses_detections_above_beta_with_the_best_last(
     compact_cfg: Callable, make_batch: Callable
 ) -> None:
     fusion = ("MODE", "replacement", "CHANNELS", "per_channel", "POST_CONVS", False)
@@ -226,7 +226,7 @@ def test_the_fused_map_is_of_the_detections_above_beta_the_best_last(
 
 @pytest.mark.parametrize("paste", [True, False])
 def test_panoptic_output_of_a_resized_image(compact_cfg: Callable, make_batch: Callable, paste: bool) -> None:
-    """Upstream scales boxes in place: instances and segments are of one scaling, not of two."""
+    """Detectron2 scales boxes in place: instances and segments must be scaled only once."""
     model = build(compact_cfg, *EAGER, "MODEL.PFFNET.OUTPUTS", ["instances", "panoptic"])
     batch = make_batch((70, 96, 3))
     batch[0].update(height=140, width=192)

@@ -1,4 +1,4 @@
-"""Every method and variant that has a config, at a tiny size: it trains, predicts, and computes what it did."""
+"""Every method and variant with a config, at a tiny size: it trains, predicts, and computes the same as before."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOSSES = {
     "PFFNet": DETECTOR | {"loss_sem_seg", "loss_sem_seg_fusion", "loss_mask_quality", "loss_consistency"},
 }
 
-# Widths and numbers, so that what differs afterwards between two configs is their structure.
+# Equal widths and numbers, so that two configs differ only in their structure.
 TINY = {
     "DEVICE": "cpu",
     "WEIGHTS": "",
@@ -61,7 +61,7 @@ TINY = {
 
 
 def tiny(name: str, **more: Any) -> CfgNode:
-    """A shipped config, or CONFIG+PART, at a tiny size; ``more`` are keys below MODEL with _ _ for each dot."""
+    """A shipped config, or CONFIG+PART, at a tiny size. ``more`` are keys below MODEL, with __ for each dot."""
     keys = TINY | {key.replace("__", "."): value for key, value in more.items()}
     config, *parts = (str(config_path(file)) for file in name.split("+"))
     return read_config(config, [w for k, v in keys.items() for w in (f"MODEL.{k}", v)], parts)
@@ -72,10 +72,10 @@ ABLATIONS = [p.stem for p in sorted(config_path("ablations").iterdir()) if not p
 
 
 def structures() -> dict[str, CfgNode]:
-    """Of all configs one for each structure, by name, the compact ones first."""
+    """One config for each structure, by name; compact ones are preferred."""
     found: dict[str, tuple[str, CfgNode]] = {}
     folder = config_path()
-    parts = ("methods/", "ablations/", "backbones/", "finetune.yaml")  # of configs, no models of their own
+    parts = ("methods/", "ablations/", "backbones/", "finetune.yaml")  # parts of configs, not complete models
     names = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*.yaml"))]
     names = [name for name in names if not name.startswith(parts)]
     names += [f"{BASE}+ablations/{name}.yaml" for name in ABLATIONS]
@@ -90,7 +90,7 @@ STRUCTURES = structures()
 
 
 def step(model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-    """Losses of a batch, after one backward pass."""
+    """The losses of a batch, after one backward pass."""
     with EventStorage():
         losses = model.train()(batch)
     sum(losses.values()).backward()
@@ -98,17 +98,17 @@ def step(model: nn.Module, batch: list[dict[str, Any]]) -> dict[str, torch.Tenso
 
 
 def test_there_is_a_structure_for_every_method_and_ablation() -> None:
-    """Each ablation changes something; compact and full-depth configs differ for what is Detectron2's own head."""
+    """Each ablation changes something. Compact and full-depth configs differ only in Detectron2's own head."""
     covered = set(STRUCTURES)
     assert {f"bbbc039/{method}_R18_FPN.yaml" for method in LOSSES if method != "PFFNet"} <= covered
-    changed = {f"{BASE}+ablations/{name}.yaml" for name in ABLATIONS if name != "V2_Ab3"}  # which is Cell R-CNN
+    changed = {f"{BASE}+ablations/{name}.yaml" for name in ABLATIONS if name != "V2_Ab3"}  # Ab3 is Cell R-CNN
     assert changed <= covered
     assert "release/PFFNet_R101_FPN.yaml" in covered
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_a_step_and_a_prediction(make_batch: Callable, name: str) -> None:
-    """Also where no image has an object: a parameter without a gradient would stop distributed training."""
+    """Also without objects in any image: a parameter without a gradient would stop distributed training."""
     torch.manual_seed(0)
     model = build_model(STRUCTURES[name])
     batch = make_batch((64, 64, 3), (48, 64, 2))
@@ -153,14 +153,14 @@ class Frozen:
         return batch
 
 
-# Everything is sampled, and nothing suppressed: no random choice, and no tie that rounding could break.
+# Everything is sampled and nothing suppressed, so there is no random choice and no tie that rounding could decide.
 ALL_ROIS = {
     "RPN__BATCH_SIZE_PER_IMAGE": 100_000,
     "RPN__NMS_THRESH": 1.0,
     "RPN__PRE_NMS_TOPK_TRAIN": 100_000,
     "RPN__POST_NMS_TOPK_TRAIN": 100_000,
     "ROI_HEADS__BATCH_SIZE_PER_IMAGE": 200_000,
-    "PFFNET__FUSION__ROIS": "all",  # the scores of an untrained box head are so equal that rounding chooses the best
+    "PFFNET__FUSION__ROIS": "all",  # an untrained box head's scores are nearly equal: rounding would choose the best
 }
 GOLDEN: dict[str, dict[str, float]] = {
     "MaskRCNN_GN": {
@@ -231,13 +231,13 @@ def losses_and_gradients(method: str, make_batch: Callable) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("method", LOSSES)
-def test_losses_are_what_they_were(make_batch: Callable, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Written down when the modules had been checked one by one; a change here is a change of the method."""
-    monkeypatch.setattr(torch, "randperm", torch.arange)  # the order of sums, on which the last digits depend
+def test_losses_have_not_changed(make_batch: Callable, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The values were recorded after every module had been checked. A different value means a different method."""
+    monkeypatch.setattr(torch, "randperm", torch.arange)  # the last digits depend on the order of sums
     found = losses_and_gradients(method, make_batch)
     assert found.keys() == GOLDEN[method].keys()
     for name, value in found.items():
-        # Gradients pass a hundred layers, and processors round them differently: up to 7e-4 between two of them.
+        # Gradients pass through a hundred layers, and processors round differently: up to 7e-4 between two of them.
         assert value == pytest.approx(GOLDEN[method][name], rel=2e-3 if "gradient" in name else 1e-4), name
 
 
@@ -257,7 +257,7 @@ class Waits(TorchDispatchMode):
             for index in (args[1] if isinstance(args[1], (list, tuple)) else ())
         )
         if by_mask or func.overloadpacket.__name__ in self.ASKING:
-            # The innermost function that is ours or Detectron2's.
+            # The innermost function of this package or of Detectron2.
             for frame in reversed(traceback.extract_stack()):
                 parts = Path(frame.filename).parts
                 if "detectron2" in parts:
@@ -279,7 +279,7 @@ class Waits(TorchDispatchMode):
     ],
 )
 def test_a_step_waits_for_the_device_where_docs_say(make_batch: Callable, name: str, waits: set[str]) -> None:
-    """docs/methods.md: beyond Detectron2's own waits, one for the fusion and one for its choice of the best ROIs."""
+    """docs/methods.md: in addition to Detectron2's own, one wait for the fusion and one for its choice of ROIs."""
     torch.manual_seed(0)
     model = build_model(tiny(name))
     with Waits() as seen:

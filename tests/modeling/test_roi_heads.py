@@ -122,7 +122,7 @@ def test_best_roi_of_each_object(compact_cfg: Callable, make_batch: Callable) ->
 
 
 def proposals_and_targets() -> tuple[Instances, Instances]:
-    """Six proposals of three levels, among them two of one score, and two objects."""
+    """Six proposals on three levels, two of them with equal scores, and two objects."""
     sides = torch.tensor([500.0, 20.0, 30.0, 120.0, 25.0, 40.0])
     proposals = Instances(
         (1000, 1000),
@@ -143,10 +143,8 @@ def test_fusion_order_is_level_then_score_then_the_truth() -> None:
 
 
 @pytest.mark.parametrize("which", ["all", "best"])
-def test_training_hands_on_the_rois_in_the_fusion_order(
-    compact_cfg: Callable, make_batch: Callable, which: str
-) -> None:
-    """Whatever the order in which sampling drew them."""
+def test_training_returns_the_rois_in_the_fusion_order(compact_cfg: Callable, make_batch: Callable, which: str) -> None:
+    """For any order in which sampling draws them."""
     images = train_rois(compact_cfg, make_batch((96, 96, 5), (96, 96, 0)), "MODEL.PFFNET.FUSION.ROIS", which)
     order = images[0].fusion_order
     assert len(order) >= 5
@@ -154,7 +152,7 @@ def test_training_hands_on_the_rois_in_the_fusion_order(
 
 
 def test_true_boxes_win_in_replacement_fusion(compact_cfg: Callable, make_batch: Callable) -> None:
-    """In every order that sampling draws, each pixel of an object's true box shows the mask of a true box."""
+    """For any order of sampling, each pixel of an object's true box has the mask of a true box."""
     every = ("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 100_000, "MODEL.ROI_HEADS.IOU_THRESHOLDS", [0.1])
     fusion = ("MODE", "replacement", "CHANNELS", "per_channel", "POST_CONVS", False)
     keys = (f"MODEL.PFFNET.FUSION.{x}" if i % 2 == 0 else x for i, x in enumerate(fusion))

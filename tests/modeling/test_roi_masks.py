@@ -1,4 +1,4 @@
-"""Networks that leave their masks unpasted."""
+"""Networks that do not paste their masks."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class Ours(nn.Module):
         return batched_inputs, paste_masks
 
 
-def test_our_networks_are_asked_not_to_paste_and_others_are_called_as_they_are() -> None:
+def test_only_our_networks_are_told_not_to_paste() -> None:
     ours, theirs = Ours(), nn.Identity()
     assert Unpasted(ours)([1]) == ([1], False)
     assert Unpasted(theirs)([1]) == [1]
-    assert ours([1]) == ([1], True)  # nothing about the network itself has changed
+    assert ours([1]) == ([1], True)  # the network itself has not changed
 
 
 def test_it_is_the_same_network_in_the_same_mode() -> None:

@@ -1,4 +1,4 @@
-"""SparseRPN against Detectron2's RPN: the same labels and matches from the pairs that overlap."""
+"""SparseRPN against Detectron2's RPN: the overlapping pairs give the same labels and matches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIZES = [(96, 64), (64, 160)]
 
 @pytest.fixture
 def pair(compact_cfg: Callable[..., CfgNode]) -> tuple[RPN, SparseRPN]:
-    """Both with the same weights."""
+    """SparseRPN and Detectron2's RPN with the same weights."""
     models = [build_model(compact_cfg("MODEL.PROPOSAL_GENERATOR.NAME", name)) for name in ("RPN", "SparseRPN")]
     plain, sparse = (model.proposal_generator for model in models)
     assert type(sparse) is SparseRPN
@@ -44,7 +44,7 @@ def objects(kind: str, size: tuple[int, int]) -> torch.Tensor:
         side = torch.rand(40, 2) * 50 + 1
         far = torch.minimum(corner + side, torch.tensor([float(width), float(height)]))
         return torch.cat([corner, far], dim=1)
-    if kind == "whole pixels":  # many ties, duplicates among them
+    if kind == "whole pixels":  # many ties and duplicates
         corner = torch.randint(0, 8, (30, 2)) * 8.0
         return torch.cat([corner, corner + 16], dim=1).repeat(2, 1)
     # the whole image, one pixel, and strips along the edges
@@ -69,15 +69,15 @@ def test_matches_are_those_of_the_full_matrix(pair: tuple[RPN, SparseRPN], kind:
         return
     assert (labels == 1).any()
     assert torch.equal(matches, expected)
-    # the pairs hold every overlap
+    # the pairs include every overlap
     anchor, gt = sparse._pairs([level.tensor for level in anchors], truth)
     seen = torch.zeros_like(overlap, dtype=torch.bool)
     seen[gt, anchor] = True
     assert seen[overlap > 0].all()
 
 
-def test_an_object_without_area_makes_no_anchor_its_own(pair: tuple[RPN, SparseRPN]) -> None:
-    """Upstream's rule would label every anchor of the image an object."""
+def test_an_object_without_area_gets_no_anchor(pair: tuple[RPN, SparseRPN]) -> None:
+    """Detectron2's rule would label every anchor of the image as an object."""
     _, sparse = pair
     maps = features(sparse, SIZES[0])
     sparse.widths = [maps[name].shape[-1] for name in sparse.in_features]

@@ -50,7 +50,7 @@ def test_logits_loss_and_ignored_pixels(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("relu", [False, True])
 def test_decoder_is_the_papers(relu: bool) -> None:
-    """From coarse to fine: refine what each level's global convolution gives, add the level above, refine again."""
+    """From coarse to fine: refine the global convolution of each level, add the coarser level, refine again."""
     torch.manual_seed(0)
     head = GCNHead(SMALL, num_classes=2, conv_dim=32, relu=relu)
     features = {k: torch.randn(1, 8, 64 // s.stride, 64 // s.stride) for k, s in SMALL.items()}

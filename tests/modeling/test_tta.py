@@ -1,4 +1,4 @@
-"""Views there and back, one view is no augmentation, all eight do not see how the image lies."""
+"""Views in both directions; one view is the model itself; all eight do not depend on the orientation of the image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pffnet_d2.modeling.tta import VIEWS, turn, turn_back, turn_boxes, turn_boxe
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_boxes_go_where_pixels_go(name: str) -> None:
+def test_boxes_follow_the_pixels(name: str) -> None:
     view, size = VIEWS[name], (7, 11)
     mask = torch.zeros(size)
     mask[1:3, 4:9] = 1
@@ -61,7 +61,7 @@ def picture() -> torch.Tensor:
 
 
 def test_one_view_is_the_model_itself(small_model: Any) -> None:
-    """So scores are class score times mask quality once."""
+    """Scores are therefore class score times mask quality, multiplied once."""
     plain, one = (outputs(small_model, views, picture()) for views in ([], ["identity"]))
     order = plain.class_scores.argsort(descending=True, stable=True)
     plain = plain[order]
@@ -74,12 +74,12 @@ def test_one_view_is_the_model_itself(small_model: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["hflip", "rotate90"])
-def test_all_views_do_not_see_how_the_image_lies(small_model: Any, name: str) -> None:
+def test_all_views_do_not_depend_on_the_orientation(small_model: Any, name: str) -> None:
     view = VIEWS[name]
     straight = outputs(small_model, list(VIEWS), picture())
     turned = outputs(small_model, list(VIEWS), turn(picture(), view))
     boxes = turn_boxes(straight.pred_boxes.tensor, view, (96, 96))
-    # Equal scores may change places, and sums differ in their last bits: the best ones are compared.
+    # Equal scores may change their order, and sums differ in the last bits, so the best ones are compared.
     best = straight.class_scores[:5]
     torch.testing.assert_close(turned.class_scores[:5], best, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(turned.pred_boxes.tensor[:5], boxes[:5], rtol=1e-3, atol=0.05)

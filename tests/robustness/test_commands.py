@@ -120,8 +120,8 @@ REPORT = [
     Case("report without name", "report =a", ("=a: give each method as NAME=DIR",)),
     Case("report of nothing", "report A=nowhere", ("nowhere", "label_map.csv")),
     Case("report of an empty folder", "report A=a", ("a/label_map.csv: cannot be read",), empty_folder("a")),
-    Case("report of an empty table", "report A=a", ("label_map.csv: holds no scores",), text("a/label_map.csv")),
-    Case("report of a header", "report A=a", ("label_map.csv: holds no scores",), text("a/label_map.csv", HEADER)),
+    Case("report of an empty table", "report A=a", ("label_map.csv: contains no scores",), text("a/label_map.csv")),
+    Case("report of a header", "report A=a", ("label_map.csv: contains no scores",), text("a/label_map.csv", HEADER)),
     Case(
         "report of words",
         "report A=a",
@@ -219,7 +219,7 @@ SCORE = "evaluate --truth truth --prediction prediction"
 EVALUATE_FOLDERS = [
     Case("score without prediction", "evaluate --truth truth", ("--prediction",)),
     Case("score no folder", SCORE, ("truth: no such folder",)),
-    Case("score an empty folder", SCORE, ("truth: holds no label images",), empty_folder("truth")),
+    Case("score an empty folder", SCORE, ("truth: contains no label images",), empty_folder("truth")),
     Case(
         "score other names", SCORE, ("truth/a.png", "prediction has no label image a"), label_images(names=("a", "b"))
     ),
@@ -264,7 +264,7 @@ EVALUATE_FOLDERS = [
     Case(
         "score a folder as image",
         SCORE,
-        ("prediction: holds no label images",),
+        ("prediction: contains no label images",),
         all_of(label_images(), lambda f: ((f / "prediction/a.png").unlink(), (f / "prediction/a.png").mkdir())),
     ),
     Case(
@@ -300,18 +300,20 @@ PLOT = [
     Case("plot of what", "plot", ("KIND",)),
     Case("curve of nothing", "plot curves none.json --out c.png", ("none.json: No such file",)),
     Case("curve of a folder", "plot curves run --out c.png", ("run: Is a directory",), empty_folder("run")),
-    Case("curve of an empty file", "plot curves m.json --out c.png", ("m.json: holds no iterations",), text("m.json")),
+    Case(
+        "curve of an empty file", "plot curves m.json --out c.png", ("m.json: contains no iterations",), text("m.json")
+    ),
     Case(
         "curve of words",
         "plot curves m.json --out c.png",
-        ("m.json: holds no iterations",),
+        ("m.json: contains no iterations",),
         text("m.json", "words\n" * 9),
     ),
     Case("curve of bytes", "plot curves m.json --out c.png", ("m.json: ",), data("m.json", b"\xff\xfe\x00")),
     Case(
         "curve nested too deep",
         "plot curves m.json --out c.png",
-        ("m.json: holds no iterations",),
+        ("m.json: contains no iterations",),
         text("m.json", DEEP),
     ),
     Case(
@@ -345,7 +347,9 @@ PLOT = [
         ("t.csv: is not the label_map.csv",),
         data("t.csv", b"\xff\xfe\0"),
     ),
-    Case("scatter of a header", "plot scatter t.csv --out s.png", ("t.csv: holds no images",), text("t.csv", HEADER)),
+    Case(
+        "scatter of a header", "plot scatter t.csv --out s.png", ("t.csv: contains no images",), text("t.csv", HEADER)
+    ),
     Case(
         "scatter over a folder",
         "plot scatter t.csv --out .",

@@ -77,8 +77,8 @@ FILES = [
     Case("a folder as config", "train --config-file .", (".: is a folder", "give a yaml file")),
     Case("empty config", TRAIN, ("bad.yaml: is empty", "give a config"), file("bad.yaml", "")),
     Case("config of comments alone", TRAIN, ("bad.yaml: is empty",), file("bad.yaml", "# MODEL:\n")),
-    Case("config that is a list", TRAIN, ("bad.yaml: holds a list, not keys",), file("bad.yaml", "- MODEL\n")),
-    Case("config that is a word", TRAIN, ("bad.yaml: holds a str, not keys",), file("bad.yaml", "MODEL\n")),
+    Case("config that is a list", TRAIN, ("bad.yaml: contains a list, not keys",), file("bad.yaml", "- MODEL\n")),
+    Case("config that is a word", TRAIN, ("bad.yaml: contains a str, not keys",), file("bad.yaml", "MODEL\n")),
     Case("yaml with a tab", TRAIN, ("bad.yaml, line 2: not YAML",), file("bad.yaml", "MODEL:\n\tMASK_ON: True\n")),
     Case(
         "yaml with an open bracket", TRAIN, ("bad.yaml, line", "not YAML"), file("bad.yaml", "MODEL: {MASK_ON: True\n")
@@ -131,7 +131,7 @@ FILES = [
     Case(
         "base on the web",
         TRAIN,
-        ("https://example.org/a.yaml is not fetched",),
+        ("https://example.org/a.yaml is not a local file",),
         file("bad.yaml", "_BASE_: https://example.org/a.yaml\n"),
     ),
     Case(
@@ -180,7 +180,7 @@ PARTS = [
     Case(
         "method that is not there",
         f"{TINY} --method none.yaml",
-        ("none.yaml: no such file", "--method wants a part of a config"),
+        ("none.yaml: no such file", "give a part of a config"),
     ),
     Case("a folder as method", f"{TINY} --method .", (".: is a folder",)),
     Case("empty method", f"{TINY} --method bad.yaml", ("bad.yaml: is empty",), file("bad.yaml", "")),
@@ -217,7 +217,7 @@ PARTS = [
     Case(
         "a whole config as method",
         f"{TINY} --method bad.yaml",
-        ("bad.yaml: names DATASETS", "--config-file"),
+        ("bad.yaml: is a complete config", "--config-file"),
         file("bad.yaml", "DATASETS: {TRAIN: [a]}\n"),
     ),
     Case(

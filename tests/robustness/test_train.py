@@ -102,8 +102,8 @@ CONFIGS = [
     Case("a folder as config", "train --config-file c", ("c: is a folder",), empty_folder("c")),
     Case("empty config", "train --config-file c.yaml", ("c.yaml: is empty",), config("")),
     Case("config of a comment", "train --config-file c.yaml", ("c.yaml: is empty",), config("# nothing\n")),
-    Case("config that is a list", "train --config-file c.yaml", ("c.yaml: holds a list",), config("- 1\n- 2\n")),
-    Case("config of words", "train --config-file c.yaml", ("c.yaml: holds a str",), config("just words\n")),
+    Case("config that is a list", "train --config-file c.yaml", ("c.yaml: contains a list",), config("- 1\n- 2\n")),
+    Case("config of words", "train --config-file c.yaml", ("c.yaml: contains a str",), config("just words\n")),
     Case("config nested too deep", "train --config-file c.yaml", ("c.yaml: nested too deeply",), config(DEEP)),
     Case("half a config", "train --config-file c.yaml", ("c.yaml, line 2: not YAML",), config("MODEL: [1, 2\n")),
     Case("config of bytes", "train --config-file c.yaml", ("c.yaml: not YAML",), raw(b"\xff\xfe\x00\x01", "c.yaml")),
@@ -136,7 +136,7 @@ CONFIGS = [
     Case(
         "base that is a list",
         "train --config-file a.yaml",
-        ("b.yaml: holds a list",),
+        ("b.yaml: contains a list",),
         several(a="_BASE_: b.yaml\n", b="- 1\n"),
     ),
     Case(
@@ -153,7 +153,7 @@ CONFIGS = [
     Case(
         "base from the network",
         "train --config-file c.yaml",
-        ("c.yaml: its _BASE_ https://x.org/b.yaml is not fetched",),
+        ("c.yaml: its _BASE_ https://x.org/b.yaml is not a local file",),
         config("_BASE_: https://x.org/b.yaml\n"),
     ),
     Case(
@@ -242,7 +242,7 @@ START = [
     Case(
         "start of a catalog's nothing",
         f"{TRAIN} MODEL.WEIGHTS catalog://None",
-        ("catalog://None: these weights cannot be had",),
+        ("catalog://None: these weights cannot be fetched",),
         leaves=BEGUN,
     ),
     Case("evaluate without weights", EVALUATE, ("no weights to evaluate; give MODEL.WEIGHTS FILE",), leaves=BEGUN),
@@ -255,7 +255,7 @@ START = [
     Case(
         "evaluate an empty file",
         f"{EVALUATE} MODEL.WEIGHTS w.pth",
-        ("w.pth: truncated, damaged or no weights file",),
+        ("w.pth: truncated, damaged or not a weights file",),
         raw(b""),
         leaves=BEGUN,
     ),
@@ -269,14 +269,14 @@ START = [
     Case(
         "evaluate a list",
         f"{EVALUATE} MODEL.WEIGHTS w.pth",
-        ("w.pth: no checkpoint: it holds a list",),
+        ("w.pth: not a checkpoint: it contains a list",),
         weights([1, 2]),
         leaves=BEGUN,
     ),
     Case(
         "evaluate a table of texts",
         f"{EVALUATE} MODEL.WEIGHTS w.pth",
-        ("w.pth: no checkpoint",),
+        ("w.pth: not a checkpoint",),
         weights({"model": {"a": "b"}}),
         leaves=BEGUN,
     ),
@@ -308,28 +308,28 @@ START = [
     Case(
         "resume nothing whole",
         f"train --resume {RUN}",
-        ("model_final.pth: ", "leave out --resume"),
+        ("model_final.pth: ", "omit --resume"),
         damaged_run(model_0000001=b"half", model_final=b"half"),
         leaves=BEGUN,
     ),
     Case(
         "resume a missing file",
         f"train --resume {RUN}",
-        ("model_0000001.pth: no such file", "leave out --resume"),
+        ("model_0000001.pth: no such file", "omit --resume"),
         raw(b"model_0000001.pth", "run/last_checkpoint"),
         leaves=BEGUN,
     ),
     Case(
         "resume an empty name",
         f"train --resume {RUN}",
-        ("run", "leave out --resume"),
+        ("run", "omit --resume"),
         raw(b"", "run/last_checkpoint"),
         leaves=BEGUN,
     ),
     Case(
         "evaluate a damaged run",
         f"evaluate --resume {RUN}",
-        ("model_final.pth: ", "no whole checkpoint"),
+        ("model_final.pth: ", "no complete checkpoint"),
         damaged_run(model_final=b"half"),
         leaves=BEGUN,
     ),

@@ -13,7 +13,7 @@ from pffnet_d2.visualization.overlay import GAP, PANEL, colours, overlay, side_b
 
 @pytest.fixture
 def label_map() -> np.ndarray:
-    """Two touching 4x3 objects; the outline of either is all of it but its 2 inner pixels."""
+    """Two touching 4x3 objects. The outline of each is the whole object except its 2 inner pixels."""
     label_map = np.zeros((6, 8), np.int32)
     label_map[1:5, 1:4] = 1
     label_map[1:5, 4:7] = 2

@@ -1,4 +1,4 @@
-"""Shapes per level, and names that weights files know."""
+"""Shapes of each level, and the names used by weights files."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_shapes_per_level(name: str, channels: list[int], count: int) -> None:
 
 
 def test_the_trunk_is_detectron2s_resnet() -> None:
-    """c2 is its first convolution before pooling, and the decoder starts from its stages."""
+    """c2 is the ResNet's first convolution before pooling, and the decoder starts from the ResNet's stages."""
     torch.manual_seed(0)
     cfg = config("dsb2018/ObjectGuided_R18_compact.yaml", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64")
     backbone = build_backbone(cfg).eval()
@@ -79,8 +79,8 @@ class _Rgb:
     channels = 3
 
 
-def test_weights_of_a_classifier_are_taken(tmp_path: Path) -> None:
-    """A file of Detectron2's zoo: names without a prefix, a classifier that is left over."""
+def test_weights_of_a_classifier_are_accepted(tmp_path: Path) -> None:
+    """A file of Detectron2's model zoo has names without a prefix and a classifier that is not used."""
     cfg = config()
     torch.manual_seed(0)
     source = build_model(cfg).backbone.bottom_up.state_dict()

@@ -1,4 +1,4 @@
-"""Targets by hand and by a plain loop, losses by hand, and decoding as the inverse of encoding."""
+"""Targets by hand and by a simple loop, losses by hand, and decoding as the inverse of encoding."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_radii() -> None:
 
 @given(st.floats(2, 60), st.floats(2, 60), st.floats(0.3, 0.9))
 def test_an_exact_radius_keeps_the_overlap(w: float, h: float, overlap: float) -> None:
-    """Of the three ways to misplace both corners by r the worst gives the overlap itself."""
+    """Of the three ways to move both corners by r, the worst gives exactly the overlap."""
     r = float(gaussian_radius(torch.tensor([[w, h]]), overlap, True))
     shifted = (w - r) * (h - r) / (2 * w * h - (w - r) * (h - r))
     inwards = (w - 2 * r) * (h - 2 * r) / (w * h)
@@ -79,7 +79,7 @@ def test_heatmap_by_hand() -> None:
         assert target[1, 3] == pytest.approx(beside)
         assert target[2, 3] == pytest.approx(beside**2)
         assert int((target > 0).sum()) == 9
-    # Of a single cell nothing but the cell, whatever sigma.
+    # For a single cell only that cell is drawn, for any sigma.
     for sigma in ("code", "paper"):
         assert heatmap_target(torch.tensor([[2.9, 1.2, 1, 1]]), one, (1, 4, 6), Gaussian(sigma=sigma)).sum() == 1
 
@@ -89,13 +89,13 @@ def test_focal_loss_by_hand() -> None:
     logits = torch.tensor([math.log(4), 0.0])
     expected = 0.2**2 * -math.log(0.8) + 0.5**4 * 0.5**2 * -math.log(0.5)
     assert float(focal_loss(logits, torch.tensor([1, 0.5]))) == pytest.approx(expected)
-    # Without positives the negatives' sum; and extreme logits stay finite.
+    # Without positives it is the sum over the negatives. Extreme logits stay finite.
     assert float(focal_loss(logits[1:], torch.tensor([0.0]))) == pytest.approx(0.25 * -math.log(0.5))
     assert focal_loss(torch.tensor([100.0, -100]), torch.tensor([0.0, 1])).isfinite()
 
 
 def maps_of(cells: torch.Tensor, height: int = 8, width: int = 8) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a perfect head gives for one image."""
+    """The output of a perfect head for one image."""
     x, y = cells[:, 0].long(), cells[:, 1].long()
     heat, size, offset = (
         torch.full((1, 1, height, width), -9.0),
@@ -109,7 +109,7 @@ def maps_of(cells: torch.Tensor, height: int = 8, width: int = 8) -> tuple[torch
 
 
 def test_regression_losses_by_hand() -> None:
-    """Two objects, maps of zeros: wanted are w, h = 2, 3 and 1, 1 and offsets .25, .5 and 0, 0 (cells)."""
+    """Two objects and maps of zeros. The targets are w, h = 2, 3 and 1, 1 and offsets .25, .5 and 0, 0 (cells)."""
     centres = torch.tensor([[5.0, 6, 8, 12], [16, 20, 4, 4]])
     classes = torch.zeros(2, dtype=torch.int64)
     zeros = (torch.zeros(2, 1, 8, 8), torch.zeros(2, 2, 8, 8), torch.zeros(2, 2, 8, 8))
@@ -148,7 +148,7 @@ def test_a_peak_is_the_largest_of_its_neighbourhood() -> None:
     (found,) = decode((heat, size, torch.zeros(1, 2, 8, 8)), [(32, 32)], 10, 0.3)
     assert found.centres[:, :2].tolist() == [[8, 8], [20, 8], [12, 12]]
     assert found.classes.tolist() == [0, 0, 1]
-    assert found.centres[:, 2:].tolist() == [[1, 1], [32, 32], [1, 1]]  # between a pixel and the image
+    assert found.centres[:, 2:].tolist() == [[1, 1], [32, 32], [1, 1]]  # between one pixel and the size of the image
 
 
 def test_where_the_large_kernels_are() -> None:

@@ -1,4 +1,4 @@
-"""The whole model: frozen losses, gradients whatever the batch, and masks that come out where they went in."""
+"""The whole model: frozen losses, gradients for any batch, and masks that are predicted at the right place."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def build(*options: Any) -> Any:
 
 
 def losses_of(model: Any, batch: list[dict[str, Any]]) -> dict[str, Tensor]:
-    torch.manual_seed(1)  # the refinement's points
+    torch.manual_seed(1)  # for the points of the refinement
     losses: dict[str, Tensor] = model.train()(batch)
     return losses
 
@@ -80,7 +80,7 @@ PAPER = {
     ],
 )
 def test_golden_losses(make_batch: Callable, options: dict[str, Any], frozen: tuple[float, ...]) -> None:
-    """Frozen: what changes them changes every training."""
+    """The losses are frozen, because a change of them changes every training."""
     model = build(*(word for key, value in options.items() for word in (KEY + key, value)))
     losses = losses_of(model, make_batch((96, 96, 5), (70, 90, 3)))
     names = ("heatmap", "size", "offset", "mask", "refine")
@@ -100,7 +100,7 @@ def test_golden_losses(make_batch: Callable, options: dict[str, Any], frozen: tu
 )
 @pytest.mark.parametrize("heads", ["code", "figure"])
 def test_every_parameter_has_a_gradient(make_batch: Callable, shapes: list[tuple[int, int, int]], heads: str) -> None:
-    """One without would stop distributed training."""
+    """A parameter without a gradient would stop distributed training."""
     model = build("MODEL.OBJECT_GUIDED.REFINE.HEADS", heads)
     losses = losses_of(model, make_batch(*shapes))
     assert set(losses) == LOSSES
@@ -110,7 +110,7 @@ def test_every_parameter_has_a_gradient(make_batch: Callable, shapes: list[tuple
 
 
 def test_objects_of_a_pixel() -> None:
-    """By default no target; with MIN_SIDE 1 they train at 2 x 2 points of the finest map."""
+    """By default they are not targets; with MIN_SIDE 1 they train at 2 x 2 points of the finest map."""
     image = truth(pixels(64, 64, (0, 0), (63, 63), (30, 20)))
     nothing = {**image, "instances": image["instances"][:0]}
     with_them, without = losses_of(build(), [image]), losses_of(build(), [nothing])
@@ -121,7 +121,7 @@ def test_objects_of_a_pixel() -> None:
     sum(losses.values()).backward()
     assert all(value.isfinite() for value in losses.values())
     assert float(losses["loss_mask"].detach()) > 0
-    assert float(losses["loss_refine"].detach()) == 0  # four cells have no point
+    assert float(losses["loss_refine"].detach()) == 0  # four cells are too few for a point
     assert [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
 
 
@@ -155,7 +155,7 @@ def test_without_refinement(make_batch: Callable) -> None:
     model = build("MODEL.OBJECT_GUIDED.REFINE.ENABLED", "False")
     losses = losses_of(model, batch)
     assert set(losses) == LOSSES - {"loss_refine"}
-    # The same network otherwise.
+    # The rest of the network is the same.
     torch.testing.assert_close(losses["loss_mask"], losses_of(build(), batch)["loss_mask"])
 
 
@@ -198,7 +198,7 @@ def perfect(masks: list[Tensor], *options: Any) -> Any:
 
 
 def discs(side: int, *circles: tuple[float, float, float]) -> Tensor:
-    """(y, x, diameter) of each in a square image."""
+    """Discs (y, x, diameter) in a square image."""
     y, x = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     return torch.stack([(y - cy).square() + (x - cx).square() <= d * d / 4 for cy, cx, d in circles])
 
@@ -214,7 +214,7 @@ def iou(a: Any, b: Any) -> float:
 )
 @torch.no_grad()
 def test_perfect_masks_survive_crop_and_paste(diameter: int, expected: float) -> None:
-    """Mean IoU over positions; the released code's voting keeps 0.28 of 4 and 0.64 of 8 pixels."""
+    """Mean IoU over positions. The voting of the released code gives 0.28 for 4 pixels and 0.64 for 8 pixels."""
     generator = torch.Generator().manual_seed(0)
     places = (diameter / 2 + 8 + torch.rand(12, 2, generator=generator)).tolist()
     masks = [discs(diameter + 20, (y, x, diameter)) for y, x in places]
@@ -232,7 +232,7 @@ def test_perfect_masks_survive_crop_and_paste(diameter: int, expected: float) ->
 
 @torch.no_grad()
 def test_detections_in_pixels_of_the_file() -> None:
-    """A batch of two images of other sizes, one of which was stretched, and one without objects."""
+    """A batch of two images of different sizes, one of them stretched, and one without objects."""
     circles = [(20.0, 20.0, 18.0), (70.3, 30.6, 25.0), (40, 75, 30)]
     small = [discs(96, *circles[:2]), discs(128, *circles), torch.zeros(0, 64, 64, dtype=torch.bool)]
     batch = [truth(each) for each in small]
@@ -251,10 +251,10 @@ def test_detections_in_pixels_of_the_file() -> None:
 
 
 @torch.no_grad()
-def test_a_batch_is_its_images(make_batch: Callable) -> None:
+def test_a_batch_gives_the_same_as_its_images(make_batch: Callable) -> None:
     model = build("MODEL.OBJECT_GUIDED.SCORE_THRESH_TEST", 0.01).eval()
     batch = make_batch((96, 96, 4), (96, 96, 2))
-    model.segmentation.predictor.bias += 3  # else an untrained network's masks are below the threshold
+    model.segmentation.predictor.bias += 3  # otherwise the masks of an untrained network are below the threshold
     together, alone = model(batch, paste_masks=False), [model([x], paste_masks=False)[0] for x in batch]
     assert sum(len(x["instances"]) for x in alone) > 0
     for one, other in zip(together, alone, strict=True):
@@ -278,7 +278,7 @@ def test_nothing_found_and_images_smaller_than_a_stride() -> None:
 
 
 @torch.no_grad()
-def test_more_objects_than_places(caplog: pytest.LogCaptureFixture) -> None:
+def test_more_objects_than_the_limit(caplog: pytest.LogCaptureFixture) -> None:
     masks = discs(128, (20, 20, 18), (70, 30, 25), (40, 75, 30))
     model = perfect([masks], "TEST.DETECTIONS_PER_IMAGE", 2)
     logger = logging.getLogger("pffnet_d2")

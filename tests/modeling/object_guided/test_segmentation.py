@@ -1,4 +1,4 @@
-"""Objects in batches against one object after another, as the released code goes through them."""
+"""Objects in batches against one object after another, as in the released code."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ CHANNELS = (4, 5, 6, 7, 8)
 
 
 def random_boxes(count: int, side: float, seed: int) -> Tensor:
-    """cx, cy, w, h of objects from 1 to 130 pixels, some reaching over the border."""
+    """cx, cy, w, h of objects from 1 to 130 pixels, some extending beyond the border."""
     generator = torch.Generator().manual_seed(seed)
     extent = 130 ** torch.rand(count, 2, generator=generator)
     return torch.cat([torch.rand(count, 2, generator=generator) * side, extent], dim=1)
 
 
 def geometry(box: Tensor, expand: float) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Positions x and y on each level an object reaches."""
+    """Positions x and y on each level that an object reaches."""
     cx, cy, w, h = box.double().tolist()
     levels = []
     for i in range(5):
@@ -87,7 +87,7 @@ def test_batches_equal_one_object_after_another(branch: SegmentationBranch) -> N
                 n, m = rois.sizes[0, k].tolist()
                 assert expected.shape[2:] == (m, n)
                 torch.testing.assert_close(logits[k, :m, :n], expected[0, 0], rtol=0, atol=1e-4)
-                # Normalisation magnifies what little rounding is left in nearly even crops.
+                # Normalisation amplifies the small rounding errors of nearly constant crops.
                 torch.testing.assert_close(e1[k, :, :m, :n], steps[-1][0], rtol=0, atol=1e-3)
                 assert int((rois.sizes[:, k, 0] > 0).sum()) == len(steps)
                 if len(steps) > 1:
@@ -97,8 +97,8 @@ def test_batches_equal_one_object_after_another(branch: SegmentationBranch) -> N
     assert sorted(seen) == list(range(65))
 
 
-def test_gradients_do_not_depend_on_company(branch: SegmentationBranch) -> None:
-    """One batch of all objects and batches of one give the features and the weights the same gradient."""
+def test_gradients_do_not_depend_on_other_objects(branch: SegmentationBranch) -> None:
+    """One batch of all objects and batches of one object give features and weights the same gradient."""
     boxes = random_boxes(12, 96, 5)
 
     def gradients(batches: list[Tensor]) -> list[Tensor]:
@@ -134,12 +134,12 @@ def test_fixed_sizes(branch: SegmentationBranch) -> None:
     assert bool(rois.mask(0).all())
 
 
-def test_nothing_is_no_group() -> None:
+def test_no_objects_give_no_group() -> None:
     assert group([torch.zeros(0, 4), torch.zeros(0, 4)], expand=1.1) == []
 
 
 def test_learned_scale_and_shift() -> None:
-    """The paper's normalisation starts as the code's."""
+    """The paper's normalisation is initialised as in the code."""
     torch.manual_seed(0)
     affine = SegmentationBranch(CHANNELS, affine=True)
     torch.manual_seed(0)
@@ -153,7 +153,7 @@ def test_learned_scale_and_shift() -> None:
 
 
 def test_soft_truth() -> None:
-    """Masks are read where the finest map is, between pixels bilinearly, as nothing outside the image."""
+    """Masks are read at the points of the finest map, bilinearly between pixels, and as 0 outside the image."""
     generator = torch.Generator().manual_seed(0)
     masks = [torch.rand(6, 60, 50, generator=generator) > 0.5, torch.rand(3, 64, 64, generator=generator) > 0.5]
     centres = [random_boxes(6, 60, 1), random_boxes(3, 64, 2)]
@@ -242,7 +242,7 @@ def test_refinement_against_a_loop(heads: str, uncertainty: str, strategy: tuple
 
 
 def test_points_of_a_64_x_64_patch() -> None:
-    """N = 512: 1536 are drawn, the 384 most uncertain kept; no head sees more."""
+    """N = 512: 1536 points are drawn, and only the 384 most uncertain ones reach the heads."""
     torch.manual_seed(0)
     head = PointRefinement((4, 5))
     (rois,) = group([torch.tensor([[40.0, 40, 30, 30]])], expand=1.1, fixed=64)
