@@ -48,7 +48,7 @@ def read_metrics(metrics_json: Path) -> list[dict[str, float]]:
             continue
         by_iteration[iteration].update(scalars)
     if not by_iteration:
-        raise InputError(f"{metrics_json}: holds no iterations; give the metrics.json of a training run")
+        raise InputError(f"{metrics_json}: contains no iterations; give the metrics.json of a training run")
     if left_out:
         more = f" and {len(left_out) - 1} more" if len(left_out) > 1 else ""
         logger.warning("%s, line %d%s: not readable, left out", metrics_json, left_out[0], more)
@@ -144,7 +144,7 @@ def image_scatter(label_map_csv: Path, out_png: Path) -> None:
     except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise InputError(f"{label_map_csv}: is not the label_map.csv of an evaluation; evaluate again") from error
     if not rows:
-        raise InputError(f"{label_map_csv}: holds no images; evaluate again")
+        raise InputError(f"{label_map_csv}: contains no images; evaluate again")
     figure = Figure(figsize=(9, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     counts, scores = figure.subplots(1, 2)

@@ -232,7 +232,7 @@ EVALUATE_FOLDERS = [
     Case(
         "score colours",
         SCORE,
-        ("prediction/a.png", "in colours", "not the labels"),
+        ("prediction/a.png", "in colours", "is not a label image"),
         label_images(prediction=np.dstack([np.eye(8), np.zeros((8, 8, 2))]).astype(np.uint8)),
     ),
     Case(
@@ -384,13 +384,13 @@ PACKAGES = [
     Case(
         "package words",
         "package --config {run}/config.yaml --weights w.pth --out mine",
-        ("w.pth: not read: truncated, or no weights file",),
+        ("w.pth: not read: truncated, or not a weights file",),
         text("w.pth", "words"),
     ),
     Case(
         "package an empty file",
         "package --config {run}/config.yaml --weights w.pth --out mine",
-        ("w.pth: truncated, damaged or no weights file",),
+        ("w.pth: truncated, damaged or not a weights file",),
         text("w.pth"),
     ),
     Case(
@@ -411,7 +411,7 @@ PACKAGES = [
         ("no.yaml: no such config file",),
     ),
     Case("package about nothing", f"{PACKAGE} --about no.yaml", ("no.yaml: cannot be read",)),
-    Case("package about a list", f"{PACKAGE} --about a.yaml", ("a.yaml: holds no keys",), text("a.yaml", "- 1\n")),
+    Case("package about a list", f"{PACKAGE} --about a.yaml", ("a.yaml: contains no keys",), text("a.yaml", "- 1\n")),
     Case(
         "package about a date",
         f"{PACKAGE} --about a.yaml",

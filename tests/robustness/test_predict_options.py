@@ -203,7 +203,7 @@ MODELS = [
     model("an empty folder as model", "--model model", "config.yaml", "missing", inputs=with_folder),
     model("no weights in the folder", "--model m", "model_final.pth", inputs=with_file("m/config.yaml", "VERSION: 2")),
     model("a damaged card", "--model m", "card.json", "damaged", inputs=with_file("m/card.json", "{")),
-    model("a card of nothing", "--model m", "card.json", "no card", inputs=with_file("m/card.json", "[]")),
+    model("a card of nothing", "--model m", "card.json", "not the card", inputs=with_file("m/card.json", "[]")),
     model("weights alone", "--weights cell.png", "cell.png", "without a config"),
     model("a config that is missing", "--config no.yaml --weights w.pth", "no.yaml", "no such config"),
     model("a folder as config", "--config model", "model", "no such config", inputs=with_folder),

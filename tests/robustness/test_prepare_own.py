@@ -171,14 +171,14 @@ OWN_COCO = [
     row("coco: no file name", OWN, f"{JSON} | image 1 has the file_name None", coco(image(file_name=None))),
     row("coco: image that is not there", OWN, f"{JSON} | c.png is not there", coco(image(file_name="c.png"))),
     row("coco: another size", OWN, f"images/b.png | {JSON} | 8 x 10 | 9 x 10", coco(image(height=9))),
-    row("coco: id that is a list", OWN, f"{JSON} | no COCO json", coco(image(id=[1]))),
+    row("coco: id that is a list", OWN, f"{JSON} | is not COCO JSON", coco(image(id=[1]))),
     row("coco: id twice", OWN, f"{JSON} | same id", coco(image(id=0))),
     row("coco: annotation of no image", OWN, f"{JSON} | annotation 11 is of image 5", coco(truth(image_id=5))),
     row("coco: crowd in quotes", OWN, f"{JSON} | annotation 11 | iscrowd '0'", coco(truth(iscrowd="0"))),
     row(
         "coco: polygon with NaN",
         OWN,
-        f"{JSON} | annotation 11 of b.png | no number",
+        f"{JSON} | annotation 11 of b.png | not a number",
         coco(polygon(1, 1, 5, float("nan"), 5, 4)),
     ),
     row(
@@ -272,15 +272,17 @@ OWN_COCO = [
     row(
         "coco: no category",
         OWN,
-        f"{JSON} | no COCO json | category_id",
+        f"{JSON} | is not COCO JSON | category_id",
         coco(lambda d: d["annotations"][1].pop("category_id")),
     ),
-    row("coco: annotations that are null", OWN, f"{JSON} | no COCO json", coco(lambda d: d.update(annotations=None))),
-    row("coco: images that are numbers", OWN, f"{JSON} | no COCO json", coco(lambda d: d.update(images=[1, 2]))),
-    row("coco: a list", OWN, f"{JSON} | no COCO json", coco(lambda d: b"[]")),
-    row("coco: cut short", OWN, f"{JSON} | no COCO json", coco(lambda d: b'{"images": [')),
-    row("coco: brackets without end", OWN, f"{JSON} | no COCO json", coco(lambda d: b"[" * 100000)),
-    row("coco: not in Unicode", OWN, f"{JSON} | no COCO json", coco(lambda d: b'{"images": "\xff"}')),
+    row(
+        "coco: annotations that are null", OWN, f"{JSON} | is not COCO JSON", coco(lambda d: d.update(annotations=None))
+    ),
+    row("coco: images that are numbers", OWN, f"{JSON} | is not COCO JSON", coco(lambda d: d.update(images=[1, 2]))),
+    row("coco: a list", OWN, f"{JSON} | is not COCO JSON", coco(lambda d: b"[]")),
+    row("coco: cut short", OWN, f"{JSON} | is not COCO JSON", coco(lambda d: b'{"images": [')),
+    row("coco: brackets without end", OWN, f"{JSON} | is not COCO JSON", coco(lambda d: b"[" * 100000)),
+    row("coco: not in Unicode", OWN, f"{JSON} | is not COCO JSON", coco(lambda d: b'{"images": "\xff"}')),
     row("coco: another json named", f"{OWN} --option coco=a.json", "source | no a.json there", coco(lambda d: None)),
 ]
 

@@ -49,7 +49,7 @@ def test_learning_curve_is_a_picture_that_depends_on_its_data(tmp_path: Path) ->
 def test_learning_curve_without_data(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"metrics\.json: No such file"):
         learning_curve(tmp_path / "metrics.json", tmp_path / "x.png")
-    with pytest.raises(InputError, match="holds no iterations"):
+    with pytest.raises(InputError, match="contains no iterations"):
         learning_curve(metrics_file(tmp_path / "metrics.json", ["{}"]), tmp_path / "x.png")
     assert not (tmp_path / "x.png").exists()
 
@@ -74,7 +74,10 @@ def test_image_scatter(tmp_path: Path) -> None:
         image_scatter(table, tmp_path / "a.png")
         pictures.append((tmp_path / "a.png").read_bytes())
     assert pictures[0] != pictures[1]
-    for text, words in (("a,b\n1,2\n", "is not the label_map.csv"), ("truths,predictions,AJI,PQ\n", "holds no images")):
+    for text, words in (
+        ("a,b\n1,2\n", "is not the label_map.csv"),
+        ("truths,predictions,AJI,PQ\n", "contains no images"),
+    ):
         table.write_text(text)
         with pytest.raises(InputError, match=words):
             image_scatter(table, tmp_path / "b.png")
