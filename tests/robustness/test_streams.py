@@ -170,6 +170,6 @@ def test_ended_while_training(prepared: dict[str, str], tiny_run: Path, tmp_path
     assert process.pid is not None
     os.kill(process.pid, sent)
     process.join(120)
-    assert process.exitcode == (130 if sent == signal.SIGINT else -sent)
+    assert process.exitcode == (130 if sent == signal.SIGINT else -sent), ended(process, tmp_path).stderr
     assert "Traceback" not in ended(process, tmp_path).stderr
     assert not [name for name in files(tmp_path) if name.endswith((".pth", ".partial"))]
