@@ -133,7 +133,7 @@ def _cut_rle(data: dict[str, Any]) -> None:
         (_json(lambda data: data["images"][1].update(id=1)), "instances.json: image 1 is there twice"),
         (_json(lambda data: data["images"].clear() or data["annotations"].clear()), "instances.json: has no images"),
         (_json(lambda data: data.pop("categories")), "instances.json: is not the JSON of a prepared data set"),
-        (lambda folder, name: (folder / "instances.json").write_text("{"), "instances.json: is not the json"),
+        (lambda folder, name: (folder / "instances.json").write_text("{"), "instances.json: is not the JSON"),
     ],
 )
 def test_damage_is_named(root: Path, damage: Any, message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -326,8 +326,8 @@ def test_more_refusals(tmp_path: Path, source: Path, reader: list[dict[str, Any]
         prepare("phantoms", None, tmp_path / "out", Selection(folds=3))
     for names, message in (
         (["a", "a"], "two images are called a"),
-        (["a/b"], "no file name"),
-        ([".a"], "no file name"),
+        (["a/b"], "not a file name"),
+        ([".a"], "not a file name"),
     ):
         monkeypatch.setattr(READERS["many"], "records", lambda root, split, names=names: iter(map(record, names)))
         with pytest.raises(InputError, match=message):
