@@ -103,7 +103,9 @@ def test_what_cannot_be_packaged(tiny_run: Path, tmp_path: Path) -> None:
     content = torch.load(weights, weights_only=True)
     content["model"]["backbone.fpn_output2.weight"][0] = 1e6
     torch.save(content, tmp_path / "large.pth")
-    with pytest.raises(InputError, match=r"backbone\.fpn_output2\.weight: has values that are not finite or exceed half precision"):
+    with pytest.raises(
+        InputError, match=r"backbone\.fpn_output2\.weight: has values that are not finite or exceed half precision"
+    ):
         package_model(config, str(tmp_path / "large.pth"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "file").touch()
