@@ -31,7 +31,7 @@ slow: $(READY)
 lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy pffnet_d2
+	$(BIN)/mypy pffnet_d2 benchmarks/*.py
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py

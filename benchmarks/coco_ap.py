@@ -18,7 +18,7 @@ from metrics import discs
 from pycocotools.coco import COCO
 from report import report
 
-from pffnet_d2.evaluation import evaluator
+from pffnet_d2.evaluation import coco_ap
 from pffnet_d2.masks.coco import label_map_to_annotations
 
 
@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1000, help="side of the square images")
     parser.add_argument("--nuclei", type=int, default=700)
     args = parser.parse_args()
-    if evaluator.faster_coco_eval is None:
+    if coco_ap.faster_coco_eval is None:
         print("COCO AP: faster-coco-eval is not installed, nothing to compare")
         return
 
@@ -42,17 +42,17 @@ def main() -> None:
     images = [{"id": i + 1, "height": args.size, "width": args.size} for i in range(args.images)]
 
     seconds, values = [], []
-    for module in (evaluator.faster_coco_eval, None):
-        evaluator.faster_coco_eval = module
+    for module in (coco_ap.faster_coco_eval, None):
+        coco_ap.faster_coco_eval = module
         with contextlib.redirect_stdout(io.StringIO()):
             coco = COCO()
             coco.dataset = {"images": images, "annotations": truths, "categories": [{"id": 1, "name": "nucleus"}]}
             coco.createIndex()
             start = time.perf_counter()
-            counted = evaluator.count_average_precision(coco, records, "segm", 4000)
+            counted = coco_ap.count_average_precision(coco, records, "segm", 4000)
         seconds.append(time.perf_counter() - start)
         values.append(counted.stats[:6])
-    if not np.allclose(*values, atol=1e-9):
+    if not np.allclose(values[0], values[1], atol=1e-9):
         raise SystemExit(f"the two sides disagree: {values}")
     case = f"{args.images} images, {len(truths)} truths, {len(records)} detections"
     report("COCO mask AP", case, {"pycocotools / faster-coco-eval": seconds[1] / seconds[0]}, seconds=seconds)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from typing import Any
 
 import cv2
 import numpy as np
@@ -28,9 +29,7 @@ from pffnet_d2.masks.compose import contiguous
 SCALES = (0.5, 1.0, 1.5, 2.0, 3.0)
 
 
-def resized(
-    image: NDArray[np.uint8], truth: NDArray[np.int32], scale: float
-) -> tuple[NDArray[np.uint8], NDArray[np.int32]]:
+def resized(image: NDArray[np.uint8], truth: NDArray[np.int32], scale: float) -> tuple[NDArray[Any], NDArray[np.int32]]:
     size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
     smooth = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
     # uint16 travels through OpenCV; there are fewer objects than that

@@ -100,7 +100,7 @@ def median_time(
 
 def agree(ours: ArrayLike, theirs: ArrayLike) -> None:
     if not np.allclose(ours, theirs, atol=1e-9):
-        raise SystemExit(f"the two sides disagree: {ours} and {theirs}")
+        raise SystemExit(f"the two sides disagree: {ours!r} and {theirs!r}")
 
 
 def main() -> None:

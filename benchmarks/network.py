@@ -47,7 +47,7 @@ PARTS = (
     "fusion_head",
 )
 # Every box that is asked for, whatever the random weights think of it.
-SAME_WORK = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "-1.0", "MODEL.ROI_HEADS.NMS_THRESH_TEST", "1.0"]
+SAME_WORK = ["MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "MODEL.ROI_HEADS.NMS_THRESH_TEST", "1.0"]
 
 
 def batch(size: int, count: int) -> list[dict[str, Any]]:

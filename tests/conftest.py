@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -82,14 +81,14 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pffnet_d2.config import config_path, read_config
 
     folder = tmp_path_factory.mktemp("tiny_run")
-    narrow = {"CONV_DIM": 16, "FC_DIM": 32}
+    narrow = {"CONV_DIM": 16, "FC_DIM": 64}
     keys = {
         "_BASE_": str(config_path("demo/PFFNet_R18_FPN.yaml")),
         "MODEL": {
             "DEVICE": "cpu",
             "FPN": {"OUT_CHANNELS": 32},
             "RPN": {"POST_NMS_TOPK_TEST": 50},
-            "ROI_BOX_HEAD": {"FC_DIM": 32},
+            "ROI_BOX_HEAD": {"FC_DIM": 64},
             "ROI_MASK_HEAD": {"CONV_DIM": 32, "FC_PATH_DIM": 1},
             "ROI_MASK_QUALITY_HEAD": narrow,
             "PFFNET": {"DIAMETER": 20.0, "IMAGES": "fluorescence", "LABEL_MAP": {"SCORE_THRESH": 0.01}},
@@ -114,40 +113,6 @@ def packaged(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         str(tiny_run / "config.yaml"), str(tiny_run / "model_final.pth"), folder, about={"licence": "CC0 1.0"}
     )
     return folder
-
-
-@dataclass(frozen=True)
-class SmallModel:
-    config: Path
-    weights: Path
-
-
-@pytest.fixture(scope="session")
-def small_model(tmp_path_factory: pytest.TempPathFactory) -> SmallModel:
-    """Every detection counts (SCORE_THRESH 0), but at most 20."""
-    pytest.importorskip("detectron2", reason="Detectron2 is not installed")
-    import torch
-    import yaml
-    from detectron2.modeling import build_model
-
-    from pffnet_d2.config import config_path, read_config
-
-    folder = tmp_path_factory.mktemp("model")
-    config = folder / "small.yaml"
-    keys = {
-        "_BASE_": str(config_path("demo/PFFNet_R18_FPN.yaml")),
-        "MODEL": {
-            "DEVICE": "cpu",
-            "RPN": {"POST_NMS_TOPK_TEST": 50},
-            "PFFNET": {"LABEL_MAP": {"SCORE_THRESH": 0.0}},
-        },
-        "TEST": {"DETECTIONS_PER_IMAGE": 20},
-    }
-    config.write_text(yaml.safe_dump(keys))
-    torch.manual_seed(0)
-    model = build_model(read_config(str(config)))
-    torch.save({"model": model.state_dict()}, folder / "small.pth")
-    return SmallModel(config, folder / "small.pth")
 
 
 def _folder(variable: str) -> Path:

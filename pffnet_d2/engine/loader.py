@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 from detectron2.data import DatasetFromList, get_detection_dataset_dicts
+from detectron2.data.samplers import TrainingSampler
 from detectron2.utils import comm
 from detectron2.utils.env import seed_all_rng
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from pffnet_d2.data.catalog import origins
 from pffnet_d2.data.copy_paste import Partners
-from pffnet_d2.engine.sampling import build_sampler
+from pffnet_d2.engine.sampling import balanced_sampler
 from pffnet_d2.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -132,17 +133,18 @@ def build_train_loader(cfg: Any, mapper: Callable[..., dict[str, Any]]) -> Train
             f"DATALOADER.SAMPLER_TRAIN {cfg.DATALOADER.SAMPLER_TRAIN}: with one class of objects there is nothing to "
             "balance; set it to TrainingSampler (DATALOADER.PFFNET.BALANCE balances types of images)"
         )
-    partners = None
-    if "copy_paste" in cfg.INPUT.PFFNET.AUGMENTATIONS:
-        known = origins(cfg.DATASETS.TRAIN)
-        partners = Partners([known[entry["file_name"]] for entry in dicts])
+    keys = cfg.DATALOADER.PFFNET
+    balanced = keys.BALANCE or keys.WEIGHTS
+    copy_paste = "copy_paste" in cfg.INPUT.PFFNET.AUGMENTATIONS
+    known = origins(cfg.DATASETS.TRAIN) if balanced or copy_paste else {}
+    images = [known[entry["file_name"]] for entry in dicts] if known else []
     return TrainLoader(
         dicts,
         mapper,
-        sampler=build_sampler(cfg, dicts, seed),
+        sampler=balanced_sampler(keys, images, seed) if balanced else TrainingSampler(len(dicts), seed=seed),
         batch_size=cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size(),
         seed=seed,
         by_aspect=cfg.DATALOADER.ASPECT_RATIO_GROUPING,
         workers=cfg.DATALOADER.NUM_WORKERS,
-        partners=partners,
+        partners=Partners(images) if copy_paste else None,
     )

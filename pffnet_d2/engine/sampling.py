@@ -12,30 +12,25 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from detectron2.data.samplers import RepeatFactorTrainingSampler, TrainingSampler
+from detectron2.data.samplers import RepeatFactorTrainingSampler
 from torch.utils.data import Sampler
 
-from pffnet_d2.data.catalog import Origin, origins
+from pffnet_d2.data.catalog import Origin
 from pffnet_d2.errors import InputError
 
 logger = logging.getLogger(__name__)
 
 
-def build_sampler(cfg: Any, dicts: Sequence[dict[str, Any]], seed: int) -> Sampler[int]:
-    """This rank's share of an endless order of indices into ``dicts``, which follows from ``seed``.
+def balanced_sampler(keys: Any, images: Sequence[Origin], seed: int) -> Sampler[int]:
+    """This rank's share of an endless order of indices into ``images``, which follows from ``seed``.
 
-    Without DATALOADER.PFFNET.BALANCE and WEIGHTS every image is drawn once an epoch; else as often as
-    :func:`repeat_factors` says, a fraction being the probability of one more draw in an epoch.
+    Every image is drawn as often as :func:`repeat_factors` says for BALANCE, MAX_REPEAT and WEIGHTS of ``keys``
+    (DATALOADER.PFFNET); a fraction is the probability of one more draw in an epoch.
 
     Raises:
         InputError: as :func:`repeat_factors`.
     """
-    given = cfg.DATALOADER.PFFNET
-    if not given.BALANCE and not given.WEIGHTS:
-        return TrainingSampler(len(dicts), seed=seed)
-    known = origins(cfg.DATASETS.TRAIN)
-    images = [known[entry["file_name"]] for entry in dicts]
-    factors = repeat_factors(images, given.BALANCE, given.MAX_REPEAT, given.WEIGHTS)
+    factors = repeat_factors(images, keys.BALANCE, keys.MAX_REPEAT, keys.WEIGHTS)
     _report(images, factors)
     return RepeatFactorTrainingSampler(torch.tensor(factors, dtype=torch.float64), seed=seed)
 

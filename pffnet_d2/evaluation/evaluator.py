@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.scores import METRICS, Row, read_groups, score, summaries, table_of, write_scores
-from pffnet_d2.evaluation.truth import of_all_ranks, truth_of
+from pffnet_d2.evaluation.truth import Truth
 from pffnet_d2.imaging.normalisation import AUTO, to_rgb8
 from pffnet_d2.imaging.read import read_image
 from pffnet_d2.masks.coco import annotations_to_label_map
@@ -69,9 +69,7 @@ class LabelMapEvaluator(DatasetEvaluator):
         self._rule = rule or LabelMapRule()
         self._output_dir = Path(output_dir) if output_dir else None
         self._distributed = distributed
-        self._truth: dict[Any, dict[str, Any]] = {
-            entry["image_id"]: entry for entry in DatasetCatalog.get(dataset_name)
-        }
+        self._truth = Truth(dataset_name)
         json_file = Path(getattr(MetadataCatalog.get(dataset_name), "json_file", ""))
         self._groups = read_groups(json_file) if json_file.is_file() else {}
         self.reset()
@@ -87,7 +85,7 @@ class LabelMapEvaluator(DatasetEvaluator):
         """
         for image, output in zip(inputs, outputs, strict=True):
             instances = output["instances"]
-            annotations = truth_of(image, instances, self._truth, self._dataset_name)
+            annotations = self._truth.annotations_of(image, instances.image_size)
             stem = Path(image.get("file_name", f"image {image['image_id']}")).stem
             truth = annotations_to_label_map(annotations, *instances.image_size)
             found = instances_to_label_map(instances, self._rule)
@@ -97,7 +95,7 @@ class LabelMapEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict[str, OrderedDict[str, float]]:
         """Return the mean scores on the main process and an empty dict on the others."""
-        scored = of_all_ranks(self._scored, self._truth, self._dataset_name, self._distributed)
+        scored = self._truth.in_order(self._scored, self._distributed)
         if scored is None:
             return OrderedDict()
         rows = [each.row for each in scored]
@@ -115,7 +113,7 @@ class LabelMapEvaluator(DatasetEvaluator):
             return
         for name, place in (("best", -1), ("median", len(with_objects) // 2), ("worst", 0)):
             image_id, row, packed = with_objects[place]
-            entry = self._truth[image_id]
+            entry = self._truth.images[image_id]
             size = entry["height"], entry["width"]
             try:
                 image = to_rgb8(read_image(entry["file_name"]), AUTO)

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.logger import create_small_table
 from numpy.typing import NDArray
 
 from pffnet_d2.atomic_write import write_text
-from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.contingency import ContingencyTable
+from pffnet_d2.evaluation.truth import Truth
 from pffnet_d2.masks.coco import paint
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class PanopticEvaluator(DatasetEvaluator):
         self._output_dir = Path(output_dir) if output_dir else None
         self._distributed = distributed
         self._classes: list[str] = MetadataCatalog.get(dataset_name).thing_classes
-        self._truth = {entry["image_id"]: entry for entry in DatasetCatalog.get(dataset_name)}
+        self._truth = Truth(dataset_name)
         self.reset()
 
     def reset(self) -> None:
@@ -61,24 +61,14 @@ class PanopticEvaluator(DatasetEvaluator):
         """Count a batch. ``outputs`` contain ``panoptic_seg``: segment ids (H, W), 0 void, and their infos.
 
         Raises:
-            InputError: the data set has no truth for an image, or its truth has another size.
+            InputError: an image is not in the data set, has no annotations, or has another size.
         """
         for image, output in zip(inputs, outputs, strict=True):
-            truth = self._truth.get(image["image_id"], {})
-            name = image.get("file_name", f"image {image['image_id']}")
-            if "annotations" not in truth:
-                raise InputError(
-                    f"{name}: {self._dataset_name} has no annotations for it; only annotated images can be scored"
-                )
             segments, infos = output["panoptic_seg"]
-            size = truth["height"], truth["width"]
-            if tuple(segments.shape) != size:
-                raise InputError(
-                    f"{name}: the prediction has {tuple(segments.shape)} pixels, the truth {size} (height, width); "
-                    "predict in the size of the original image"
-                )
-            labels, _ = paint(truth["annotations"], *size)
-            class_of_truth = np.array([a["category_id"] for a in truth["annotations"]], dtype=np.int64)
+            size = segments.shape
+            annotations = self._truth.annotations_of(image, size)
+            labels, _ = paint(annotations, *size)
+            class_of_truth = np.array([annotation["category_id"] for annotation in annotations], dtype=np.int64)
             ids = segments.cpu().numpy()
             things = {info["id"]: info["category_id"] for info in infos if info["isthing"]}
             table = ContingencyTable.from_labels(labels, np.where(np.isin(ids, list(things)), ids, 0))

@@ -12,14 +12,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pycocotools.mask as mask_util
-from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils.logger import create_small_table
 from numpy.typing import NDArray
 
 from pffnet_d2.atomic_write import write_text
 from pffnet_d2.evaluation.metrics import DSB_THRESHOLDS, area_under_precision, voc_hits
-from pffnet_d2.evaluation.truth import of_all_ranks, truth_of
+from pffnet_d2.evaluation.truth import Truth
 from pffnet_d2.masks.coco import annotations_to_masks
 from pffnet_d2.masks.paste import instance_masks
 from pffnet_d2.masks.rle import encode_masks
@@ -59,7 +58,7 @@ class VOCEvaluator(DatasetEvaluator):
         self._dataset_name = dataset_name
         self._output_dir = Path(output_dir) if output_dir else None
         self._distributed = distributed
-        self._truth = {entry["image_id"]: entry for entry in DatasetCatalog.get(dataset_name)}
+        self._truth = Truth(dataset_name)
         self.reset()
 
     def reset(self) -> None:
@@ -73,8 +72,8 @@ class VOCEvaluator(DatasetEvaluator):
         """
         for image, output in zip(inputs, outputs, strict=True):
             instances = output["instances"]
-            annotations = truth_of(image, instances, self._truth, self._dataset_name)
             size = instances.image_size
+            annotations = self._truth.annotations_of(image, size)
             objects = [annotation for annotation in annotations if not annotation.get("iscrowd", 0)]
             truth = encode_masks(annotations_to_masks(objects, *size), *size)
             found = encode_masks(instance_masks(instances), *size)
@@ -94,7 +93,7 @@ class VOCEvaluator(DatasetEvaluator):
 
     def evaluate(self) -> OrderedDict[str, OrderedDict[str, float]]:
         """Return AP on the main process and an empty dict on the others."""
-        images = of_all_ranks(self._found, self._truth, self._dataset_name, self._distributed)
+        images = self._truth.in_order(self._found, self._distributed)
         if images is None:
             return OrderedDict()
         truths = sum(image.truths for image in images)

@@ -74,13 +74,13 @@ def masks_to_annotations(
             raise InputError(
                 f"a region at row {each.y0}, column {each.x0} leaves the image of {height} x {width} pixels"
             )
-        if not each.area:
-            raise InputError(f"the region at row {each.y0}, column {each.x0} has no pixels")
     annotations = []
     for i, (each, segmentation) in enumerate(zip(masks, encode_masks(masks, height, width), strict=True)):
         tight = InstanceMask.of(each.mask, each.y0, each.x0)
+        if not tight.mask.size:
+            raise InputError(f"the region at row {each.y0}, column {each.x0} has no pixels")
         bbox = [tight.x0, tight.y0, tight.mask.shape[1], tight.mask.shape[0]]
-        annotation = _annotation(first_id + i, image_id, each.area, bbox, segmentation)
+        annotation = _annotation(first_id + i, image_id, tight.area, bbox, segmentation)
         annotations.append(annotation | ({"z_order": len(masks) - i} if overlap == "first" else {}))
     return annotations
 

@@ -24,7 +24,7 @@ def test_names_and_registering_twice() -> None:
     before = MetadataCatalog.get("phantoms_train")
     catalog.register_all()
     names = {"phantoms_train", "phantoms_val", "bbbc039_train", "bbbc039_val", "bbbc039_test"}
-    names |= {"dsb2018_train", "dsb2018_test", "dsb2018_objectguided_val"}
+    names |= {"dsb2018_train", "dsb2018_test", "dsb2018_objectguided_val", "dsb2018_nuclei_train"}
     assert names <= set(DatasetCatalog.list())
     assert MetadataCatalog.get("phantoms_train") is before
     assert before.thing_classes == ["nucleus"]

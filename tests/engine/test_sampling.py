@@ -20,7 +20,7 @@ from pffnet_d2.config import config_path, read_config
 from pffnet_d2.data import catalog
 from pffnet_d2.data.catalog import Origin
 from pffnet_d2.engine import loader
-from pffnet_d2.engine.sampling import build_sampler, repeat_factors
+from pffnet_d2.engine.sampling import repeat_factors
 from pffnet_d2.errors import InputError
 
 IMAGES = [Origin("a", "light")] * 8 + [Origin("a", "stained")] * 2 + [Origin("b", "")]
@@ -102,8 +102,8 @@ def test_the_order_follows_from_the_seed_and_resumes(two_sets: Any) -> None:
 
 
 def test_without_the_keys_the_order_is_the_old_one(two_sets: Any) -> None:
-    sampler = build_sampler(two_sets, [{}] * 7, 3)
-    assert list(itertools.islice(sampler, 30)) == list(itertools.islice(TrainingSampler(7, seed=3), 30))
+    sampler = loader.build_train_loader(two_sets, name).sampler
+    assert list(itertools.islice(sampler, 30)) == list(itertools.islice(TrainingSampler(9, seed=3), 30))
 
 
 def test_copy_paste_gets_two_images_of_one_data_set_and_type(two_sets: Any) -> None:

@@ -218,7 +218,7 @@ def test_mistakes_end_in_one_line() -> None:
     small = {"instances": Instances((30, 30), scores=torch.zeros(0))}
     with pytest.raises(InputError, match=r"images/11\.png: the prediction has \(30, 30\) pixels, the truth \(60, 90\)"):
         evaluator.process([image(11)], [small])
-    del evaluator._truth[12]["annotations"]
+    del evaluator._truth.images[12]["annotations"]
     with pytest.raises(InputError, match=r"images/12\.png: evaluator_test has no annotations"):
         evaluator.process([image(12)], [nothing()])
 

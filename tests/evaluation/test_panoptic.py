@@ -111,7 +111,7 @@ def test_mistakes_end_in_one_line() -> None:
     evaluator = PanopticEvaluator(NAME)
     with pytest.raises(InputError, match=r"1\.png: the prediction has \(2, 8\) pixels, the truth \(4, 8\)"):
         evaluator.process([image(1)], [{"panoptic_seg": (torch.zeros(2, 8, dtype=torch.int32), [])}])
-    with pytest.raises(InputError, match=r"5\.png: panoptic_test has no annotations"):
+    with pytest.raises(InputError, match=r"5\.png: panoptic_test has no image 5"):
         evaluator.process([image(5)], [segments([0] * 8, {})])
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -47,18 +46,18 @@ def images(tmp_path: Path) -> Path:
     return folder
 
 
-def predict(small_model: Any, *arguments: object, out: Path) -> int:
-    model = ["--config", small_model.config, "--weights", small_model.weights, "--device", "cpu"]
+def predict(tiny_run: Path, *arguments: object, out: Path) -> int:
+    model = ["--config", tiny_run / "config.yaml", "--weights", tiny_run / "model_final.pth", "--device", "cpu"]
     return main([str(a) for a in ["predict", *model, "--out", out, *arguments]])
 
 
 # --- Results --------------------------------------------------------------------------------------------------------
 
 
-def test_all_formats(small_model: Any, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_formats(tiny_run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("roifile")
     out = tmp_path / "new" / "out"
-    assert predict(small_model, images, "--format", ALL, out=out) == 0
+    assert predict(tiny_run, images, "--format", ALL, out=out) == 0
     said = capsys.readouterr()
     assert tree(out) == [
         name + ending
@@ -96,7 +95,7 @@ def test_all_formats(small_model: Any, images: Path, tmp_path: Path, capsys: pyt
         assert "area_px2" in file.readline()
 
 
-def test_options(small_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stack = np.stack([picture(0), picture(1)])
     tifffile.imwrite(tmp_path / "stack.tif", stack, photometric="minisblack")
     tifffile.imwrite(tmp_path / "plane.tif", stack[1])
@@ -110,29 +109,28 @@ def test_options(small_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture
         "--normalisation",
         "percentile:1,99",
     ]
-    assert predict(small_model, tmp_path / "stack.tif", "--plane", "1", *options, out=tmp_path / "x") == 0
+    assert predict(tiny_run, tmp_path / "stack.tif", "--plane", "1", *options, out=tmp_path / "x") == 0
     assert "percentiles 1 to 99, to 0..255" in capsys.readouterr().out
-    assert predict(small_model, tmp_path / "plane.tif", *options, out=tmp_path / "y") == 0
+    assert predict(tiny_run, tmp_path / "plane.tif", *options, out=tmp_path / "y") == 0
     one, other = (tifffile.imread(tmp_path / p) for p in ("x/stack_labels.tif", "y/plane_labels.tif"))
     assert (one == other).all()
     assert "area_um2" in (tmp_path / "x" / "stack.csv").read_text()
-    assert predict(small_model, tmp_path / "plane.tif", "--threshold", "0.99", out=tmp_path / "z") == 0
+    assert predict(tiny_run, tmp_path / "plane.tif", "--threshold", "0.99", out=tmp_path / "z") == 0
     assert not tifffile.imread(tmp_path / "z" / "plane_labels.tif").any()
     best = tmp_path / "best.yaml"
     best.write_text("SCORE_THRESH: 0.99")
-    assert predict(small_model, tmp_path / "plane.tif", "--thresholds", best, out=tmp_path / "z") == 0
+    assert predict(tiny_run, tmp_path / "plane.tif", "--thresholds", best, out=tmp_path / "z") == 0
     assert "1 of 1 images predicted, 0 objects" in capsys.readouterr().out
 
 
-def test_two_processes_give_what_one_gives(small_model: Any, images: Path, tmp_path: Path, one_thread: None) -> None:
+def test_two_processes_give_what_one_gives(tiny_run: Path, images: Path, tmp_path: Path, one_thread: None) -> None:
     (images / "d.tif").write_bytes(b"II*\0 no more")
     sources = find_sources([str(images)], tmp_path, [])
     summaries = []
     for processes in (1, 2):
         out = tmp_path / str(processes)
         options = PredictOptions(
-            config=small_model.config,
-            weights=small_model.weights,
+            model=tiny_run,
             device="cpu",
             formats=["label-tiff", "geojson", "csv", "coco"],
         )
@@ -147,8 +145,10 @@ def test_two_processes_give_what_one_gives(small_model: Any, images: Path, tmp_p
         assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
 
 
-def test_a_mistake_in_two_processes_is_one_line(small_model: Any, images: Path, tmp_path: Path) -> None:
-    options = PredictOptions(config=small_model.config, weights=tmp_path / "no.pth", device="cpu", formats=["csv"])
+def test_a_mistake_in_two_processes_is_one_line(tiny_run: Path, images: Path, tmp_path: Path) -> None:
+    options = PredictOptions(
+        config=tiny_run / "config.yaml", weights=tmp_path / "no.pth", device="cpu", formats=["csv"]
+    )
     job = Job([Source(images / "a.tif", "a")], tmp_path / "out", options, processes=2)
     with pytest.raises(InputError, match=r"^\S+no\.pth: no such weights file[^\n]*$"):
         predict_files(job)
@@ -190,10 +190,10 @@ FAULTS = {
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_each_bad_file_is_one_line(
-    small_model: Any, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    tiny_run: Path, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken(tmp_path / "broken")
-    assert predict(small_model, tmp_path / "broken" / name, "--format", "csv,label-tiff", out=tmp_path / "out") == 2
+    assert predict(tiny_run, tmp_path / "broken" / name, "--format", "csv,label-tiff", out=tmp_path / "out") == 2
     said = capsys.readouterr()
     (line,) = said.err.splitlines()
     assert line.startswith(f"pffnet: skipped: {tmp_path / 'broken' / name}: ")
@@ -203,10 +203,10 @@ def test_each_bad_file_is_one_line(
 
 
 def test_bad_files_are_skipped_or_stop(
-    small_model: Any, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken(images / "broken")
-    assert predict(small_model, images / "**" / "*.tif", "--format", "csv", out=tmp_path / "out") == 1
+    assert predict(tiny_run, images / "**" / "*.tif", "--format", "csv", out=tmp_path / "out") == 1
     said = capsys.readouterr()
     assert sum(line.startswith("pffnet: skipped: ") for line in said.err.splitlines()) == len(FAULTS) - 1  # no png
     assert "2 of 9 images predicted" in said.out
@@ -214,7 +214,7 @@ def test_bad_files_are_skipped_or_stop(
     assert tree(tmp_path / "out") == ["a.csv", "c.csv"]
 
     bad = images / "broken" / "nan.tif"
-    assert predict(small_model, images / "a.tif", bad, images / "c.tif", "--stop-on-error", out=tmp_path / "stop") == 2
+    assert predict(tiny_run, images / "a.tif", bad, images / "c.tif", "--stop-on-error", out=tmp_path / "stop") == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(f"pffnet: error: {bad}: 1 values are NaN")
     assert "(stopped; 1 of 3 images predicted)" in line
@@ -226,7 +226,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["--weights", "other.pth"], "other.pth: no such weights file"),
     (["--config", "none.yaml"], "none.yaml: no such config file"),
     (["--device", "cuda:99"], "device cuda:99: cannot be used here"),
-    (["--opts", "MODEL.FPN.OUT_CHANNELS", "32"], "does not fit the model"),
+    (["--opts", "MODEL.FPN.OUT_CHANNELS", "64"], "does not fit the model"),
     (["--opts", "MODEL.NO_KEY", "1"], "MODEL.NO_KEY"),
     (["--normalisation", "gamma"], "normalisation gamma: use auto"),
     (["--plane", "Z"], "--plane Z: give a number"),
@@ -243,7 +243,7 @@ MISTAKES: list[tuple[list[str], str]] = [
 
 @pytest.mark.parametrize(("arguments", "words"), MISTAKES, ids=[" ".join(arguments) for arguments, _ in MISTAKES])
 def test_mistakes_are_one_line_and_write_nothing(
-    small_model: Any,
+    tiny_run: Path,
     images: Path,
     tmp_path: Path,
     arguments: list[str],
@@ -253,7 +253,7 @@ def test_mistakes_are_one_line_and_write_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = tree(tmp_path)
-    assert predict(small_model, images / "a.tif", *arguments, out=tmp_path / "out") == 2
+    assert predict(tiny_run, images / "a.tif", *arguments, out=tmp_path / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("pffnet: error: ")
     assert words in line
@@ -261,7 +261,7 @@ def test_mistakes_are_one_line_and_write_nothing(
 
 
 def test_a_disk_that_fills_up(
-    small_model: Any, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from pffnet_d2.inference.export.csv_table import Csv
 
@@ -271,7 +271,7 @@ def test_a_disk_that_fills_up(
     monkeypatch.setattr(Csv, "begin", full)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "a_labels.tif").write_text("before")
-    assert predict(small_model, images / "a.tif", "--format", "label-tiff,csv", out=tmp_path / "out") == 2
+    assert predict(tiny_run, images / "a.tif", "--format", "label-tiff,csv", out=tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert "a.tif: results cannot be written" in said
     assert "No space left on device" in said
@@ -280,13 +280,13 @@ def test_a_disk_that_fills_up(
 
 
 def test_pixels_that_are_not_square_are_told_of_the_image(
-    small_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tifffile.imwrite(tmp_path / "a.tif", picture(), resolution=(20000, 10000), resolutionunit=3)
-    assert predict(small_model, tmp_path / "a.tif", "--format", "csv", out=tmp_path / "out") == 2
+    assert predict(tiny_run, tmp_path / "a.tif", "--format", "csv", out=tmp_path / "out") == 2
     line = next(line for line in capsys.readouterr().err.splitlines() if "skipped" in line)
     assert line.startswith(f"pffnet: skipped: {tmp_path / 'a.tif'}: pixels of 1 x 0.5 micrometres are not square")
-    assert predict(small_model, tmp_path / "a.tif", "--format", "csv", "--pixel-size", "0", out=tmp_path / "out") == 0
+    assert predict(tiny_run, tmp_path / "a.tif", "--format", "csv", "--pixel-size", "0", out=tmp_path / "out") == 0
 
 
 # --- What the model was made for ------------------------------------------------------------------------------------

@@ -18,36 +18,35 @@ from detectron2.modeling import build_model
 from pffnet_d2 import Predictor, config_path
 from pffnet_d2.config import read_config
 from pffnet_d2.inference import caps
-from tests.conftest import SmallModel
 
 
 def noise(height: int, width: int) -> NDArray[np.uint8]:
     return np.random.default_rng(0).integers(0, 255, (height, width, 3)).astype(np.uint8)
 
 
-def predictor(small_model: SmallModel, *opts: object) -> Predictor:
+def predictor(tiny_run: Path, *opts: object) -> Predictor:
     """Images of training have 64 x 96 pixels; at most 20 objects in each, and random weights find as many."""
     keys = ["MODEL.PFFNET.CAPS_AREA", 64 * 96, *opts]
-    return Predictor(small_model.config, small_model.weights, device="cpu", opts=[str(key) for key in keys])
+    return Predictor(model=tiny_run, device="cpu", opts=[str(key) for key in keys])
 
 
-@pytest.mark.parametrize(("height", "width", "most"), [(64, 96, 20), (32, 32, 20), (128, 192, 80), (128, 144, 60)])
-def test_detections_grow_with_the_area(small_model: SmallModel, height: int, width: int, most: int) -> None:
+@pytest.mark.parametrize(("height", "width", "most"), [(64, 96, 20), (40, 40, 20), (128, 192, 80), (128, 144, 60)])
+def test_detections_grow_with_the_area(tiny_run: Path, height: int, width: int, most: int) -> None:
     """And by that alone: other predictions are those of the caps as they are."""
-    model = predictor(small_model, "MODEL.RPN.POST_NMS_TOPK_TEST", 400)
+    model = predictor(tiny_run, "MODEL.RPN.POST_NMS_TOPK_TEST", 400)
     found: list[int] = []
     model.model.register_forward_hook(lambda _, __, outputs: found.append(len(outputs[0]["instances"])))
     (prediction,) = model.predict([noise(height, width)])
     assert found == [most]
     assert "TEST.DETECTIONS_PER_IMAGE 20" in prediction.capped
-    plain = predictor(small_model, "MODEL.RPN.POST_NMS_TOPK_TEST", 400, "MODEL.PFFNET.CAPS_AREA", 0)
+    plain = predictor(tiny_run, "MODEL.RPN.POST_NMS_TOPK_TEST", 400, "MODEL.PFFNET.CAPS_AREA", 0)
     (other,) = plain.predict([noise(height, width)])
     assert (other.label_map == prediction.label_map).all() == (most == 20)
 
 
-def test_the_config_of_a_model_is_left_as_it_is(small_model: SmallModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_config_of_a_model_is_left_as_it_is(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a prediction, and after one that failed; evaluation uses the model as it is."""
-    model = predictor(small_model)
+    model = predictor(tiny_run)
     network = model.model.model
     rpn, box = network.proposal_generator, network.roi_heads.box_predictor
     before = dict(rpn.pre_nms_topk), dict(rpn.post_nms_topk), box.test_topk_per_image
@@ -97,27 +96,27 @@ def test_every_network_has_its_caps_scaled() -> None:
 )
 @pytest.mark.parametrize("views", [[], ["identity", "hflip", "vflip"]])
 def test_a_cap_that_hides_objects_is_named(
-    small_model: SmallModel, opts: dict[str, Any], reached: set[str], views: list[str]
+    tiny_run: Path, opts: dict[str, Any], reached: set[str], views: list[str]
 ) -> None:
     enough = {"MODEL.RPN.POST_NMS_TOPK_TEST": 4000, "MODEL.RPN.PRE_NMS_TOPK_TEST": 9000, "MODEL.PFFNET.TTA": views}
     enough |= {"TEST.DETECTIONS_PER_IMAGE": 4000}
-    model = predictor(small_model, *(word for pair in (enough | opts).items() for word in pair))
+    model = predictor(tiny_run, *(word for pair in (enough | opts).items() for word in pair))
     for prediction in model.predict([noise(64, 96), noise(64, 96)]):
         assert set(prediction.capped) == reached
     if not reached:
         assert caps.warning(prediction.capped) == ""
 
 
-def test_who_calls_a_predictor_is_warned(small_model: SmallModel) -> None:
+def test_who_calls_a_predictor_is_warned(tiny_run: Path) -> None:
     with pytest.warns(UserWarning, match="objects may be missing") as told:
-        predictor(small_model)(noise(64, 96))
+        predictor(tiny_run)(noise(64, 96)[:, :, 0] // 4)  # as dark and grey as images of fluorescence
     (line,) = [str(warning.message) for warning in told]
     assert line.startswith("the image: objects may be missing: ")
     assert "TEST.DETECTIONS_PER_IMAGE 20" in line
     assert "TEST.DETECTIONS_PER_IMAGE 40" in line.partition("--opts")[2]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        predictor(small_model, "MODEL.PFFNET.LABEL_MAP.SCORE_THRESH", 0.999, "MODEL.RPN.POST_NMS_TOPK_TEST", 4000)(
+        predictor(tiny_run, "MODEL.PFFNET.LABEL_MAP.SCORE_THRESH", 0.999, "MODEL.RPN.POST_NMS_TOPK_TEST", 4000)(
             np.zeros((64, 96), np.uint8)
         )
 

@@ -374,7 +374,7 @@ def test_what_cannot_be(spots: NDArray[np.uint16], tmp_path: Path, monkeypatch: 
 
 
 def test_the_command(
-    small_model: Any,
+    tiny_run: Path,
     tmp_path: Path,
     one_thread: None,
     leave_no_trace: None,
@@ -386,7 +386,7 @@ def test_the_command(
     tifffile.imwrite(tmp_path / "a.tif", rng.integers(0, 255, (150, 180, 3)).astype(np.uint8), photometric="rgb")
 
     def predict(*arguments: object) -> int:
-        model = ["--config", small_model.config, "--weights", small_model.weights, "--device", "cpu"]
+        model = ["--config", tiny_run / "config.yaml", "--weights", tiny_run / "model_final.pth", "--device", "cpu"]
         return main([str(a) for a in ["predict", tmp_path / "a.tif", *model, *arguments]])
 
     formats = ("--format", "label-tiff,geojson,csv")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +24,8 @@ from pffnet_d2.masks.paste import instance_masks
 
 
 @pytest.fixture(scope="module")
-def predictor(small_model: Any) -> Predictor:
-    return Predictor(small_model.config, small_model.weights)
+def predictor(tiny_run: Path) -> Predictor:
+    return Predictor(model=tiny_run)
 
 
 def picture(height: int = 96, width: int = 128, seed: int = 0) -> np.ndarray:
@@ -82,13 +81,11 @@ def test_files_and_arrays_of_any_depth(predictor: Predictor, tmp_path: Path) -> 
     assert (predictor(str(tmp_path / "a.tif")).label_map == expected).all()
 
 
-def test_a_given_normalisation(small_model: Any) -> None:
+def test_a_given_normalisation(tiny_run: Path) -> None:
     dark = picture() // 8
-    stretched = Predictor(
-        small_model.config, small_model.weights, normalisation=Normalisation("percentile", 0, 100)
-    ).normalise(dark)
+    stretched = Predictor(model=tiny_run, normalisation=Normalisation("percentile", 0, 100)).normalise(dark)
     assert stretched.max() == 255
-    assert Predictor(small_model.config, small_model.weights).normalise(dark).max() == dark.max()
+    assert Predictor(model=tiny_run).normalise(dark).max() == dark.max()
 
 
 def sized(run: Path, diameter: float | None, *opts: str) -> Predictor:
@@ -155,14 +152,14 @@ def test_diameters_that_cannot_be(tiny_run: Path) -> None:
 def test_an_image_the_model_was_not_made_for(tiny_run: Path, tmp_path: Path) -> None:
     image = picture(64, 96)
     grey = image.min(axis=2)
-    predictor = Predictor(tiny_run / "config.yaml", tiny_run / "model_final.pth")
+    predictor = Predictor(model=tiny_run)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*objects may be missing")  # random weights find what they may
         predictor(grey)
     with pytest.warns(UserWarning, match="the image: bright background.*invert"):
         predictor(255 - grey)
-    inverted = Predictor(tiny_run / "config.yaml", tiny_run / "model_final.pth", invert=True)
+    inverted = Predictor(model=tiny_run, invert=True)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*objects may be missing")
@@ -172,10 +169,10 @@ def test_an_image_the_model_was_not_made_for(tiny_run: Path, tmp_path: Path) -> 
     Image.fromarray(255 - image).save(tmp_path / "pink.png")
     with pytest.warns(UserWarning, match=r"pink\.png: coloured on a bright background"):
         predictor(tmp_path / "pink.png")
-    any_image = Predictor(tiny_run / "config.yaml", tiny_run / "model_final.pth", opts=["MODEL.PFFNET.IMAGES", ""])
+    any_image = Predictor(model=tiny_run, opts=["MODEL.PFFNET.IMAGES", ""])
     assert not any_image.doubt(255 - image)
     with pytest.raises(InputError, match=r"MODEL\.PFFNET\.IMAGES 'xray'"):
-        Predictor(tiny_run / "config.yaml", tiny_run / "model_final.pth", opts=["MODEL.PFFNET.IMAGES", "xray"])
+        Predictor(model=tiny_run, opts=["MODEL.PFFNET.IMAGES", "xray"])
 
 
 def test_tiles_of_a_model_of_squares(tiny_run: Path, tmp_path: Path) -> None:
@@ -190,8 +187,8 @@ def test_tiles_of_a_model_of_squares(tiny_run: Path, tmp_path: Path) -> None:
     assert not any("resizes" in line for line in same.warnings())
 
 
-def test_a_config_in_hand_is_not_changed(small_model: Any) -> None:
-    cfg = read_config(str(small_model.config), ["MODEL.WEIGHTS", str(small_model.weights)])
+def test_a_config_in_hand_is_not_changed(tiny_run: Path) -> None:
+    cfg = read_config(str(tiny_run / "config.yaml"), ["MODEL.WEIGHTS", str(tiny_run / "model_final.pth")])
     before = cfg.dump()
     predictor = Predictor(cfg, thresholds={"SCORE_THRESH": 0.25, "MIN_SIZE": 9, "FILL_HOLES": True})
     assert cfg.dump() == before
@@ -201,14 +198,14 @@ def test_a_config_in_hand_is_not_changed(small_model: Any) -> None:
     assert pffnet_d2.Predictor is Predictor
 
 
-def test_thresholds_of_a_file(small_model: Any, tmp_path: Path) -> None:
+def test_thresholds_of_a_file(tiny_run: Path, tmp_path: Path) -> None:
     file = tmp_path / "best.yaml"
     file.write_text("SCORE_THRESH: 0.35\nMASK_THRESH: 0\n")
-    rule = Predictor(small_model.config, small_model.weights, thresholds=file).rule
+    rule = Predictor(model=tiny_run, thresholds=file).rule
     assert (rule.score_threshold, rule.mask_threshold, rule.max_covered) == (0.35, 0.0, 0.7)
     found = Choice(0.25, 0.45, 0.9, 0.8, 3, np.zeros((len(SCORE_THRESHOLDS), len(MASK_THRESHOLDS))))
     write_choice(file, found, metric="AJI", dataset_name="mine_val", base=tmp_path / "config.yaml")
-    rule = Predictor(small_model.config, small_model.weights, thresholds=file).rule
+    rule = Predictor(model=tiny_run, thresholds=file).rule
     assert (rule.score_threshold, rule.mask_threshold) == (0.25, 0.45)
     for text, words in (
         ("SCORE: 0.3", r"best\.yaml: unknown key SCORE; use .*SCORE_THRESH"),
@@ -221,19 +218,19 @@ def test_thresholds_of_a_file(small_model: Any, tmp_path: Path) -> None:
     ):
         file.write_text(text)
         with pytest.raises(InputError, match=words):
-            Predictor(small_model.config, small_model.weights, thresholds=str(file))
+            Predictor(model=tiny_run, thresholds=str(file))
     with pytest.raises(InputError, match=r"none\.yaml: cannot be read"):
-        Predictor(small_model.config, small_model.weights, thresholds=tmp_path / "none.yaml")
+        Predictor(model=tiny_run, thresholds=tmp_path / "none.yaml")
 
 
-def test_what_does_not_belong_together(small_model: Any, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"small\.pth: does not fit the model"):
-        Predictor(small_model.config, small_model.weights, opts=["MODEL.FPN.OUT_CHANNELS", "32"])
+def test_what_does_not_belong_together(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"model_final\.pth: does not fit the model"):
+        Predictor(model=tiny_run, opts=["MODEL.FPN.OUT_CHANNELS", "64"])
     with pytest.raises(InputError, match=r"no\.pth: no such weights file"):
-        Predictor(small_model.config, tmp_path / "no.pth")
+        Predictor(tiny_run / "config.yaml", tmp_path / "no.pth")
     with pytest.raises(InputError, match="no weights; give"):
-        Predictor(small_model.config)
+        Predictor(tiny_run / "config.yaml")
     with pytest.raises(InputError, match="device cuda:97: cannot be used here; there is cpu"):
-        Predictor(small_model.config, small_model.weights, device="cuda:97")
+        Predictor(model=tiny_run, device="cuda:97")
     with pytest.raises(InputError, match="device gpu: cannot be used here"):
-        Predictor(small_model.config, small_model.weights, device="gpu")
+        Predictor(model=tiny_run, device="gpu")

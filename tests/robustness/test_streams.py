@@ -74,8 +74,6 @@ def pipe() -> Iterator[int]:
 
 def train(run_folder: Path, *opts: str) -> list[str]:
     small = ["INPUT.CROP.SIZE", "[64, 64]", "SOLVER.IMS_PER_BATCH", "1"]
-    # With 32 channels each group of the norm would have one value for a single ROI, which torch refuses.
-    small += ["MODEL.ROI_MASK_QUALITY_HEAD.FC_DIM", "64"]
     schedule = ["SOLVER.MAX_ITER", "10000", "SOLVER.STEPS", "()"]
     config = str(run_folder / "config.yaml")
     return ["train", "--config-file", config, *small, *schedule, *opts, "OUTPUT_DIR", "run"]

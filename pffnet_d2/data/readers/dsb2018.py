@@ -49,8 +49,14 @@ logger = logging.getLogger(__name__)
 
 SolutionRow = tuple[str, str, int, int]  # of the csv: its place for messages, run lengths, height, width
 
-# "objectguided": Yi et al., IEEE TMI 40, 2021, 402 / 134 / 134 images of the original stage1_train.
-SCHEMES: dict[str, tuple[str, ...]] = {"stage1": ("train", "test"), "objectguided": ("train", "val", "test")}
+# Both divide stage1_train. "objectguided": Yi et al., IEEE TMI 40, 2021, 402 / 134 / 134 images of the original.
+# "nuclei": without the fields of BBBC039, and with 80 images (60 of fluorescence, 18 of histology, 2 of brightfield)
+# held out, for models that train on BBBC039 too.
+SCHEMES: dict[str, tuple[str, ...]] = {
+    "stage1": ("train", "test"),
+    "objectguided": ("train", "val", "test"),
+    "nuclei": ("train", "val"),
+}
 SPLITS = SCHEMES["stage1"]
 OPTIONS: dict[str, tuple[Any, str]] = {
     "partial": (False, "accept files of a part of the images; what is missing is counted in a warning"),
@@ -85,9 +91,9 @@ def splits(root: Path, *, scheme: str = "stage1", **_: Any) -> tuple[str, ...]:
     stages = {stage for stage, _ in images}
     if not stages:
         raise InputError(f"{root}: holds no <id>/images/<id>.png; put stage1_train.zip there, extracted or not")
-    if scheme == "objectguided":
-        lists = shipped("dsb2018_objectguided")
-        return tuple(split for split in SCHEMES[scheme] if any(("train", image) in images for image in lists[split]))
+    if scheme != "stage1":
+        there = {image for stage, image in images if stage == "train"}
+        return tuple(split for split in SCHEMES[scheme] if not there.isdisjoint(_ids(scheme, split, there)))
     truth = any(_is_solution(file) for file in files) or any(stage == "test" for stage, _ in _masks(root, files))
     return tuple(split for split in SPLITS if split in stages and (split == "train" or truth))
 
@@ -116,10 +122,14 @@ def records(
     if image_type and image_type not in IMAGE_TYPES:
         raise InputError(f"option image_type={image_type}: give one of {', '.join(IMAGE_TYPES)}")
     stage = _find_stage(root, "test" if (scheme, split) == ("stage1", "test") else "train", partial)
-    ids = _listed(root, stage, split, partial) if scheme == "objectguided" else sorted(stage.images)
+    ids = _ids(scheme, split, stage.images)
+    missing = [image for image in ids if image not in stage.images]
+    remedy = "give the original stage1_train.zip, all of it"
+    _check_missing(missing, partial, f"{root}: images of {scheme} {split}", remedy)
+    ids = [image for image in ids if image in stage.images]
     if scheme == "stage1" and split == "train" and len(ids) not in EDITIONS:
         logger.warning("%s: %d images; stage1_train has 670 (664 in the corrected edition)", root, len(ids))
-    if exclude_bbbc039:
+    if exclude_bbbc039 or scheme == "nuclei":
         shared = bbbc039_fields()
         ids = [image for image in ids if image not in shared]
     if exclude_bad:
@@ -177,13 +187,14 @@ def _find_stage(root: Path, name: str, partial: bool) -> _Stage:
     return _Stage(images, masks, rows, solution)
 
 
-def _listed(root: Path, stage: _Stage, split: str, partial: bool) -> list[str]:
-    """The ids of the list of the scheme "objectguided" for which there are images. Raises InputError as ``records``."""
-    ids: list[str] = shipped("dsb2018_objectguided")[split]
-    missing = set(ids) - stage.images.keys()
-    remedy = "give the original stage1_train.zip, all of it"
-    _check_missing(missing, partial, f"{root}: images of objectguided {split}", remedy)
-    return [image for image in ids if image not in missing]
+def _ids(scheme: str, split: str, there: Iterable[str]) -> list[str]:
+    """The ids of a split, in the order of the scheme's list or of the ids, given those of the images that are there."""
+    if scheme == "stage1":
+        return sorted(there)
+    lists: dict[str, list[str]] = shipped(f"dsb2018_{scheme}")
+    if split in lists:
+        return lists[split]
+    return sorted(set(there).difference(*(lists[other] for other in SCHEMES[scheme] if other != split)))
 
 
 def bbbc039_fields() -> dict[str, tuple[str, str]]:

@@ -157,6 +157,25 @@ def test_shipped_lists() -> None:
     assert [len(lists[split]) for split in dsb2018.SCHEMES["objectguided"]] == [402, 134, 134]
     assert len({i for split in dsb2018.SCHEMES["objectguided"] for i in lists[split]}) == 670
     assert Counter(split for _, split in dsb2018.bbbc039_fields().values()) == {"train": 25, "val": 9, "test": 9}
+    held_out = shipped("dsb2018_nuclei")["val"]
+    assert len(set(held_out)) == len(held_out) == 80
+    assert set(held_out) < {i for split in dsb2018.SCHEMES["objectguided"] for i in lists[split]}
+    assert not set(held_out) & dsb2018.bbbc039_fields().keys()
+
+
+def test_the_split_of_the_shipped_model(tmp_path: Path, layouts: ModuleType) -> None:
+    """What is held out is listed; all other images train, but for the fields of BBBC039."""
+    held_out = shipped("dsb2018_nuclei")["val"]
+    field = min(dsb2018.bbbc039_fields())
+    others = ["0" * 64, "f" * 64]
+    root = layouts.write(tmp_path / "all", stage(layouts, {i: layouts.apart(0) for i in [*held_out, field, *others]}))
+    assert dsb2018.splits(root, scheme="nuclei") == ("train", "val")
+    assert [r.image_id for r in dsb2018.records(root, "train", scheme="nuclei")] == others
+    assert [r.image_id for r in dsb2018.records(root, "val", scheme="nuclei")] == held_out
+    less = layouts.write(tmp_path / "less", stage(layouts, {i: layouts.apart(0) for i in held_out[1:]}))
+    assert dsb2018.splits(less, scheme="nuclei") == ("val",)
+    with pytest.raises(InputError, match=rf"images of nuclei val missing: 1, {held_out[0]} first; .* partial=true"):
+        list(dsb2018.records(less, "val", scheme="nuclei"))
 
 
 def test_objectguided_and_shared_fields(tmp_path: Path, layouts: ModuleType, caplog: pytest.LogCaptureFixture) -> None:

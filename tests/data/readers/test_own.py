@@ -35,6 +35,13 @@ def tiff(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def prepared(source: Path, root: Path, **options: str) -> dict[str, Any]:
+    """The json of "mine" under ``root``, one split "all" of the images of ``source``."""
+    prepare("own", source, root, Selection(options={"fractions": "all=1", **options}), dataset="mine")
+    contents: dict[str, Any] = json.loads((root / "mine/all/instances.json").read_text())
+    return contents
+
+
 def palette(layouts: ModuleType, labels: np.ndarray) -> bytes:
     content: bytes = layouts.png(labels.astype(np.uint8), "P")
     return content
@@ -143,14 +150,7 @@ def test_coco_objects_overlap(tmp_path: Path, layouts: ModuleType) -> None:
     ]
     data = {"images": [{"id": 3, "file_name": "x.png", "height": 9, "width": 12}], "annotations": annotations}
     files = {"images/x.png": layouts.png(np.zeros((9, 12, 3), np.uint8)), "a.json": json.dumps(data).encode()}
-    prepare(
-        "own",
-        layouts.write(tmp_path / "in", files),
-        tmp_path,
-        Selection(options={"fractions": "all=1"}),
-        dataset="mine",
-    )
-    made = json.loads((tmp_path / "mine/all/instances.json").read_text())
+    made = prepared(layouts.write(tmp_path / "in", files), tmp_path)
     assert [a["area"] for a in made["annotations"]] == [56, 8]
     np.testing.assert_array_equal(
         annotations_to_label_map(made["annotations"], 9, 12), np.where(small > 0, 2, big).astype(np.int32)
@@ -243,14 +243,7 @@ def test_many_instances_and_gaps_in_ids(tmp_path: Path, layouts: ModuleType) -> 
     labels = np.zeros((400, 700), np.int32)
     labels[::2, ::2] = 3 * np.arange(1, 200 * 350 + 1).reshape(200, 350)
     files = {"images/x.tif": tiff(labels.astype(np.uint16)), "labels/x.tif": tiff(labels)}
-    prepare(
-        "own",
-        layouts.write(tmp_path / "in", files),
-        tmp_path,
-        Selection(options={"fractions": "all=1"}),
-        dataset="many",
-    )
-    data = json.loads((tmp_path / "many/all/instances.json").read_text())
+    data = prepared(layouts.write(tmp_path / "in", files), tmp_path)
     assert len(data["annotations"]) == 70_000
     np.testing.assert_array_equal(annotations_to_label_map(data["annotations"], 400, 700), labels // 3)
 
@@ -266,14 +259,8 @@ def test_normalisation_and_category(tmp_path: Path, layouts: ModuleType) -> None
     labels = (deep == 5000).astype(np.uint8)
     files = {"images/deep.tif": tiff(deep), "labels/deep.png": layouts.png(labels)}
     files |= {"images/flat.png": layouts.png(labels * 50), "labels/flat.png": layouts.png(labels)}
-    prepare(
-        "own",
-        layouts.write(tmp_path / "in", files),
-        tmp_path,
-        Selection(options={"fractions": "all=1", "category": "cell", "high": "99", "image_type": "brightfield"}),
-        dataset="mine",
-    )
-    data = json.loads((tmp_path / "mine/all/instances.json").read_text())
+    source = layouts.write(tmp_path / "in", files)
+    data = prepared(source, tmp_path, category="cell", high="99", image_type="brightfield")
     assert data["info"]["normalisation"] == {"name": "auto", "low": 0.1, "high": 99.0, "minimum_range": 512.0}
     assert data["info"]["category"] == data["categories"][0]["name"] == "cell"
     assert {image["image_type"] for image in data["images"]} == {"brightfield"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -67,7 +66,7 @@ def test_the_file_is_what_the_challenge_reads(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.tif", "answer.h5", "none.tif"]
 
 
-def test_the_command(small_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All images that could be read are in the file; without h5py nothing is predicted."""
     folder, out = tmp_path / "A1", tmp_path / "out"
     folder.mkdir()
@@ -75,7 +74,7 @@ def test_the_command(small_model: Any, tmp_path: Path, monkeypatch: pytest.Monke
         image = np.random.default_rng(i).integers(0, 255, (64, 96, 4)).astype(np.uint8)
         Image.fromarray(image).save(folder / f"{name}_rgb.png")
     (folder / "plant014_rgb.png").write_bytes(b"no image")
-    model = ["--config", str(small_model.config), "--weights", str(small_model.weights), "--device", "cpu"]
+    model = ["--model", str(tiny_run), "--device", "cpu"]
     command = ["predict", str(folder), *model, "--format", "cvppp", "--out", str(out)]
     assert main(command) == 1
     assert sorted(p.name for p in out.iterdir()) == ["answer.h5", "plant003_rgb_labels.tif", "plant009_rgb_labels.tif"]
