@@ -109,8 +109,8 @@ def test_a_cap_that_hides_objects_is_named(
 
 def test_who_calls_a_predictor_is_warned(tiny_run: Path) -> None:
     with pytest.warns(UserWarning, match="objects may be missing") as told:
-        predictor(tiny_run)(noise(64, 96)[:, :, 0] // 4)  # as dark and grey as images of fluorescence
-    (line,) = [str(warning.message) for warning in told]
+        predictor(tiny_run)(noise(64, 96))
+    (line,) = (text for text in (str(warning.message) for warning in told) if "missing" in text)
     assert line.startswith("the image: objects may be missing: ")
     assert "TEST.DETECTIONS_PER_IMAGE 20" in line
     assert "TEST.DETECTIONS_PER_IMAGE 40" in line.partition("--opts")[2]
