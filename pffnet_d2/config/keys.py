@@ -62,6 +62,9 @@ def _add_prediction(cfg: Any, CN: Any) -> None:
     # branch) or "semantic_fused" (S_ins, the detections above beta fused into F_0). A branch runs only if its output
     # is asked for.
     cfg.MODEL.PFFNET.OUTPUTS = ["instances"]
+    # Multiplies the class scores of detections by (mean of S_sem under the mask) ** this, in prediction; 0: as in the
+    # papers, which drop the semantic branch (docs/studies/lite-recipe.md).
+    cfg.MODEL.PFFNET.SEMANTIC_POWER = 0.0
     # Weight of the mask loss.
     cfg.MODEL.PFFNET.MASK_LOSS_WEIGHT = 1.0
     # alpha_2 of [P] Eq. 5, the weight of the semantic consistency loss (Eq. 4); 0: no such loss.

@@ -19,6 +19,7 @@ from .fusion_head import build_feature_fusion_head
 from .inputs import AsTrained
 from .roi_heads import PFFNetROIHeads
 from .roi_masks import with_roi_masks
+from .semantic_support import rescore
 
 OUTPUTS = ("instances", "semantic", "semantic_fused", "panoptic")
 
@@ -71,6 +72,7 @@ class PFFNet(GeneralizedRCNN):
         sem_seg_head: nn.Module | None = None,
         fusion_head: nn.Module | None = None,
         consistency_loss_weight: float = 0.0,
+        semantic_power: float = 0.0,
         ignore_value: int = 255,
         outputs: tuple[str, ...] = ("instances",),
         label_map: LabelMapRule | None = None,
@@ -82,6 +84,7 @@ class PFFNet(GeneralizedRCNN):
             sem_seg_head: S_sem; called with (features, targets or None), returns (logits at input size, losses).
             fusion_head: S_ins; called with (features, instances, targets or None), returns the same.
             consistency_loss_weight: alpha_2 of [P] Eq. 5; above 0 both heads are needed.
+            semantic_power: MODEL.PFFNET.SEMANTIC_POWER; above 0 ``sem_seg_head`` is needed.
             ignore_value: the value of pixels without truth in semantic targets, the same as in the heads.
             outputs: what inference returns, some of ``OUTPUTS``.
             label_map: the rule of the panoptic output; None: the default rule.
@@ -102,6 +105,11 @@ class PFFNet(GeneralizedRCNN):
                 raise InputError(
                     f"MODEL.PFFNET.OUTPUTS asks for {output} without its branch; set {key}, or remove {output}"
                 )
+        if semantic_power and sem_seg_head is None:
+            raise InputError(
+                "MODEL.PFFNET.SEMANTIC_POWER rescores detections by the branch of MODEL.SEM_SEG_HEAD.NAME, which is "
+                "empty; set it to GCNHead, or MODEL.PFFNET.SEMANTIC_POWER 0.0"
+            )
         if consistency_loss_weight > 0 and (sem_seg_head is None or fusion_head is None):
             raise InputError(
                 "MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT compares the maps of both branches, MODEL.SEM_SEG_HEAD.NAME and "
@@ -110,6 +118,7 @@ class PFFNet(GeneralizedRCNN):
         self.sem_seg_head = sem_seg_head
         self.fusion_head = fusion_head
         self.consistency_loss_weight = consistency_loss_weight
+        self.semantic_power = semantic_power
         self.ignore_value = ignore_value
         self.outputs = tuple(outputs)
         self.label_map = label_map or LabelMapRule()
@@ -126,6 +135,7 @@ class PFFNet(GeneralizedRCNN):
             "sem_seg_head": build_sem_seg_head(cfg, shape) if cfg.MODEL.SEM_SEG_HEAD.NAME else None,
             "fusion_head": build_feature_fusion_head(cfg, shape),
             "consistency_loss_weight": pffnet.CONSISTENCY_LOSS_WEIGHT,
+            "semantic_power": pffnet.SEMANTIC_POWER,
             "ignore_value": cfg.MODEL.SEM_SEG_HEAD.IGNORE_VALUE,
             "outputs": tuple(pffnet.OUTPUTS),
             "label_map": LabelMapRule.from_config(cfg),
@@ -196,9 +206,14 @@ class PFFNet(GeneralizedRCNN):
             batched_inputs = [self.as_trained(x) for x in batched_inputs]
         images = self.preprocess_image(batched_inputs)
         features = self.backbone(images.tensor)
+        s_sem = None
+        if self.sem_seg_head is not None and (self.semantic_power or "semantic" in self.outputs):
+            s_sem = self.sem_seg_head(features, None)[0]
         if detected_instances is None:
             proposals, _ = self.proposal_generator(images, features, None)
             instances, _ = self.roi_heads(images, features, proposals, None)
+            if s_sem is not None and self.semantic_power:
+                rescore(instances, s_sem, self.semantic_power)
         else:
             given = [x.to(self.device) for x in detected_instances]
             instances = self.roi_heads.forward_with_given_boxes(features, given)
@@ -209,7 +224,7 @@ class PFFNet(GeneralizedRCNN):
             (x.get("height", size[0]), x.get("width", size[1]))
             for x, size in zip(batched_inputs, images.image_sizes, strict=True)
         ]
-        semantic = self._semantic(features, instances)
+        semantic = s_sem if "semantic" in self.outputs else self._s_ins(features, instances)
         # Only once, because Detectron2 scales boxes in place.
         instances = [with_roi_masks(x, *size) for x, size in zip(instances, sizes, strict=True)]
         results: list[dict[str, Any]] = [{"instances": x} for x in instances]
@@ -224,14 +239,11 @@ class PFFNet(GeneralizedRCNN):
                 result["sem_seg"] = sem_seg_postprocess(logits, net, *size)
         return results
 
-    def _semantic(self, features: dict[str, Tensor], instances: list[Instances]) -> Tensor | None:
-        """Return S_sem or S_ins (N, classes, H, W), as MODEL.PFFNET.OUTPUTS asks. Removes ``mask_logits``.
+    def _s_ins(self, features: dict[str, Tensor], instances: list[Instances]) -> Tensor | None:
+        """Return S_ins (N, classes, H, W) if MODEL.PFFNET.OUTPUTS asks for it. Removes ``mask_logits``.
 
-        S_ins is fused from the detections that go into a label map (class score above beta); the best is written last.
+        It is fused from the detections that go into a label map (class score above beta); the best is written last.
         """
-        if "semantic" in self.outputs:
-            assert self.sem_seg_head is not None
-            return self.sem_seg_head(features, None)[0]
         if "semantic_fused" not in self.outputs:
             return None
         assert self.fusion_head is not None

@@ -53,6 +53,8 @@ def for_inference(model: nn.Module, cfg: Any) -> nn.Module:
         model = model.module
     if not isinstance(model, GeneralizedRCNN):
         raise InputError(f"MODEL.PFFNET.TTA: {cfg.MODEL.META_ARCHITECTURE} cannot be augmented; set it to []")
+    if getattr(model, "semantic_power", 0.0):
+        raise InputError("MODEL.PFFNET.TTA: views are not rescored; set MODEL.PFFNET.SEMANTIC_POWER 0.0, or TTA to []")
     return TestTimeAugmentation(model, names, cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE)
 
 

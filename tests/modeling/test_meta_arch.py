@@ -15,6 +15,7 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.masks.compose import LabelMapRule, instances_to_label_map
 from pffnet_d2.modeling.fusion import fuse
 from pffnet_d2.modeling.meta_arch import consistency_loss
+from pffnet_d2.modeling.semantic_support import semantic_support
 
 ALL_LOSSES = {
     "loss_rpn_cls",
@@ -224,6 +225,20 @@ def test_the_fused_map_uses_detections_above_beta_with_the_best_last(
     torch.testing.assert_close(result["sem_seg"], expected[0], rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+def test_class_scores_are_multiplied_by_the_semantic_support(compact_cfg: Callable, make_batch: Callable) -> None:
+    batch = make_batch((64, 96, 3), (96, 70, 2))
+    plain = build(compact_cfg, *EAGER).eval().inference(batch, do_postprocess=False)
+    model = build(compact_cfg, *EAGER, "MODEL.PFFNET.SEMANTIC_POWER", 0.5).eval()
+    rescored = model.inference(batch, do_postprocess=False)
+    features = model.backbone(model.preprocess_image(batch).tensor)
+    support = semantic_support(model.sem_seg_head(features, None)[0].softmax(1)[:, 1:], plain)
+    for before, after, own in zip(plain, rescored, support, strict=True):
+        assert len(before) == len(after) > 0
+        torch.testing.assert_close(after.class_scores, before.class_scores * own.sqrt())
+        assert torch.equal(after.scores, before.scores)
+
+
 @pytest.mark.parametrize("paste", [True, False])
 def test_panoptic_output_of_a_resized_image(compact_cfg: Callable, make_batch: Callable, paste: bool) -> None:
     """Detectron2 scales boxes in place: instances and segments must be scaled only once."""
@@ -253,6 +268,7 @@ def test_panoptic_output_of_a_resized_image(compact_cfg: Callable, make_batch: C
             r"semantic_fused without its branch; set MODEL\.PFFNET\.FUSION\.NAME RAFFHead",
         ),
         (("SEM_SEG_HEAD.NAME", ""), r"one is empty; set MODEL\.PFFNET\.CONSISTENCY_LOSS_WEIGHT 0\.0"),
+        (("SEM_SEG_HEAD.NAME", "", "PFFNET.SEMANTIC_POWER", 0.5), r"SEMANTIC_POWER rescores .* set it to GCNHead"),
         (("PFFNET.FUSION.NAME", ""), r"one is empty; set MODEL\.PFFNET\.CONSISTENCY_LOSS_WEIGHT 0\.0"),
         (("MASK_ON", False), r"needs a mask head; set MODEL\.MASK_ON True"),
         (("ROI_HEADS.NUM_CLASSES", 3), "NUM_CLASSES 3: PFFNetROIHeads segments one class; set it to 1"),
