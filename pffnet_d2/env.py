@@ -157,7 +157,7 @@ def require(command: str, *, onnx: bool = False) -> None:
     Raises:
         InputError: something that ``command`` needs is missing; the message says how to install it.
     """
-    fault = problem(onnx=onnx)
+    fault = problem(onnx=True) if onnx else problem()
     if fault:
         raise InputError(f"{command}: {fault}")
 

@@ -112,7 +112,6 @@ def _export(
     _check_config(cfg)
     model = build_network(cfg)
     Checkpointer(model).load(cfg.MODEL.WEIGHTS)
-    model.eval()
     bgr = cfg.INPUT.FORMAT == "BGR"
     graph = DetectionGraph(model, bgr=bgr, caps_area=cfg.MODEL.PFFNET.CAPS_AREA)
     for branch in ("sem_seg_head", "fusion_head"):  # would be written to the file, but are not run

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.modeling.meta_arch import GeneralizedRCNN
 from detectron2.modeling.poolers import ROIPooler
-from detectron2.modeling.proposal_generator import RPN, RRPN
+from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads, StandardROIHeads
 from torch import Tensor, nn
 from torchvision.ops import nms
@@ -38,7 +38,7 @@ class DetectionGraph(nn.Module):
     def __init__(self, model: nn.Module, *, bgr: bool, caps_area: int) -> None:
         """
         Args:
-            model: the network, in evaluation mode. Its modules are used, not copied.
+            model: the network. Its modules are used, not copied, and set to evaluation mode.
             bgr: whether the network takes BGR images (INPUT.FORMAT).
             caps_area: MODEL.PFFNET.CAPS_AREA; the caps of the network are multiplied as ``inference.caps`` describes.
 
@@ -51,6 +51,7 @@ class DetectionGraph(nn.Module):
         self.model = model
         self.bgr = bgr
         self.caps_area = caps_area
+        self.eval()  # exporters restore the mode of the whole
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Detect the objects of one image.
@@ -140,12 +141,12 @@ def _check(model: nn.Module) -> None:
             "predict with `pffnet predict`, or export PFFNet, Cell R-CNN or Mask R-CNN"
         )
     rpn, heads = model.proposal_generator, model.roi_heads
-    for key, module, known, other in (
-        ("MODEL.PROPOSAL_GENERATOR.NAME", rpn, RPN, RRPN),
-        ("MODEL.ROI_HEADS.NAME", heads, StandardROIHeads, CascadeROIHeads),
+    for key, module, fits in (
+        ("MODEL.PROPOSAL_GENERATOR.NAME", rpn, isinstance(rpn, RPN) and rpn.anchor_generator.box_dim == 4),
+        ("MODEL.ROI_HEADS.NAME", heads, isinstance(heads, StandardROIHeads) and not isinstance(heads, CascadeROIHeads)),
     ):
-        if not isinstance(module, known) or isinstance(module, other):
-            raise InputError(f"{key} {type(module).__name__}: cannot be exported; a {known.__name__} can")
+        if not fits:
+            raise InputError(f"{key} {type(module).__name__}: cannot be exported; export PFFNet, Cell R-CNN or Mask R-CNN")
     if heads.num_classes != 1:
         raise InputError(f"MODEL.ROI_HEADS.NUM_CLASSES {heads.num_classes}: only models of one class can be exported")
     if not heads.mask_on or heads.keypoint_on:
