@@ -7,9 +7,7 @@ alone, and needs neither Detectron2 nor torch to know that.
 from __future__ import annotations
 
 import sys
-from typing import Any, TypeVar
-
-T = TypeVar("T")
+from typing import Any
 
 
 def rank() -> int:
@@ -24,13 +22,13 @@ def count() -> int:
     return int(comm.get_world_size()) if comm else 1
 
 
-def all_gather(value: T) -> list[T]:
+def all_gather(value: Any) -> list[Any]:
     """The values of all processes, by rank, in each of them."""
     comm = _comm()
     return list(comm.all_gather(value)) if comm else [value]
 
 
-def gather(value: T) -> list[T]:
+def gather(value: Any) -> list[Any]:
     """The values of all processes, by rank, in the first one; [] in the others."""
     comm = _comm()
     return list(comm.gather(value)) if comm else [value]

@@ -106,7 +106,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def onnx_run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``tiny_run`` with weights whose scores differ by more than rounding, packaged, with model.onnx beside the rest."""
+    """``tiny_run`` with weights whose scores differ by more than rounding, packaged, and model.onnx."""
     pytest.importorskip("onnx", reason="onnx is not installed")
     pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
     import torch

@@ -39,9 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from pffnet_d2.inference.options import ModelOptions
     from pffnet_d2.model_zoo.export import export_onnx, export_torchscript
 
-    options = ModelOptions(
-        config=args.config, weights=args.weights, model=args.model, device="cpu", opts=args.opts
-    )
+    options = ModelOptions(config=args.config, weights=args.weights, model=args.model, device="cpu", opts=args.opts)
     export = {"onnx": export_onnx, "torchscript": export_torchscript}[args.format]
     exported = export(config_of(options), args.out)
     print(exported)

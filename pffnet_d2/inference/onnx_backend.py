@@ -108,8 +108,8 @@ class OnnxBackend(Backend):
         found = dict(zip(self._outputs, self._run(image), strict=True))
         scale = np.array([width / size[1], height / size[0]] * 2, np.float32)
         boxes = np.clip(found["boxes"] * scale, 0, np.array([width, height] * 2, np.float32))
-        scores = {name: found.get(name) for name in ("scores", "class_scores", "mask_quality")}
-        instances = Detections((height, width), boxes, found["masks"], **scores)
+        parts = found["masks"], found["scores"], found.get("class_scores"), found.get("mask_quality")
+        instances = Detections((height, width), boxes, *parts)
         instances = instances[(boxes[:, 2:] > boxes[:, :2]).all(axis=1)]
         return Detected(instances, self._capped(found["capped"], size, instances))
 

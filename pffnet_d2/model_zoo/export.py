@@ -79,7 +79,7 @@ def export_onnx(cfg: Any, out: Path, about: Mapping[str, Any] | None = None) -> 
     def write(graph: DetectionGraph, path: Path, table: str) -> Run:
         names = outputs_of(graph.model)
         axes = {"image": {1: "height", 2: "width"}} | {name: {0: "objects"} for name in names if name != "capped"}
-        arguments = {"input_names": ["image"], "output_names": names, "dynamic_axes": axes}
+        arguments: dict[str, Any] = {"input_names": ["image"], "output_names": names, "dynamic_axes": axes}
         torch.onnx.export(graph, (_example(),), str(path), dynamo=False, opset_version=OPSET, **arguments)
         written = onnx.load(str(path))
         _halve(onnx, written.graph)
@@ -196,7 +196,9 @@ def _compared(run: Run, original: Run, image: NDArray[np.float32]) -> tuple[int,
     # Detections whose scores are equal up to rounding may change places.
     apart = np.abs(expected["boxes"][:, None] - found["boxes"]).max(axis=2)
     place = apart.argmin(axis=1)
-    differences = [np.abs(expected[name] - found[name][place]).max() for name in found if name not in ("boxes", "capped")]
+    differences = [
+        np.abs(expected[name] - found[name][place]).max() for name in found if name not in ("boxes", "capped")
+    ]
     if len(set(place.tolist())) < count or apart.min(axis=1).max() > PIXELS or max(differences) > PROBABILITY:
         raise InputError(
             f"{wrong} (boxes differ by {apart.min(axis=1).max():.2g} pixels, scores or masks by {max(differences):.2g})"

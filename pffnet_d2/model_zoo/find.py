@@ -101,7 +101,9 @@ def check_made_of(path: Path, weights: str) -> None:
     """
     described = _card(path.with_name(CARD)).get("sha256", {}).get(WEIGHTS)
     if described and described != weights:
-        raise InputError(f"{path}: was made of other weights than {CARD} describes; write it again with `pffnet export`")
+        raise InputError(
+            f"{path}: was made of other weights than {CARD} describes; write it again with `pffnet export`"
+        )
 
 
 def sha256(path: Path) -> str:

@@ -75,7 +75,13 @@ class DetectionGraph(nn.Module):
         proposals, capped = self._proposals(features, limits, factor)
         boxes, class_scores = self._boxes(features, proposals, limits, factor)
         masks, quality = self._masks(features, boxes)
-        results = {"boxes": boxes, "class_scores": class_scores, "scores": class_scores, "masks": masks, "capped": capped}
+        results = {
+            "boxes": boxes,
+            "class_scores": class_scores,
+            "scores": class_scores,
+            "masks": masks,
+            "capped": capped,
+        }
         if quality is not None:
             results |= {"mask_quality": quality, "scores": class_scores * quality}
         return tuple(results[name] for name in outputs_of(self.model))
@@ -146,7 +152,9 @@ def _check(model: nn.Module) -> None:
         ("MODEL.ROI_HEADS.NAME", heads, isinstance(heads, StandardROIHeads) and not isinstance(heads, CascadeROIHeads)),
     ):
         if not fits:
-            raise InputError(f"{key} {type(module).__name__}: cannot be exported; export PFFNet, Cell R-CNN or Mask R-CNN")
+            raise InputError(
+                f"{key} {type(module).__name__}: cannot be exported; export PFFNet, Cell R-CNN or Mask R-CNN"
+            )
     if heads.num_classes != 1:
         raise InputError(f"MODEL.ROI_HEADS.NUM_CLASSES {heads.num_classes}: only models of one class can be exported")
     if not heads.mask_on or heads.keypoint_on:

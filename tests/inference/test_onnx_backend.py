@@ -16,8 +16,10 @@ import tifffile
 from numpy.typing import NDArray
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
-onnx = pytest.importorskip("onnx", reason="onnx is not installed")
+pytest.importorskip("onnx", reason="onnx is not installed")
 pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+
+import onnx
 
 from pffnet_d2 import Predictor
 from pffnet_d2.cli.main import main
@@ -65,19 +67,16 @@ def assert_equal(found: Any, expected: Any) -> None:
 
 @pytest.mark.parametrize("shape", [(96, 128), (75, 101), (33, 40), (200, 310)])
 def test_equals_torch(pair: tuple[Predictor, Predictor], shape: tuple[int, int]) -> None:
-    torch, onnx = pair
-    image = spots(max(shape[0], 33), shape[1])
-    rgb = onnx.normalise(image)
-    ((expected,), (found,)) = (predictor.predict([rgb]) for predictor in (torch, onnx))
+    rgb = pair[0].normalise(spots(*shape))
+    ((expected,), (found,)) = (predictor.predict([rgb]) for predictor in pair)
     assert expected.label_map.max() > 0
     assert_equal(found, expected)
 
 
 def test_masks_of_the_instances(pair: tuple[Predictor, Predictor]) -> None:
     """As with torch, masks may be made of the instances again."""
-    torch, onnx = pair
-    rgb = onnx.normalise(spots())
-    ((expected,), (found,)) = (predictor.predict([rgb]) for predictor in (torch, onnx))
+    rgb = pair[0].normalise(spots())
+    ((expected,), (found,)) = (predictor.predict([rgb]) for predictor in pair)
     for mask, other in zip(instance_masks(found.instances), instance_masks(expected.instances), strict=True):
         assert (mask.y0, mask.x0) == (other.y0, other.x0)
         np.testing.assert_array_equal(mask.mask, other.mask)
@@ -93,10 +92,12 @@ def test_masks_of_the_instances(pair: tuple[Predictor, Predictor]) -> None:
     ],
 )
 def test_options(onnx_run: Path, options: dict[str, Any]) -> None:
-    torch, onnx = Predictor(model=onnx_run, device="cpu", **options), Predictor(model=onnx_run / "model.onnx", **options)
-    assert (onnx.rule, onnx.scale, onnx.normalisation) == (torch.rule, torch.scale, torch.normalisation)
-    images = [torch.normalise(spots(90, 120, seed)) for seed in (0, 1)]
-    for found, expected in zip(onnx.predict(images), torch.predict(images), strict=True):
+    with_torch = Predictor(model=onnx_run, device="cpu", **options)
+    without = Predictor(model=onnx_run / "model.onnx", **options)
+    assert (without.rule, without.scale) == (with_torch.rule, with_torch.scale)
+    assert without.normalisation == with_torch.normalisation
+    images = [without.normalise(spots(90, 120, seed)) for seed in (0, 1)]
+    for found, expected in zip(without.predict(images), with_torch.predict(images), strict=True):
         assert_equal(found, expected)
 
 
@@ -218,7 +219,10 @@ def test_a_file_of_other_weights_than_the_card_describes(onnx_run: Path, package
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"opts": ["TEST.DETECTIONS_PER_IMAGE", "9"]}, "opts TEST.DETECTIONS_PER_IMAGE 9: the keys of an exported model"),
+        (
+            {"opts": ["TEST.DETECTIONS_PER_IMAGE", "9"]},
+            "opts TEST.DETECTIONS_PER_IMAGE 9: the keys of an exported model",
+        ),
         ({"device": "cuda"}, "device cuda: a model in ONNX is predicted on the CPU"),
         ({"thresholds": {"NO": 1}}, "thresholds: unknown key NO"),
         ({"thresholds": {"SCORE_THRESH": 2}}, "thresholds: SCORE_THRESH 2: give a number"),
