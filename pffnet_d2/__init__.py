@@ -1,8 +1,8 @@
 """PFFNet and related networks for Detectron2: instance segmentation of nuclei, cells and leaves.
 
 Importing the package registers its networks and data sets with Detectron2, whichever of the two is imported first.
-Metrics, readers, label maps, ``pffnet_d2.env`` and prediction with a model in ONNX need neither Detectron2 nor torch and
-can be imported without them. Importing anything else then raises an error that says what to install.
+Metrics, readers, label maps, ``pffnet_d2.env`` and prediction with a model in ONNX need neither Detectron2 nor torch,
+and can be imported without them. Importing anything else then raises an error that says what to install.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Predicts with a network that `pffnet export --format onnx` wrote. Needs onnxruntime, and neither torch nor Detectron2.
+"""Predicts with a network that `pffnet export` wrote to ONNX. Needs onnxruntime, and neither torch nor Detectron2.
 
 The file takes a normalised image and gives boxes, scores and ROI masks (docs/export.md). The table in its metadata says
 how to normalise, and by which rule the detections become a label map.

@@ -39,8 +39,8 @@ class Prediction:
 
     label_map: NDArray[np.int32]  # (H, W), 0 background, ids 1..n, 1 the most confident
     capped: tuple[str, ...]  # caps that were reached, so that objects may be missing, as KEY VALUE of the config
-    # n on the CPU, entry i belongs to label i + 1; ``pred_masks``: ROI masks, which may overlap. Detectron2's Instances,
-    # or, of a model in ONNX, ``onnx_backend.Detections``.
+    # Detectron2's Instances, or ``onnx_backend.Detections`` of a model in ONNX: n on the CPU; entry i belongs to label
+    # i + 1; ``pred_masks``: ROI masks, which may overlap
     instances: Any
 
     @property

@@ -17,7 +17,8 @@ from detectron2.modeling import build_model
 
 from pffnet_d2 import Predictor, config_path
 from pffnet_d2.config import read_config
-from pffnet_d2.inference import caps
+from pffnet_d2.inference.caps import warning
+from pffnet_d2.modeling import caps
 from tests.conftest import SmallModel
 
 
@@ -105,7 +106,7 @@ def test_a_cap_that_hides_objects_is_named(
     for prediction in model.predict([noise(64, 96), noise(64, 96)]):
         assert set(prediction.capped) == reached
     if not reached:
-        assert caps.warning(prediction.capped) == ""
+        assert warning(prediction.capped) == ""
 
 
 def test_who_calls_a_predictor_is_warned(small_model: SmallModel) -> None:
