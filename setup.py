@@ -54,6 +54,8 @@ setup(
     ],
     extras_require={
         **OPTIONAL,
+        # Not for the tests, which skip it: fifty packages. Its description of models fails with pydantic 2.14.
+        "bioimageio": ["bioimageio.core>=0.11", *OPTIONAL["onnx-export"], "pydantic<2.12"],
         # ruff and mypy are held: another release formats and judges differently.
         "test": [
             *("timm>=1.0.9", "pytest>=8", "hypothesis>=6.80", "ruff>=0.17.5,<0.18", "mypy>=2.4,<2.5"),

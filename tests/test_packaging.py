@@ -61,7 +61,7 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert metadata["Version"] == pffnet_d2.__version__
     assert metadata["Requires-Python"] == ">=3.10"
     assert set(metadata.get_all("Provides-Extra", [])) == {
-        *("codecs", "export", "fast", "hdf5", "lite", "onnx", "onnx-export", "test")
+        *("bioimageio", "codecs", "export", "fast", "hdf5", "lite", "onnx", "onnx-export", "test")
     }
     # Chosen by the user, or not on the index: requiring them would break an installation that has them.
     required = {line.split(">")[0].split(";")[0].lower() for line in metadata.get_all("Requires-Dist", [])}

@@ -8,11 +8,11 @@ from pathlib import Path
 from pffnet_d2 import env
 from pffnet_d2.cli.arguments import add_config, add_opts, add_weights
 
-FORMATS = ("onnx", "torchscript")
-HELP = "write a model to ONNX (predicts without torch) or TorchScript"
+FORMATS = ("onnx", "torchscript", "bioimageio")
+HELP = "write a model to ONNX (predicts without torch), TorchScript or a package for bioimage.io"
 DESCRIPTION = (
-    "Writes DIR/model.onnx, which `pffnet predict --model DIR/model.onnx` takes, or DIR/model.ts, for torch.jit.load. "
-    "The file is kept if it equals the model on five images. See docs/export.md."
+    "Writes DIR/model.onnx, which `pffnet predict --model DIR/model.onnx` takes, DIR/model.ts, for torch.jit.load, or "
+    "DIR/model.bioimageio.zip. The file is kept if it equals the model on five images. See docs/export.md."
 )
 
 
@@ -37,10 +37,16 @@ def run(args: argparse.Namespace) -> int:
     env.require("export")
     from pffnet_d2.inference.model_config import config_of
     from pffnet_d2.inference.options import ModelOptions
-    from pffnet_d2.model_zoo.export import export_onnx, export_torchscript
+    from pffnet_d2.model_zoo import bioimageio, export
+    from pffnet_d2.model_zoo.find import DEFAULT, find_model
 
     options = ModelOptions(config=args.config, weights=args.weights, model=args.model, device="cpu", opts=args.opts)
-    export = {"onnx": export_onnx, "torchscript": export_torchscript}[args.format]
-    exported = export(config_of(options), args.out)
-    print(exported)
+    write = {
+        "onnx": export.export_onnx,
+        "torchscript": export.export_torchscript,
+        "bioimageio": bioimageio.export_bioimageio,
+    }[args.format]
+    card = {} if args.config else find_model(args.model or DEFAULT).card
+    about = {key: card[key] for key in ("title", "licence", "sources") if key in card}
+    print(write(config_of(options), args.out, about))
     return 0

@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: a mistake in the arguments, the model or the images.
     """
-    env.require("predict", onnx=args.config is None and onnx_form(args.model) is not None)
+    _check_installation(onnx=args.config is None and onnx_form(args.model) is not None)
     from pffnet_d2.inference.batch import Job, predict_files
     from pffnet_d2.inference.sources import find_sources
 
@@ -129,6 +129,16 @@ def run(args: argparse.Namespace) -> int:
     summary = predict_files(Job(sources, out, options, stop=args.stop_on_error, processes=args.processes))
     print("\n".join([*summary.lines(), *([] if args.out else [f"results in {out}/"])]))
     return summary.exit_code
+
+
+def _check_installation(*, onnx: bool) -> None:
+    """Raises InputError if something that the model needs is missing; ``onnx``: whether it is in ONNX."""
+    try:
+        env.require("predict", onnx=onnx)
+    except InputError as error:
+        if onnx:
+            raise
+        raise InputError(f"{error}; a model in ONNX needs none of these (--model FILE.onnx, docs/export.md)") from error
 
 
 def _options(args: argparse.Namespace) -> PredictOptions:

@@ -1,4 +1,4 @@
-"""Writes a trained network to a file that runs without this package: ONNX or TorchScript.
+"""Writes a trained network to a file that runs without this package: ONNX or TorchScript (``bioimageio.py`` packs it).
 
 The file is checked against the network on five images before it is kept. docs/export.md describes it.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -74,41 +74,65 @@ def export_onnx(cfg: Any, out: Path, about: Mapping[str, Any] | None = None) -> 
         InputError: the model cannot be exported or read; onnx or onnxruntime is not installed; the folder cannot be
             written; the file does not equal the model.
     """
-    onnx, runtime = (_library(name) for name in ("onnx", "onnxruntime"))
+    _library("onnx")
 
     def write(graph: DetectionGraph, path: Path, table: str) -> Run:
-        names = outputs_of(graph.model)
-        axes = {"image": {1: "height", 2: "width"}} | {name: {0: "objects"} for name in names if name != "capped"}
-        arguments: dict[str, Any] = {"input_names": ["image"], "output_names": names, "dynamic_axes": axes}
-        torch.onnx.export(graph, (_example(),), str(path), dynamo=False, opset_version=OPSET, **arguments)
-        written = onnx.load(str(path))
-        _halve(onnx, written.graph)
-        onnx.helper.set_model_props(written, {TABLE: table})
-        onnx.checker.check_model(written)
-        onnx.save(written, str(path))
-        session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        return lambda image: dict(zip(names, session.run(None, {"image": image}), strict=True))
+        return write_onnx(graph, outputs_of(graph.model), path, table)
 
-    return _export(cfg, out / ONNX, about, write)
+    return export_with(cfg, out / ONNX, about, write)
 
 
 def export_torchscript(cfg: Any, out: Path, about: Mapping[str, Any] | None = None) -> Exported:
     """Write ``out`` / model.ts, for ``torch.jit.load`` after ``import torchvision``. See :func:`export_onnx`."""
 
     def write(graph: DetectionGraph, path: Path, table: str) -> Run:
-        traced = torch.jit.trace(graph, (_example(),), check_trace=False)
+        traced = torch.jit.trace(graph, (example(),), check_trace=False)
         torch.jit.save(traced, str(path), _extra_files={TABLE: table})
         loaded = torch.jit.load(str(path))
         names = outputs_of(graph.model)
         return lambda image: _named(names, loaded(torch.from_numpy(image)))
 
-    return _export(cfg, out / TORCHSCRIPT, about, write)
+    return export_with(cfg, out / TORCHSCRIPT, about, write)
 
 
-def _export(
+def write_onnx(module: nn.Module, names: Sequence[str], path: Path, table: str) -> Run:
+    """Write a function of one image, as :class:`DetectionGraph` is one, to an ONNX file.
+
+    Args:
+        module: the function.
+        names: of its outputs. All but "capped" have a row per object.
+        path: of the file.
+        table: JSON, stored in its metadata.
+
+    Returns:
+        The function in the file.
+    """
+    onnx, runtime = (_library(name) for name in ("onnx", "onnxruntime"))
+    axes = {"image": {1: "height", 2: "width"}} | {name: {0: "objects"} for name in names if name != "capped"}
+    arguments: dict[str, Any] = {"input_names": ["image"], "output_names": list(names), "dynamic_axes": axes}
+    torch.onnx.export(module, (example(),), str(path), dynamo=False, opset_version=OPSET, **arguments)
+    written = onnx.load(str(path))
+    _halve(onnx, written.graph)
+    onnx.helper.set_model_props(written, {TABLE: table})
+    onnx.checker.check_model(written)
+    onnx.save(written, str(path))
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return lambda image: dict(zip(names, session.run(None, {"image": image}), strict=True))
+
+
+def export_with(
     cfg: Any, path: Path, about: Mapping[str, Any] | None, write: Callable[[DetectionGraph, Path, str], Run]
 ) -> Exported:
-    """Build the network, write the file with ``write``, and keep it if it equals the network."""
+    """Build the network, write a file with ``write``, and keep it if it equals the network.
+
+    Args:
+        cfg, about: as for :func:`export_onnx`.
+        path: of the file.
+        write: writes the graph, and the table in JSON, to a path, and returns the function that it wrote.
+
+    Raises:
+        InputError: see :func:`export_onnx`.
+    """
     _check_config(cfg)
     model = build_network(cfg)
     Checkpointer(model).load(cfg.MODEL.WEIGHTS)
@@ -187,8 +211,7 @@ def _compared(run: Run, original: Run, image: NDArray[np.float32]) -> tuple[int,
     found, expected = run(image), original(image)
     size = "x".join(map(str, image.shape[1:]))
     wrong = f"the exported file was not kept: on an image of {size} pixels it does not equal the model"
-    shapes = {name: value.shape for name, value in found.items()}, {n: value.shape for n, value in expected.items()}
-    if shapes[0] != shapes[1]:
+    if any(value.shape != expected[name].shape for name, value in found.items()):
         raise InputError(f"{wrong} ({len(found['boxes'])} detections instead of {len(expected['boxes'])})")
     count = len(expected["boxes"])
     if not count:
@@ -203,7 +226,7 @@ def _compared(run: Run, original: Run, image: NDArray[np.float32]) -> tuple[int,
         raise InputError(
             f"{wrong} (boxes differ by {apart.min(axis=1).max():.2g} pixels, scores or masks by {max(differences):.2g})"
         )
-    if (found["capped"] != expected["capped"]).any():
+    if "capped" in found and (found["capped"] != expected["capped"]).any():
         raise InputError(f"{wrong} (it reports other caps)")
     return count, float(max(differences))
 
@@ -222,7 +245,7 @@ def _images(diameter: float) -> list[NDArray[np.float32]]:
     return images
 
 
-def _example() -> Tensor:
+def example() -> Tensor:
     """The image whose operations are recorded."""
     return torch.from_numpy(_images(0)[3])
 
