@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from pffnet_d2 import env
 from pffnet_d2.cli.arguments import add_config, add_opts, add_weights
@@ -47,6 +48,6 @@ def run(args: argparse.Namespace) -> int:
         "bioimageio": bioimageio.export_bioimageio,
     }[args.format]
     card = {} if args.config else find_model(args.model or DEFAULT).card
-    about = {key: card[key] for key in ("title", "licence", "sources") if key in card}
+    about: dict[str, Any] = {key: card[key] for key in ("title", "licence", "sources") if key in card}
     print(write(config_of(options), args.out, about))
     return 0

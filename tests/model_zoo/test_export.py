@@ -19,7 +19,7 @@ import onnx
 import onnxruntime
 
 from pffnet_d2.cli.main import main
-from pffnet_d2.config import read_config
+from pffnet_d2.config import config_path, read_config
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.model_config import config_of
 from pffnet_d2.inference.options import ModelOptions
@@ -158,3 +158,45 @@ def test_without_onnx(onnx_run: Path, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(InputError, match=r"onnx is not installed; type: pip install 'pffnet_d2\[onnx-export\]'"):
         export.export_onnx(config(onnx_run), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["onnx", "torchscript"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bbbc039/PFFNet_R18_FPN.yaml",
+        "bbbc039/MaskRCNN_GN_R18_FPN.yaml",
+        "bbbc039/CellRCNN_R18_FPN.yaml",
+        "bbbc039/CellRCNN_V2_R18_FPN.yaml",
+        "bbbc039/PanopticFPN_R18_FPN.yaml",
+        "dsb2018/PFFNet_Lite0_FPN.yaml",
+    ],
+)
+def test_every_method(name: str, form: str, tmp_path: Path) -> None:
+    """With random weights, in the widths of their configs. The file is kept only if it equals the network."""
+    opts = ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+    torch.manual_seed(0)
+    model = build_network(read_config(str(config_path(name)), opts))
+    for layer in (model.roi_heads.box_predictor.cls_score, model.proposal_generator.rpn_head.objectness_logits):
+        torch.nn.init.normal_(layer.weight, std=0.5)
+    torch.save({"model": model.state_dict()}, tmp_path / "model_final.pth")
+    cfg = config_of(
+        ModelOptions(config=config_path(name), weights=tmp_path / "model_final.pth", device="cpu", opts=opts)
+    )
+    write = {"onnx": export.export_onnx, "torchscript": export.export_torchscript}[form]
+    assert max(write(cfg, tmp_path).objects) > 3
+
+
+@pytest.mark.slow
+def test_a_package_for_bioimageio(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The shipped model; ``bioimageio.core`` tests the package before it is kept, and runs it here."""
+    core = pytest.importorskip("bioimageio.core", reason="bioimageio.core is not installed")
+    assert main(["export", "--format", "bioimageio", "--out", str(tmp_path)]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["model.bioimageio.zip"]
+    assert "equals the model on 5 images" in capsys.readouterr().out
+    image = np.zeros((3, 96, 128), np.float32)
+    sample = core.predict(model=tmp_path / "model.bioimageio.zip", inputs=image)
+    boxes = sample.members["boxes"].data.values
+    assert boxes.shape == (1, 4)  # nothing is in the image, so there is only the empty row
+    assert not boxes.any()

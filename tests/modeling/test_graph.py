@@ -24,6 +24,7 @@ CONFIGS = {
     "bbbc039/MaskRCNN_GN_R18_FPN.yaml": ["scores"],
     "bbbc039/CellRCNN_R18_FPN.yaml": ["class_scores", "scores"],
     "bbbc039/CellRCNN_V2_R18_FPN.yaml": ["class_scores", "scores"],
+    "bbbc039/PanopticFPN_R18_FPN.yaml": ["scores"],
     "dsb2018/PFFNet_Lite0_FPN.yaml": ["class_scores", "mask_quality", "scores"],
 }
 
