@@ -232,12 +232,15 @@ def _compared(run: Run, original: Run, image: NDArray[np.float32]) -> tuple[int,
 
 
 def _images(diameter: float) -> list[NDArray[np.float32]]:
-    """The images of the check, (3, H, W) from 0 to 255: bright discs of the diameter of training on a dark ground."""
+    """The images of the check, (3, H, W) from 0 to 255: bright discs of the diameter of training on a dark ground.
+
+    The ground is a little noisy. On an even one many scores would be equal, and rounding would decide between them.
+    """
     radius = (diameter or 24.0) / 2
     random = np.random.default_rng(0)
     images = []
     for (height, width), discs in EXAMPLES:
-        image = np.full((height, width), 8.0, np.float32)
+        image = np.rint(random.uniform(4, 12, (height, width))).astype(np.float32)
         rows, columns = np.mgrid[:height, :width]
         for y, x, bright in random.uniform((0, 0, 60), (height, width, 250), (discs, 3)):
             image[(rows - y) ** 2 + (columns - x) ** 2 < radius**2] = np.rint(bright)
