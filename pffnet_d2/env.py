@@ -51,8 +51,18 @@ REQUIRED = (
     ("portalocker", "portalocker"),
 )
 
+# What prediction with a model in ONNX needs instead.
+_NOT_FOR_ONNX = {"torch", "torchvision", "cv2", "detectron2", "fvcore", "matplotlib", "timm"}
+REQUIRED_FOR_ONNX = (
+    ("onnxruntime", "onnxruntime"),
+    *((module, name) for module, name in REQUIRED if module not in _NOT_FOR_ONNX),
+    ("yaml", "PyYAML"),
+)
+
 # (module, name of its package, the extra of pffnet_d2 that installs it)
 OPTIONAL = (
+    ("onnxruntime", "onnxruntime", "onnx"),
+    ("onnx", "onnx", "onnx-export"),
     ("roifile", "roifile", "export"),
     ("faster_coco_eval", "faster-coco-eval", "fast"),
     ("h5py", "h5py", "hdf5"),
@@ -96,6 +106,8 @@ class Installation:
     def __str__(self) -> str:
         lines = [f"python {self.python}", "required", *map(str, self.required), "optional", *map(str, self.optional)]
         lines += ["devices", *(f"  {device}" for device in self.devices)]
+        if self.missing and not problem(onnx=True):
+            lines.append("pffnet predict works as it is, with models in ONNX (docs/export.md)")
         if self.missing:
             lines.append(f"missing: {', '.join(self.missing)}; to install: {' && '.join(self.commands)}")
         else:
@@ -116,10 +128,14 @@ def collect() -> Installation:
     )
 
 
-def problem() -> str:
-    """What is missing or broken, and how to install it, in one line; "" where everything required works."""
-    faults = {name: "missing" for module, name in REQUIRED if _is_missing(module)}
-    for module in () if faults else DETECTRON2_MODULES:
+def problem(*, onnx: bool = False) -> str:
+    """What is missing or broken, and how to install it, in one line; "" where everything required works.
+
+    Args:
+        onnx: for prediction with a model in ONNX, which needs less.
+    """
+    faults = {name: "missing" for module, name in (REQUIRED_FOR_ONNX if onnx else REQUIRED) if _is_missing(module)}
+    for module in () if faults or onnx else DETECTRON2_MODULES:
         fault = _import_problem(module)
         if fault:
             faults["detectron2"] = fault
@@ -130,13 +146,18 @@ def problem() -> str:
     return f"not everything it needs is installed ({said}); to install: {' && '.join(_commands(faults))}"
 
 
-def require(command: str) -> None:
-    """Check that the requirements of ``command`` are installed.
+def missing(*modules: str) -> bool:
+    """Whether one of these modules is not installed. None of them is imported."""
+    return any(map(_is_missing, modules))
+
+
+def require(command: str, *, onnx: bool = False) -> None:
+    """Check that the requirements of ``command`` are installed; ``onnx`` as in :func:`problem`.
 
     Raises:
         InputError: something that ``command`` needs is missing; the message says how to install it.
     """
-    fault = problem()
+    fault = problem(onnx=True) if onnx else problem()
     if fault:
         raise InputError(f"{command}: {fault}")
 

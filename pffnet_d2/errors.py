@@ -24,6 +24,10 @@ class NonFiniteLoss(FloatingPointError):
     """A loss became infinite or NaN. One line: which loss, of which images, what to try. Commands exit with code 1."""
 
 
+class DeviceMemoryError(MemoryError):
+    """The device of a network has too little memory for its input."""
+
+
 _EXIT_CODES: dict[type[Exception], int] = {InputError: 2, NonFiniteLoss: 1, OSError: 2, MemoryError: 2}
 
 _FULL = {errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC)}

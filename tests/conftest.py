@@ -104,6 +104,29 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def onnx_run(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``tiny_run`` with weights whose scores differ by more than rounding, packaged, and model.onnx."""
+    pytest.importorskip("onnx", reason="onnx is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    import torch
+
+    from pffnet_d2.inference.model_config import config_of
+    from pffnet_d2.inference.options import ModelOptions
+    from pffnet_d2.model_zoo.export import export_onnx
+    from pffnet_d2.model_zoo.package import package_model
+
+    folder = tmp_path_factory.mktemp("pretrained") / "nuclei"
+    weights = torch.load(tiny_run / "model_final.pth", weights_only=True)
+    generator = torch.Generator().manual_seed(0)
+    for layer in ("roi_heads.box_predictor.cls_score", "proposal_generator.rpn_head.objectness_logits"):
+        weights["model"][f"{layer}.weight"].normal_(std=0.5, generator=generator)
+    torch.save(weights, folder.parent / "distinct.pth")
+    package_model(str(tiny_run / "config.yaml"), str(folder.parent / "distinct.pth"), folder)
+    export_onnx(config_of(ModelOptions(model=folder, device="cpu")), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def packaged(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `pffnet package` makes of ``tiny_run``, in a folder that may stand for that of the shipped models."""
     from pffnet_d2.model_zoo.package import package_model

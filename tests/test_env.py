@@ -77,6 +77,22 @@ def test_report_names_what_is_missing(modules: tuple[str, ...]) -> None:
     assert "Traceback" not in result.stderr
 
 
+def test_prediction_without_torch() -> None:
+    """Where onnxruntime is installed, the report says that this works; where it is not, what to install."""
+    code = "from pffnet_d2 import env\nprint(env.problem(onnx=True))\nprint(env.collect())"
+    stand_in = "from types import ModuleType\nfrom importlib.machinery import ModuleSpec\n"
+    stand_in += "module = sys.modules['onnxruntime'] = ModuleType('onnxruntime')\n"
+    stand_in += "module.__spec__ = ModuleSpec('onnxruntime', None)\n"
+    line = "pffnet predict works as it is, with models in ONNX (docs/export.md)"
+    result = run_without(("torch", "detectron2"), stand_in + code)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[0] == ""
+    assert result.stdout.splitlines()[-2] == line
+    result = run_without(("torch", "detectron2", "onnxruntime"), code)
+    assert "(onnxruntime: missing); to install: pip install onnxruntime" in result.stdout.splitlines()[0]
+    assert line not in result.stdout
+
+
 def test_commands_that_need_detectron2_say_so_in_one_line() -> None:
     commands = ["train", "evaluate", "demo"]
     code = f"from pffnet_d2.cli.main import main\nprint([main([command]) for command in {commands}])"

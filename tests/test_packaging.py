@@ -60,11 +60,13 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     metadata = email.message_from_bytes(wheel.read(name))
     assert metadata["Version"] == pffnet_d2.__version__
     assert metadata["Requires-Python"] == ">=3.10"
-    assert set(metadata.get_all("Provides-Extra", [])) == {"codecs", "export", "fast", "hdf5", "lite", "test"}
+    assert set(metadata.get_all("Provides-Extra", [])) == {
+        *("bioimageio", "codecs", "export", "fast", "hdf5", "lite", "onnx", "onnx-export", "test")
+    }
     # Chosen by the user, or not on the index: requiring them would break an installation that has them.
     required = {line.split(">")[0].split(";")[0].lower() for line in metadata.get_all("Requires-Dist", [])}
     assert "numpy" in required
-    assert not {"torch", "torchvision", "detectron2", "opencv-python", "opencv-python-headless"} & required
+    assert not {"timm", "torch", "torchvision", "detectron2", "opencv-python", "opencv-python-headless"} & required
     (entry_points,) = [name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt")]
     assert "pffnet = pffnet_d2.cli.main:main" in wheel.read(entry_points).decode()
     (licence,) = [name for name in wheel.namelist() if name.endswith("LICENSE")]

@@ -27,6 +27,7 @@ COMMANDS = (
     "report",
     "plot",
     "package",
+    "export",
     "demo",
 )
 # Older spellings, which still work: other names of a command, and flags of one command that stand for another command.

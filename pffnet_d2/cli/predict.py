@@ -11,6 +11,7 @@ from pffnet_d2 import env
 from pffnet_d2.cli.arguments import add_config, add_device, add_opts, add_weights
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.numbers import whole_number
+from pffnet_d2.model_zoo.find import onnx_form
 
 if TYPE_CHECKING:
     from pffnet_d2.inference.options import PredictOptions
@@ -58,8 +59,9 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     """Which model, and what it is told of the objects."""
     parser.add_argument(
         "--model",
-        metavar="NAME | FOLDER",
-        help="a model that comes with the package (default: nuclei, for fluorescence), or a folder that training wrote",
+        metavar="NAME | FOLDER | FILE.onnx",
+        help="a model that comes with the package (default: nuclei, for fluorescence), a folder that training wrote, "
+        "or a file of `pffnet export`, which needs no torch",
     )
     add_config(parser, "instead of --model: yaml the model was trained with")
     add_weights(parser, "checkpoint (default: MODEL.WEIGHTS of the config)")
@@ -117,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         InputError: a mistake in the arguments, the model or the images.
     """
-    env.require("predict")
+    _check_installation(onnx=args.config is None and onnx_form(args.model) is not None)
     from pffnet_d2.inference.batch import Job, predict_files
     from pffnet_d2.inference.sources import find_sources
 
@@ -127,6 +129,16 @@ def run(args: argparse.Namespace) -> int:
     summary = predict_files(Job(sources, out, options, stop=args.stop_on_error, processes=args.processes))
     print("\n".join([*summary.lines(), *([] if args.out else [f"results in {out}/"])]))
     return summary.exit_code
+
+
+def _check_installation(*, onnx: bool) -> None:
+    """Raises InputError if something that the model needs is missing; ``onnx``: whether it is in ONNX."""
+    try:
+        env.require("predict", onnx=onnx)
+    except InputError as error:
+        if onnx:
+            raise
+        raise InputError(f"{error}; a model in ONNX needs none of these (--model FILE.onnx, docs/export.md)") from error
 
 
 def _options(args: argparse.Namespace) -> PredictOptions:

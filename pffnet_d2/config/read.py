@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,12 @@ def read_config(config_file: str, opts: Sequence[str] = (), methods: Sequence[st
     old.move(config_file)
     check_values(cfg, " with ".join((config_file, *methods)), opts)
     return cfg
+
+
+def is_config(value: Any) -> bool:
+    """Return whether a value is a config of Detectron2. Where Detectron2 was not imported, nothing is."""
+    module = sys.modules.get("detectron2.config")
+    return module is not None and isinstance(value, module.CfgNode)
 
 
 def override(cfg: Any, opts: Sequence[Any]) -> None:

@@ -114,7 +114,7 @@ def pixels_of(image: Image.Image, data: bytes, name: str, *, palette: bool = Tru
                 f"{name}: has more than 8 bits per channel, which cannot be read from {image.format} files; save it "
                 "as PNG or TIFF"
             )
-        return _deep_png(data)
+        return _deep_png(data, name)
     return pixels
 
 
@@ -136,13 +136,17 @@ def _bits(form: str | None, data: bytes) -> int:
     return 8
 
 
-def _deep_png(data: bytes) -> npt.NDArray[np.uint16]:
+def _deep_png(data: bytes, name: str) -> npt.NDArray[np.uint16]:
     """A PNG of 16 bits and several channels, which Pillow would cut to 8 bits: (H, W, 2 to 4), grey with alpha or RGB.
 
     Read the file with Pillow first, because OpenCV prints messages about damage.
     """
-    import cv2
-
+    try:
+        import cv2
+    except ImportError as error:
+        raise InputError(
+            f"{name}: a PNG of 16 bits in colour needs OpenCV (pip install opencv-python-headless); or save it as TIFF"
+        ) from error
     decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if decoded is None or decoded.dtype != np.uint16:
         raise ValueError("OpenCV cannot read it")

@@ -15,24 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from detectron2.utils import comm
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pffnet_d2 import ranks
 from pffnet_d2.atomic_write import work_folder
-from pffnet_d2.errors import InputError
+from pffnet_d2.errors import DeviceMemoryError, InputError
 from pffnet_d2.imaging.microscopy import MicroscopyImage, read_microscopy_image
 from pffnet_d2.imaging.normalisation import describe, normalisation_of
 from pffnet_d2.inference import caps
 from pffnet_d2.inference.export import Part, SourceImage
-from pffnet_d2.inference.model_config import check_device
 from pffnet_d2.inference.options import PredictOptions
 from pffnet_d2.inference.predictor import Prediction, Predictor
 from pffnet_d2.inference.sources import Source
 from pffnet_d2.inference.summary import Outcome, Summary, doubts
 from pffnet_d2.inference.tiling import Box
-from pffnet_d2.launch import check_processes, launch_over_gloo
 
 # Seconds to wait while another process writes results of the same name.
 _PATIENCE = 60.0
@@ -78,6 +75,17 @@ def _check_devices(job: Job) -> None:
     device = job.options.device
     if job.processes < 1:
         raise InputError(f"{job.processes} processes: must be at least 1")
+    if job.options.onnx_file is not None:
+        if job.processes > 1:
+            raise InputError(
+                f"{job.processes} processes: a model in ONNX is predicted in one, which uses all cores; leave it out"
+            )
+        return
+    import torch
+
+    from pffnet_d2.inference.model_config import check_device
+    from pffnet_d2.launch import check_processes
+
     check_processes(job.processes)
     cuda = torch.cuda.is_available() if device is None else device.startswith("cuda")
     if job.processes > 1 and cuda:
@@ -107,6 +115,10 @@ def _predict_all(job: Job) -> Summary:
     """Predicts in this process or in several processes."""
     if job.processes == 1:
         return _Worker(job).run()
+    import torch
+
+    from pffnet_d2.launch import launch_over_gloo
+
     with tempfile.TemporaryDirectory() as folder:
         # The processes exchange only their outcomes, and may finish hours apart.
         result = f"{folder}/summary.pt"
@@ -117,10 +129,12 @@ def _predict_all(job: Job) -> Summary:
 
 def _share(job: Job, result: str) -> None:
     """Runs in each of several processes. The first one writes the summary of all of them to a file."""
+    import torch
+
     if job.options.device != "cpu" and torch.cuda.is_available():
-        job = replace(job, options=replace(job.options, device=f"cuda:{comm.get_rank()}"))
+        job = replace(job, options=replace(job.options, device=f"cuda:{ranks.rank()}"))
     summary = _Worker(job).run()
-    if comm.is_main_process():
+    if ranks.rank() == 0:
         torch.save(([vars(outcome) for outcome in summary.outcomes], summary.seconds, summary.stages), result)
 
 
@@ -142,7 +156,7 @@ class _Worker:
         start, pixels = time.perf_counter(), 0
         total = sum(len(batch) for batch in batches)
         # disable=None: only where stderr is a terminal
-        hidden = None if comm.is_main_process() else True
+        hidden = None if ranks.rank() == 0 else True
         with tqdm(total=total, unit="image", disable=hidden, dynamic_ncols=True) as progress:
             for batch in batches:
                 for outcome in self._tiles_of(batch[0]) if self.tiled else self._whole(batch):
@@ -156,7 +170,7 @@ class _Worker:
         indices = range(len(self.job.sources))
         step = 1 if self.tiled else self.options.batch
         batches = [indices[i : i + step] for i in range(0, len(indices), step)]
-        return batches if self.tiled else batches[comm.get_rank() :: comm.get_world_size()]
+        return batches if self.tiled else batches[ranks.rank() :: ranks.count()]
 
     def _take(self, outcome: Outcome) -> None:
         """Stores an outcome and prints its error or warning. Raises InputError if the job stops at errors."""
@@ -171,7 +185,7 @@ class _Worker:
             tqdm.write(f"pffnet: warning: {path}: {caps.warning(outcome.capped)}", file=sys.stderr)
 
     def _summary(self, start: float) -> Summary:
-        gathered = comm.gather((self.outcomes, self.stages))
+        gathered = ranks.gather((self.outcomes, self.stages))
         everything = sorted((outcome for part, _ in gathered for outcome in part), key=lambda outcome: outcome.index)
         seconds = time.perf_counter() - start
         for line in doubts(self.job.sources, everything):
@@ -201,8 +215,7 @@ class _Worker:
         with self._timed("predicting"):
             try:
                 predictions = self.predictor.predict([rgb for _, rgb in images.values()])
-            except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
+            except DeviceMemoryError:
                 outcomes |= {index: Outcome(index, self._no_memory(index)) for index in images}
                 images, predictions = {}, []
         with self._timed("writing"):
@@ -225,7 +238,7 @@ class _Worker:
 
     def _no_memory(self, index: int) -> str:
         return (
-            f"{self.job.sources[index].path}: {self.predictor.cfg.MODEL.DEVICE} has too little memory for it; "
+            f"{self.job.sources[index].path}: {self.predictor.backend.device} has too little memory for it; "
             "use a smaller --batch, --device cpu, or cut the image"
         )
 
@@ -278,7 +291,7 @@ class _Worker:
 
     def _tiles_of(self, index: int) -> list[Outcome]:
         """Predicts and writes one file in tiles, together with the other processes. The first returns the outcome."""
-        source, main = self.job.sources[index], comm.is_main_process()
+        source, main = self.job.sources[index], ranks.rank() == 0
         options = replace(self.options, formats=[exporter.name for exporter in self.options.exporters.files])
         with self._timed("tiles"):
             try:

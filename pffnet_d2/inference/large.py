@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from detectron2.utils import comm
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 from tqdm import tqdm
 
+from pffnet_d2 import ranks
 from pffnet_d2.atomic_write import locked
 from pffnet_d2.env import VERSION
 from pffnet_d2.errors import InputError
@@ -163,7 +163,7 @@ class _Run:
             exporter.check(image.name, self.exported)
 
     def go(self) -> LargePrediction:
-        first = comm.get_rank() == 0
+        first = ranks.rank() == 0
         with ExitStack() as held:
 
             def begin() -> None:
@@ -253,9 +253,9 @@ class _Run:
 
     def _predict_share(self) -> int:
         """Predicts the missing tiles of this process. Returns their number. Batches depend on the options alone."""
-        step, rank = self.options.batch, comm.get_rank()
+        step, rank = self.options.batch, ranks.rank()
         batches = [range(i, min(i + step, len(self.boxes))) for i in range(0, len(self.boxes), step)]
-        share = batches[rank :: comm.get_world_size()]
+        share = batches[rank :: ranks.count()]
         missing = [batch for batch in share if not all(self.folder.has(i) for i in batch)]
         total = sum(len(batch) for batch in missing)
         # disable=None: only where stderr is a terminal
@@ -341,7 +341,7 @@ def _together(step: Callable[[], T]) -> list[T]:
         result = step()
     except InputError as mistake:
         error = str(mistake)
-    gathered = comm.all_gather((result, error))
+    gathered = ranks.all_gather((result, error))
     for _, said in gathered:
         if said:
             raise InputError(said)

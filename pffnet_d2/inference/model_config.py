@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-import yaml
 from detectron2.config import CfgNode
 
 from pffnet_d2.config import override, read_config
-from pffnet_d2.config.values import check_value, check_values
+from pffnet_d2.config.values import check_values
 from pffnet_d2.device import device_here
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.normalisation import BY_DEPTH, Normalisation
 from pffnet_d2.inference.options import ModelOptions
+from pffnet_d2.inference.thresholds import override_thresholds
 from pffnet_d2.model_zoo.find import DEFAULT, find_model
 
 
@@ -42,38 +38,13 @@ def config_of(options: ModelOptions) -> CfgNode:
         cfg.MODEL.DEVICE = device_here(cfg.MODEL.DEVICE)
     check_device(cfg.MODEL.DEVICE)
     if options.thresholds is not None:
-        _override_thresholds(cfg.MODEL.PFFNET.LABEL_MAP, options.thresholds)
+        override_thresholds(cfg.MODEL.PFFNET.LABEL_MAP, options.thresholds)
     if weights is not None:
         cfg.MODEL.WEIGHTS = os.fspath(weights)
     if not cfg.MODEL.WEIGHTS:
         raise InputError("no weights; give the weights that were trained with this config (--weights FILE)")
     cfg.freeze()
     return cfg
-
-
-def normalisation_for(cfg: CfgNode, options: ModelOptions) -> Normalisation:
-    """The normalisation of the options; if they give none, that of training."""
-    rule = options.normalisation_rule or BY_DEPTH[cfg.MODEL.PFFNET.NORMALISATION]
-    return replace(rule, invert=True) if options.invert else rule
-
-
-def scale_for(cfg: CfgNode, diameter: float | None) -> float:
-    """The factor by which to enlarge images so that objects have the diameter that the model was trained on.
-
-    Raises:
-        InputError: the config does not state that diameter, or already resizes images.
-    """
-    if diameter is None:
-        return 1.0
-    if cfg.MODEL.PFFNET.DIAMETER <= 0:
-        raise InputError(
-            f"diameter {diameter:g}: the config does not state the diameter of the objects in training; add it, as in "
-            "--opts MODEL.PFFNET.DIAMETER 24.0"
-        )
-    for key, side in {"MIN_SIZE_TEST": cfg.INPUT.MIN_SIZE_TEST, "SQUARE.TEST": cfg.INPUT.SQUARE.TEST}.items():
-        if side:
-            raise InputError(f"diameter {diameter:g}: INPUT.{key} resizes images already; set it to 0")
-    return float(cfg.MODEL.PFFNET.DIAMETER) / diameter
 
 
 def check_device(device: str) -> None:
@@ -96,41 +67,3 @@ def _read(config: CfgNode | str | os.PathLike[str], opts: Sequence[str]) -> CfgN
     override(cfg, opts)
     check_values(cfg, opts=opts)
     return cfg
-
-
-def _override_thresholds(node: CfgNode, thresholds: Mapping[str, Any] | str | os.PathLike[str]) -> None:
-    """Sets keys of MODEL.PFFNET.LABEL_MAP. Each keeps its type."""
-    name = "thresholds"
-    if not isinstance(thresholds, Mapping):
-        name = os.fspath(thresholds)
-        thresholds = _read_thresholds(name)
-    for key, value in thresholds.items():
-        if key not in node:
-            raise InputError(f"{name}: unknown key {key}; use {', '.join(sorted(node))}")
-        if isinstance(node[key], bool):
-            if not isinstance(value, bool):
-                raise InputError(f"{name}: {key} {value!r}: give true or false")
-            node[key] = value
-            continue
-        if isinstance(node[key], int) and isinstance(value, float) and value.is_integer():
-            value = int(value)
-        check_value(f"MODEL.PFFNET.LABEL_MAP.{key}", value, f"{name}: {key}")
-        node[key] = type(node[key])(value)
-
-
-def _read_thresholds(file: str) -> dict[str, Any]:
-    """Reads a YAML file of keys, or a config that contains them under MODEL.PFFNET.LABEL_MAP."""
-    try:
-        thresholds = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); check the path") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{file}: is not a YAML file; give lines such as SCORE_THRESH: 0.4") from error
-    if not isinstance(thresholds, dict):
-        raise InputError(f"{file}: contains no keys; give lines such as SCORE_THRESH: 0.4")
-    if "MODEL" not in thresholds:
-        return thresholds
-    try:  # the form that `pffnet thresholds` writes
-        return dict(thresholds["MODEL"]["PFFNET"]["LABEL_MAP"])
-    except (KeyError, TypeError, ValueError):
-        raise InputError(f"{file}: has no MODEL.PFFNET.LABEL_MAP; give the file of `pffnet thresholds`") from None

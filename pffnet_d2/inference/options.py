@@ -6,14 +6,19 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from detectron2.config import CfgNode
 
+from pffnet_d2.config import is_config
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.normalisation import Normalisation, parse_normalisation
 from pffnet_d2.inference.export import Formats, choose
+from pffnet_d2.model_zoo.find import onnx_form
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 AnyPath = str | os.PathLike[str]
 
@@ -33,8 +38,9 @@ class ModelOptions:
     Attributes:
         config: a merged config (not changed), or a YAML file; None uses ``model``.
         weights: a checkpoint; None uses MODEL.WEIGHTS.
-        model: replaces config and weights: a folder that training or `pffnet package` wrote, or the name of a model
-            that comes with the package; None uses "nuclei", the only such model.
+        model: replaces config and weights: a folder that training or `pffnet package` wrote, an ONNX file that
+            `pffnet export` wrote, or the name of a model that comes with the package; None uses "nuclei", the only such
+            model.
         diameter: mean diameter of the objects in pixels, 2 sqrt(area / pi). Images are resized so that objects have
             the diameter that the network was trained on (MODEL.PFFNET.DIAMETER); results have the original size. None
             does not resize images.
@@ -69,7 +75,7 @@ class ModelOptions:
             raise InputError(f"{os.fspath(self.weights)}: weights without a config; give the config of their training")
         if self.config is not None and self.model is not None:
             raise InputError(f"model {os.fspath(self.model)} and a config: give one of them")
-        if not isinstance(self.config, (CfgNode, str, os.PathLike, type(None))):
+        if not (is_config(self.config) or isinstance(self.config, (str, os.PathLike, type(None)))):
             raise InputError(
                 f"config {kind_of(self.config)}: give the path of a YAML file, or a config from Detectron2's get_cfg()"
             )
@@ -80,6 +86,11 @@ class ModelOptions:
                 "thresholds", f"{kind_of(self.thresholds)}: give a table such as {{'SCORE_THRESH': 0.4}}, or a file"
             )
         self.normalisation_rule  # noqa: B018 -- raises what is wrong with it
+
+    @cached_property
+    def onnx_file(self) -> Path | None:
+        """The ONNX file that the model is predicted with; None if torch runs it."""
+        return onnx_form(self.model) if self.config is None else None
 
     @cached_property
     def normalisation_rule(self) -> Normalisation | None:

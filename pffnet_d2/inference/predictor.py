@@ -2,35 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from detectron2.config import CfgNode
-from detectron2.data import transforms as T
-from detectron2.structures import Instances
 from numpy.typing import NDArray
 
-from pffnet_d2.data.augmentation import build_augmentations
-from pffnet_d2.errors import InputError
+from pffnet_d2.errors import DeviceMemoryError, InputError
 from pffnet_d2.imaging.lazy import Sliceable
 from pffnet_d2.imaging.microscopy import read_microscopy_image
-from pffnet_d2.imaging.normalisation import normalisation_of, to_rgb8
+from pffnet_d2.imaging.normalisation import BY_DEPTH, normalisation_of, to_rgb8
 from pffnet_d2.inference import caps
+from pffnet_d2.inference.backend import backend_for
 from pffnet_d2.inference.large import LargePrediction, TileModel, check_tiles, predict_large
 from pffnet_d2.inference.modality import lost_contrast, unlike_fluorescence
-from pffnet_d2.inference.model_config import config_of, normalisation_for, scale_for
 from pffnet_d2.inference.options import ImageOptions, ModelOptions, kind_of
-from pffnet_d2.masks.compose import LabelMapRule, label_map_and_indices
-from pffnet_d2.model_zoo.checkpoint import Checkpointer
-from pffnet_d2.modeling.build import build_network
-from pffnet_d2.modeling.tta import for_inference
+from pffnet_d2.masks.compose import label_map_and_indices
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
 
 # Scores an Instances may hold, in the order of the columns of exports.
 SCORES = {"score": "scores", "class_score": "class_scores", "mask_quality": "mask_quality"}
@@ -45,13 +39,15 @@ class Prediction:
 
     label_map: NDArray[np.int32]  # (H, W), 0 background, ids 1..n, 1 the most confident
     capped: tuple[str, ...]  # caps that were reached, so that objects may be missing, as KEY VALUE of the config
-    instances: Instances  # n on the CPU; entry i belongs to label i + 1; ``pred_masks``: ROI masks, which may overlap
+    # Detectron2's Instances, or ``onnx_backend.Detections`` of a model in ONNX: n on the CPU; entry i belongs to label
+    # i + 1; ``pred_masks``: ROI masks, which may overlap
+    instances: Any
 
     @property
     def scores(self) -> dict[str, NDArray[np.float32]]:
         """Columns (n,): score, by which objects are ordered, and class_score and mask_quality if the model has them."""
         fields = {key: name for key, name in SCORES.items() if self.instances.has(name)}
-        return {key: self.instances.get(name).numpy().astype(np.float32) for key, name in fields.items()}
+        return {key: np.asarray(self.instances.get(name), np.float32) for key, name in fields.items()}
 
 
 class Predictor:
@@ -59,6 +55,7 @@ class Predictor:
 
         predictor = Predictor()  # the model that comes with the package
         predictor = Predictor(model="output/mine")  # a folder with config.yaml and model_final.pth
+        predictor = Predictor(model="model.onnx")  # a file of `pffnet export`, which needs neither torch nor Detectron2
         predictor = Predictor("configs/bbbc039/PFFNet_R18_FPN.yaml", "model_final.pth")
         label_map = predictor("plate_A01.tif").label_map
 
@@ -85,6 +82,7 @@ class Predictor:
                 :class:`~pffnet_d2.inference.options.ModelOptions`.
 
         Raises:
+            ImportError: something that the model needs is not installed; the message says how to install it.
             InputError: a file cannot be read; a key is unknown or its value is out of range; the weights do not belong
                 to the config; the device does not exist; the model's files are missing or damaged, or its diameter is
                 unknown; an argument has the wrong type.
@@ -93,16 +91,22 @@ class Predictor:
             options = ModelOptions(config=config, weights=weights, **others)
         elif config is not None or weights is not None or others:
             raise TypeError("give either options or the other arguments")
-        self.cfg = config_of(options)
-        self.scale = scale_for(self.cfg, options.diameter)
-        self.normalisation = normalisation_for(self.cfg, options)
-        self.rule = LabelMapRule.from_config(self.cfg)
-        network: Any = build_network(self.cfg)
-        Checkpointer(network).load(self.cfg.MODEL.WEIGHTS)
-        network.eval()
-        self._stride = int(getattr(getattr(network, "backbone", None), "size_divisibility", 0) or 1)
-        self.model = for_inference(network, self.cfg)
-        self._resize = T.AugmentationList(build_augmentations(self.cfg, is_train=False))
+        self.backend = backend_for(options)
+        self.facts = self.backend.facts
+        self.scale = self.facts.scale_for(options.diameter)
+        rule = options.normalisation_rule or BY_DEPTH[self.facts.normalisation]
+        self.normalisation = replace(rule, invert=True) if options.invert else rule
+        self.rule = self.facts.rule
+
+    @property
+    def cfg(self) -> CfgNode:
+        """The config, frozen. A model in ONNX has none."""
+        return self.backend.cfg  # type: ignore[attr-defined]
+
+    @property
+    def model(self) -> Any:
+        """The network, a torch module that takes Detectron2's input dicts. A model in ONNX has none."""
+        return self.backend.model  # type: ignore[attr-defined]
 
     def __call__(self, image: NDArray[Any] | str | os.PathLike[str]) -> Prediction:
         """Predict one image. Issues a Python warning if the model was not made for such images, or if a cap on
@@ -128,7 +132,7 @@ class Predictor:
 
     def doubt(self, rgb: NDArray[np.uint8]) -> str:
         """One line that says why the model does not suit a normalised image and what to do; "" if it may suit."""
-        return unlike_fluorescence(rgb, self.normalisation.invert) if self.cfg.MODEL.PFFNET.IMAGES else ""
+        return unlike_fluorescence(rgb, self.normalisation.invert) if self.facts.images else ""
 
     def doubt_of(self, pixels: NDArray[Any], rgb: NDArray[np.uint8]) -> str:
         """Like ``doubt``, but also says if the normalisation removed the contrast of the pixels of a file."""
@@ -143,7 +147,7 @@ class Predictor:
         """
         if self.scale == 1:
             return height, width
-        diameter = self.cfg.MODEL.PFFNET.DIAMETER / self.scale
+        diameter = self.facts.diameter / self.scale
         if diameter > max(height, width):
             raise InputError(
                 f"no object of diameter {diameter:g} fits into {height} x {width} pixels; give a smaller diameter"
@@ -160,7 +164,6 @@ class Predictor:
         """(H, W, 3) uint8 RGB as the network sees it. Raises InputError like ``to_rgb8``."""
         return to_rgb8(pixels, self.normalisation)
 
-    @torch.no_grad()
     def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
         """Predict normalised images, (H, W, 3) uint8 RGB. Images of the same size run as one batch.
 
@@ -172,16 +175,11 @@ class Predictor:
                 raise InputError(f"{kind_of(image)}: predict takes (H, W, 3) uint8 arrays, as normalise() makes them")
         found: dict[int, Prediction] = {}
         for group in _of_equal_size(images):
-            inputs = [self._input(images[i]) for i in group]
-            factor = caps.factor_for(self.cfg, *inputs[0]["image"].shape[-2:])
-            with caps.scaled_caps(self.model, self.cfg, factor) as reached:
-                outputs = self.model(inputs)
-            for place, (i, output) in enumerate(zip(group, outputs, strict=True)):
-                instances = output["instances"]
-                label_map, kept = label_map_and_indices(instances, self.rule)
-                index = torch.tensor(kept, dtype=torch.int64, device=instances.scores.device)
-                capped = reached.of_image(place, len(group), instances)
-                found[i] = Prediction(label_map, capped, instances[index].to("cpu"))
+            size = None if self.scale == 1 else self.network_size(*images[group[0]].shape[:2])
+            detected = self.backend.detect([images[i] for i in group], size)
+            for i, each in zip(group, detected, strict=True):
+                label_map, kept = label_map_and_indices(each.instances, self.rule)
+                found[i] = Prediction(label_map, each.capped, self.backend.chosen(each.instances, kept))
         return [found[i] for i in range(len(images))]
 
     def predict_large(
@@ -223,7 +221,12 @@ class Predictor:
             name = (Path(image).stem if isinstance(image, (str, os.PathLike)) else "") or "image"
         _check_name(name, out)
         model = TileModel(
-            self._predict_tiles, self._identity(), self._stride, self.normalisation, self.doubt, self._resized
+            self._predict_tiles,
+            self.backend.identity(self.scale),
+            self.facts.stride,
+            self.normalisation,
+            self.doubt,
+            self._resized,
         )
         return predict_large(model, image, Path(out), name, options)
 
@@ -231,16 +234,16 @@ class Predictor:
         """Raises InputError if this model cannot predict in tiles of this size and overlap."""
         if options.tile is None:
             raise InputError("tile None: give a whole number")
-        if self.cfg.INPUT.MIN_SIZE_TEST:
+        if self.facts.min_size:
             raise InputError(
-                f"INPUT.MIN_SIZE_TEST {self.cfg.INPUT.MIN_SIZE_TEST} would resize every tile on its own; "
+                f"INPUT.MIN_SIZE_TEST {self.facts.min_size} would resize every tile on its own; "
                 "set it to 0 (--opts INPUT.MIN_SIZE_TEST 0) and give images at the scale of training"
             )
-        check_tiles(options.tile, options.overlap, self._stride)
+        check_tiles(options.tile, options.overlap, self.facts.stride)
 
     def _resized(self, height: int, width: int) -> str:
         """One line that warns that tiles of this size are resized to a square; "" if they are not."""
-        side = self.cfg.INPUT.SQUARE.TEST
+        side = self.facts.square
         if not side or max(height, width) == side:
             return ""
         return (
@@ -251,35 +254,11 @@ class Predictor:
     def _predict_tiles(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
         try:
             return self.predict(images)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
+        except DeviceMemoryError:
             raise InputError(
-                f"{self.cfg.MODEL.DEVICE} has too little memory for {len(images)} tiles of "
+                f"{self.backend.device} has too little memory for {len(images)} tiles of "
                 f"{images[0].shape[0]} x {images[0].shape[1]}; use a smaller --tile or --batch"
             ) from None
-
-    def _identity(self) -> str:
-        """A digest of the weights and the config. It does not depend on where their files are."""
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        cfg.MODEL.WEIGHTS = cfg.OUTPUT_DIR = ""
-        cfg.MODEL.DEVICE = cfg.MODEL.DEVICE.partition(":")[0]
-        digest = hashlib.sha256(f"{cfg.dump()} scale {self.scale}".encode())
-        for key, value in self.model.state_dict().items():
-            digest.update(key.encode())
-            digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()
-
-    def _input(self, rgb: NDArray[np.uint8]) -> dict[str, Any]:
-        """The input of the model, as the mapper makes it from a file."""
-        height, width = rgb.shape[:2]
-        given = T.AugInput(rgb if self.cfg.INPUT.FORMAT == "RGB" else rgb[:, :, ::-1])
-        if self.scale == 1:
-            self._resize(given)
-        else:  # bilinear; when reducing, each pixel is the average of those that it replaces
-            given.transform(T.ResizeTransform(height, width, *self.network_size(height, width)))
-        tensor = torch.from_numpy(np.ascontiguousarray(given.image.transpose(2, 0, 1)))
-        return {"image": tensor, "height": height, "width": width, "normalised": True}
 
 
 def _of_equal_size(images: Sequence[NDArray[Any]]) -> Iterator[list[int]]:

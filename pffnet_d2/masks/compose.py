@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pffnet_d2.config.values import check_value
 
 from .instance_mask import InstanceMask
-from .paste import instance_masks
+from .paste import as_array, instance_masks
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,16 @@ class LabelMapRule:
     @classmethod
     def from_config(cls, cfg: Any) -> LabelMapRule:
         """Make the rule from the keys below MODEL.PFFNET.LABEL_MAP."""
-        keys = cfg.MODEL.PFFNET.LABEL_MAP
+        return cls.from_keys(cfg.MODEL.PFFNET.LABEL_MAP)
+
+    @classmethod
+    def from_keys(cls, keys: Mapping[str, Any]) -> LabelMapRule:
+        """Make the rule from a table of all keys, such as {"SCORE_THRESH": 0.4, ...}."""
         return cls(**{field.name: keys[cls._key(field.name).rpartition(".")[2]] for field in fields(cls)})
+
+    def keys(self) -> dict[str, Any]:
+        """The table that :meth:`from_keys` reads."""
+        return {self._key(field.name).rpartition(".")[2]: getattr(self, field.name) for field in fields(self)}
 
     @staticmethod
     def _key(name: str) -> str:
@@ -85,18 +93,13 @@ def instances_to_label_map(instances: Any, rule: LabelMapRule | None = None, **c
 
 def label_map_and_indices(instances: Any, rule: LabelMapRule) -> tuple[NDArray[np.int32], list[int]]:
     """Do the same as :func:`instances_to_label_map`, and also return the index of the instance of each label 1..n."""
-    scores = _numpy(instances.scores)
-    class_scores = _numpy(instances.class_scores) if instances.has("class_scores") else scores
+    scores = as_array(instances.scores)
+    class_scores = as_array(instances.class_scores) if instances.has("class_scores") else scores
     kept = np.flatnonzero(class_scores > rule.score_threshold)
     kept = kept[np.argsort(-scores[kept], kind="stable")]
     masks = instance_masks(instances, rule.mask_threshold, kept.tolist())
     label_map, laid = compose(masks, instances.image_size, rule)
     return label_map, kept[laid].tolist()
-
-
-def _numpy(tensor: Any) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = tensor.detach().float().cpu().numpy()
-    return values
 
 
 def compose(

@@ -27,7 +27,8 @@ def instance_masks(
         instances: Detectron2's ``Instances`` on any device, with ``image_size`` (H, W) and ``pred_masks``. These are
             ROI masks, floating-point probabilities (N, 1, m, m) or (N, m, m) in the frame of ``pred_boxes`` (N boxes
             XYXY in pixels); or masks of the whole image, (N, H, W) bool or integers; or :class:`InstanceMasks`, which
-            are returned as they are.
+            are returned as they are. Or an object with these fields as numpy arrays, masks and boxes floating-point
+            (``onnx_backend.Detections``).
         mask_threshold: probability from which a pixel of a ROI mask is set.
         chosen: indices of the instances; None: all.
 
@@ -38,12 +39,21 @@ def instance_masks(
     masks = instances.pred_masks
     if isinstance(masks, InstanceMasks):
         return [masks.masks[index] for index in indices]
-    masks = getattr(masks, "tensor", masks).detach()
-    if not masks.dtype.is_floating_point:  # one by one, so that a stack of full-size masks is not copied
+    masks = getattr(masks, "tensor", masks)
+    if not isinstance(masks, np.ndarray) and not masks.dtype.is_floating_point:
+        # One by one, so that a stack of full-size masks is not copied.
         return [InstanceMask.of(masks[index].cpu().numpy().astype(bool, copy=False)) for index in indices]
-    probabilities = masks[indices].float().cpu().numpy().reshape(len(indices), *masks.shape[-2:])
-    boxes = instances.pred_boxes.tensor.detach()[indices].float().cpu().numpy()
+    probabilities = as_array(masks[indices]).reshape(len(indices), *masks.shape[-2:])
+    boxes = as_array(getattr(instances.pred_boxes, "tensor", instances.pred_boxes)[indices])
     return paste(probabilities, boxes, instances.image_size, mask_threshold)
+
+
+def as_array(values: Any) -> NDArray[np.float32]:
+    """The values of a tensor on any device, or of an array."""
+    if isinstance(values, np.ndarray):
+        return values.astype(np.float32, copy=False)
+    array: NDArray[np.float32] = values.detach().float().cpu().numpy()
+    return array
 
 
 def paste(

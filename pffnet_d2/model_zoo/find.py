@@ -1,7 +1,8 @@
 """Finding a model by its name or folder, and verifying its files. The shipped models are in ``pretrained/``.
 
 A model is a folder with ``config.yaml`` and ``model_final.pth``, as training writes it. `pffnet package` adds
-``card.json``: what the model was made of, its scores, and the SHA-256 of the other two files.
+``card.json``: what the model was made of, its scores, and the SHA-256 of the other two files. `pffnet export` makes
+``model.onnx``, which needs none of the others.
 """
 
 from __future__ import annotations
@@ -13,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pffnet_d2 import env
 from pffnet_d2.errors import InputError
 
 ROOT = Path(__file__).parent / "pretrained"  # one folder per shipped model
 DEFAULT = "nuclei"
 CONFIG, WEIGHTS, CARD = "config.yaml", "model_final.pth", "card.json"
+ONNX = "model.onnx"  # the form that `pffnet export` writes, which is predicted without torch
 LFS_POINTER = b"version https://git-lfs"
 
 
@@ -61,6 +64,46 @@ def find_model(model: str | os.PathLike[str] = DEFAULT) -> ModelFiles:
             raise InputError(f"{path}: is missing from this model; {hint}")
         _verify(path, found.card.get("sha256", {}).get(path.name))
     return found
+
+
+def onnx_form(model: str | os.PathLike[str] | None = None) -> Path | None:
+    """The ONNX file that a model is predicted with; None: config and weights, with torch.
+
+    Args:
+        model: an ONNX file, whatever is installed; or a name or a folder as for :func:`find_model`, whose ONNX file is
+            taken if torch or Detectron2 is not installed, or if the folder holds no other form. None: the default.
+    """
+    name = os.fspath(DEFAULT if model is None else model)
+    if name.lower().endswith(Path(ONNX).suffix) and not os.path.isdir(name):
+        return Path(name)
+    folder = ROOT / name if name in names() else Path(name)
+    if not (folder / ONNX).is_file():
+        return None
+    return folder / ONNX if env.missing("torch", "detectron2") or not (folder / CONFIG).is_file() else None
+
+
+def check_onnx(path: Path) -> None:
+    """Raises InputError if an ONNX file is missing or a Git LFS pointer."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such model file; check the path")
+    _verify(path, None)
+
+
+def check_made_of(path: Path, weights: str) -> None:
+    """Check that an ONNX file belongs to the model in whose folder it is.
+
+    Args:
+        path: of the file.
+        weights: the SHA-256 of the weights that it was made of.
+
+    Raises:
+        InputError: the card beside it describes a model of other weights.
+    """
+    described = _card(path.with_name(CARD)).get("sha256", {}).get(WEIGHTS)
+    if described and described != weights:
+        raise InputError(
+            f"{path}: was made of other weights than {CARD} describes; write it again with `pffnet export`"
+        )
 
 
 def sha256(path: Path) -> str:

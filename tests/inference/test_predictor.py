@@ -127,7 +127,7 @@ def test_a_reduced_image_is_predicted_as_the_original(tiny_run: Path) -> None:
     image = picture(64, 96)
     large = image.repeat(2, axis=0).repeat(2, axis=1)
     predictor = sized(tiny_run, 40)
-    seen = predictor._input(large)
+    seen = predictor.backend.input_of(large, predictor.network_size(128, 192))
     assert (seen["height"], seen["width"]) == (128, 192)
     difference = seen["image"].numpy().transpose(1, 2, 0)[:, :, ::-1].astype(int) - image
     assert np.abs(difference).mean() < 8  # the triangular filter reaches over the neighbours

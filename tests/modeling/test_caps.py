@@ -17,7 +17,8 @@ from detectron2.modeling import build_model
 
 from pffnet_d2 import Predictor, config_path
 from pffnet_d2.config import read_config
-from pffnet_d2.inference import caps
+from pffnet_d2.inference.caps import warning
+from pffnet_d2.modeling import caps
 
 
 def noise(height: int, width: int) -> NDArray[np.uint8]:
@@ -104,13 +105,13 @@ def test_a_cap_that_hides_objects_is_named(
     for prediction in model.predict([noise(64, 96), noise(64, 96)]):
         assert set(prediction.capped) == reached
     if not reached:
-        assert caps.warning(prediction.capped) == ""
+        assert warning(prediction.capped) == ""
 
 
 def test_who_calls_a_predictor_is_warned(tiny_run: Path) -> None:
     with pytest.warns(UserWarning, match="objects may be missing") as told:
         predictor(tiny_run)(noise(64, 96))
-    (line,) = (text for text in (str(warning.message) for warning in told) if "missing" in text)
+    (line,) = (text for text in (str(each.message) for each in told) if "missing" in text)
     assert line.startswith("the image: objects may be missing: ")
     assert "TEST.DETECTIONS_PER_IMAGE 20" in line
     assert "TEST.DETECTIONS_PER_IMAGE 40" in line.partition("--opts")[2]

@@ -1,0 +1,109 @@
+"""What prediction needs to know of a model besides its network, the same for every form of the model's files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.normalisation import BY_DEPTH
+from pffnet_d2.masks.compose import LabelMapRule
+
+TABLE = "pffnet_d2"  # the name, in the metadata of an exported file, of a table with the facts of its model
+FORMAT = 1  # of that table
+CAPS = ("MODEL.RPN.PRE_NMS_TOPK_TEST", "MODEL.RPN.POST_NMS_TOPK_TEST", "TEST.DETECTIONS_PER_IMAGE")
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """The keys of a config that concern images and label maps, not the network.
+
+    Attributes:
+        rule: how detections become a label map (MODEL.PFFNET.LABEL_MAP).
+        normalisation: MODEL.PFFNET.NORMALISATION, a key of ``BY_DEPTH``.
+        images: MODEL.PFFNET.IMAGES; "fluorescence" warns about other images.
+        diameter: mean diameter of the objects in training, pixels; 0: unknown.
+        stride: images are padded to multiples of it.
+        caps_area: MODEL.PFFNET.CAPS_AREA, pixels.
+        caps: the caps on proposals and detections (``CAPS``) of an image of that area.
+        min_size, square: INPUT.MIN_SIZE_TEST and INPUT.SQUARE.TEST, pixels; 0: images are not resized.
+    """
+
+    rule: LabelMapRule
+    normalisation: str
+    images: str
+    diameter: float
+    stride: int
+    caps_area: int
+    caps: Mapping[str, int]
+    min_size: int = 0
+    square: int = 0
+
+    @classmethod
+    def from_config(cls, cfg: Any, stride: int) -> ModelFacts:
+        return cls(
+            rule=LabelMapRule.from_config(cfg),
+            normalisation=cfg.MODEL.PFFNET.NORMALISATION,
+            images=cfg.MODEL.PFFNET.IMAGES,
+            diameter=float(cfg.MODEL.PFFNET.DIAMETER),
+            stride=stride,
+            caps_area=cfg.MODEL.PFFNET.CAPS_AREA,
+            caps=dict(
+                zip(
+                    CAPS,
+                    (
+                        cfg.MODEL.RPN.PRE_NMS_TOPK_TEST,
+                        cfg.MODEL.RPN.POST_NMS_TOPK_TEST,
+                        cfg.TEST.DETECTIONS_PER_IMAGE,
+                    ),
+                    strict=True,
+                )
+            ),
+            min_size=cfg.INPUT.MIN_SIZE_TEST,
+            square=cfg.INPUT.SQUARE.TEST,
+        )
+
+    def cap_factor(self, height: int, width: int) -> float:
+        """The factor by which to multiply the caps for an image of this size in the network; at least 1."""
+        return max(height * width / self.caps_area, 1.0) if self.caps_area > 0 else 1.0
+
+    def scale_for(self, diameter: float | None) -> float:
+        """The factor by which to enlarge images so that objects have the diameter that the model was trained on.
+
+        Raises:
+            InputError: the config does not state that diameter, or already resizes images.
+        """
+        if diameter is None:
+            return 1.0
+        if self.diameter <= 0:
+            raise InputError(
+                f"diameter {diameter:g}: the config does not state the diameter of the objects in training; add it, as "
+                "in --opts MODEL.PFFNET.DIAMETER 24.0"
+            )
+        for key, side in {"MIN_SIZE_TEST": self.min_size, "SQUARE.TEST": self.square}.items():
+            if side:
+                raise InputError(f"diameter {diameter:g}: INPUT.{key} resizes images already; set it to 0")
+        return self.diameter / diameter
+
+    def info(self) -> dict[str, Any]:
+        """The JSON form; :meth:`from_info` reads it back."""
+        return {**asdict(self), "rule": self.rule.keys(), "format": FORMAT}
+
+    @classmethod
+    def from_info(cls, info: Any) -> ModelFacts:
+        """
+        Raises:
+            InputError: not what ``info`` made, or made by a later release.
+        """
+        try:
+            if info["format"] > FORMAT:
+                raise InputError("was written by a later release of pffnet_d2; install that one")
+            values = {name: info[name] for name in cls.__dataclass_fields__}
+            facts = cls(**{**values, "rule": LabelMapRule.from_keys(values["rule"])})
+            _ = facts.cap_factor(1, 1), BY_DEPTH[facts.normalisation], {key: int(facts.caps[key]) for key in CAPS}
+        except InputError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise InputError("the table of pffnet_d2 in it is damaged; export the model again") from error
+        return facts
