@@ -16,6 +16,9 @@ OPTIONAL = {
     "codecs": ["imagecodecs>=2023.1.23"],  # TIFF of JPEG 2000, JPEG XL, WebP and other compressions
 }
 
+# Not needed by the tests, except those of `make napari`. Includes Qt.
+NAPARI = ["napari[pyqt6]>=0.6"]
+
 setup(
     name="pffnet_d2",
     version=re.findall(r'^VERSION = "(.+)"$', (ROOT / "pffnet_d2/env.py").read_text(), re.MULTILINE)[0],
@@ -30,9 +33,13 @@ setup(
     package_data={
         "pffnet_d2.configs": ["**/*.yaml"],
         "pffnet_d2.data": ["splits/*.json"],
+        "pffnet_d2.napari_plugin": ["napari.yaml"],
         "pffnet_d2.model_zoo": ["pretrained/*/config.yaml", "pretrained/*/model_final.pth", "pretrained/*/card.json"],
     },
-    entry_points={"console_scripts": ["pffnet = pffnet_d2.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["pffnet = pffnet_d2.cli.main:main"],
+        "napari.manifest": ["pffnet_d2 = pffnet_d2.napari_plugin:napari.yaml"],
+    },
     # Not here: torch and torchvision (CPU or CUDA is the choice of the user), OpenCV (several packages provide it) and
     # Detectron2 (on no index under its name: `pip install ./third_party/detectron2`). `pffnet env` names what is
     # missing.
@@ -50,6 +57,7 @@ setup(
     ],
     extras_require={
         **OPTIONAL,
+        "napari": NAPARI,
         # ruff and mypy are held: another release formats and judges differently.
         "test": [
             *("pytest>=8", "hypothesis>=6.80", "ruff>=0.17.5,<0.18", "mypy>=2.4,<2.5"),
