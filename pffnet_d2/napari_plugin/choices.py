@@ -8,6 +8,7 @@ from typing import Any
 from napari.viewer import Viewer
 from qtpy.QtWidgets import QComboBox, QFileDialog, QFormLayout, QHBoxLayout, QLineEdit, QPushButton, QWidget
 
+from pffnet_d2.errors import InputError
 from pffnet_d2.napari_plugin.models import available, default_folder
 
 
@@ -68,8 +69,10 @@ class ModelChoice(QWidget):
 
     @property
     def model(self) -> str:
-        """The name or folder of the chosen model; "" where there is none."""
-        return self.box.currentData() or ""
+        """The name or folder of the chosen model. Raises InputError where there is none."""
+        if self.box.currentData() is None:
+            raise InputError(f"{self.folder}: holds no model; choose the folder of your models")
+        return str(self.box.currentData())
 
     @property
     def folder(self) -> Path:
@@ -77,7 +80,7 @@ class ModelChoice(QWidget):
 
     def list_models(self, choose: str = "") -> None:
         """Lists the models that there are now, and chooses one by its name or folder, or keeps the chosen one."""
-        wanted = choose or self.model
+        wanted = choose or self.box.currentData()
         self.box.clear()
         for title, model in available(self.folder).items():
             self.box.addItem(title, model)

@@ -16,7 +16,7 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.napari_plugin.choices import LayerBox, ModelChoice
 from pffnet_d2.napari_plugin.finetuning import Example, finetune_on
 from pffnet_d2.napari_plugin.job import Job, JobBar
-from pffnet_d2.napari_plugin.layers import labelled_planes
+from pffnet_d2.napari_plugin.layers import labelled_planes, shown_plane
 from pffnet_d2.napari_plugin.loss_curve import LossCurve
 from pffnet_d2.napari_plugin.models import place_of_new
 
@@ -29,7 +29,7 @@ class Pair:
 
     image: Any
     labels: Any
-    axes: tuple[int, ...]
+    axes: tuple[int, int]
 
     def examples(self) -> list[Example]:
         """One for each plane with labels. Raises InputError like ``labelled_planes``."""
@@ -86,8 +86,7 @@ class FinetunePanel(QWidget):
                 )
             if any(pair.image is image and pair.labels is labels for pair in self.pairs):
                 raise InputError(f"{labels.name}: the pair is in the list already")
-            dims = self._viewer.dims
-            pair = Pair(image, labels, tuple(axis - (dims.ndim - image.ndim) for axis in dims.displayed[-2:]))
+            pair = Pair(image, labels, shown_plane(image, self._viewer.dims).axes)
             pair.examples()
         except InputError as error:
             show_error(str(error))
@@ -102,6 +101,7 @@ class FinetunePanel(QWidget):
     def finetune(self) -> None:
         """Starts to train; the new model is chosen when that is done."""
         try:
+            start = self._models.model
             out = place_of_new(self._models.folder, self.name.text())
             if not self.pairs:
                 raise InputError("nothing to learn from; choose an image and its labels, and add the pair")
@@ -110,7 +110,7 @@ class FinetunePanel(QWidget):
         except InputError as error:
             show_error(str(error))
             return
-        start, iterations = self._models.model, self.iterations.value()
+        iterations = self.iterations.value()
         self.curve.clear()
         self._jobs.start(
             Job(

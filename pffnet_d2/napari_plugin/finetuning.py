@@ -1,4 +1,4 @@
-"""Fine-tunes a model on images and corrected labels: saves them as a custom data set and trains as `pffnet finetune`."""
+"""Fine-tunes a model on images and corrected labels: saves them as a custom data set and trains like the command."""
 
 from __future__ import annotations
 

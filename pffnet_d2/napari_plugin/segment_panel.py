@@ -56,6 +56,7 @@ class SegmentPanel(QWidget):
         form.addRow(self.run)
 
     def settings(self) -> Settings:
+        """What the fields say. Raises InputError where there is no model."""
         return Settings(
             model=self._models.model,
             diameter=self.diameter.value() or None,
@@ -73,11 +74,11 @@ class SegmentPanel(QWidget):
             window = shown_plane(layer, self._viewer.dims)
             if self.region.currentText() == _VISIBLE:
                 window = visible_part(layer, window)
+            settings = self.settings()
         except InputError as error:
             show_error(str(error))
             return
-        settings, size = self.settings(), pixel_size(layer, window)
-        place = placement(layer, window)
+        place, size = placement(layer, window), pixel_size(layer, window)
         pixels = window.of(layer)
         self._jobs.start(
             Job(

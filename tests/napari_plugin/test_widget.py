@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-for _module, _name in {"napari": "napari", "qtpy": "napari", "pytestqt": "pytest-qt"}.items():
-    pytest.importorskip(_module, reason=f"{_name} is not installed: make napari installs it and runs these tests")
+pytest.importorskip("napari", reason="napari is not installed: make napari installs it")
+pytest.importorskip("qtpy.QtWidgets", reason="Qt is not installed: make napari installs it", exc_type=ImportError)
+pytest.importorskip("pytestqt", reason="pytest-qt is not installed: make napari does")
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
-if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"} & os.environ.keys():
-    pytest.skip("there is no display: make napari runs these tests under Xvfb", allow_module_level=True)
 
 from napari.utils.notifications import notification_manager
 
@@ -31,9 +30,13 @@ Open = Callable[..., tuple[Any, PFFNetWidget]]
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _opengl(qapp: Any) -> None:
+def _opengl(request: pytest.FixtureRequest) -> None:
+    """Skips the tests where Qt has no display, on which it would end the process, or no OpenGL."""
     from qtpy.QtGui import QOffscreenSurface, QOpenGLContext
 
+    if sys.platform == "linux" and not {"DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"} & os.environ.keys():
+        pytest.skip("there is no display: make napari runs these tests under Xvfb")
+    qapp = request.getfixturevalue("qapp")
     context, surface = QOpenGLContext(), QOffscreenSurface()
     surface.create()
     if not (context.create() and context.makeCurrent(surface)):
