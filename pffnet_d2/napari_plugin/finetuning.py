@@ -109,7 +109,7 @@ def write_examples(examples: Sequence[Example], folder: Path) -> list[str]:
 
 
 def _write_image(path: Path, pixels: NDArray[Any], name: str) -> None:
-    """A TIFF of a depth that can be read again."""
+    """A TIFF of a depth that can be read again, without an alpha channel."""
     kind, size = pixels.dtype.kind, pixels.dtype.itemsize
     if kind not in "buif":
         raise InputError(f"{name}: an image of {pixels.dtype} values; give whole or floating numbers")
@@ -118,7 +118,7 @@ def _write_image(path: Path, pixels: NDArray[Any], name: str) -> None:
     elif kind == "f" or size == 8:
         pixels = pixels.astype(np.float32)
     colours = pixels.ndim == 3
-    tifffile.imwrite(path, pixels, photometric="rgb" if colours else "minisblack", compression="zlib", metadata=None)
+    tifffile.imwrite(path, pixels[..., :3] if colours else pixels, photometric="rgb" if colours else "minisblack", compression="zlib", metadata=None)
 
 
 def _labels_in_parts(labels: NDArray[Any]) -> list[int]:

@@ -36,7 +36,7 @@ class SegmentPanel(QWidget):
             "not resized",
             "Mean diameter of your objects in pixels; resizes them for the model, not the result",
         )
-        self.threshold = _number(1, 0.05, "of the model", "Class score that an object needs")
+        self.threshold = _number(0.99, 0.05, "of the model", "Class score that an object needs")
         self.tile = QSpinBox()
         self.tile.setRange(0, 1 << 16)
         self.tile.setSingleStep(_TILE_STEP)
