@@ -118,7 +118,13 @@ def _write_image(path: Path, pixels: NDArray[Any], name: str) -> None:
     elif kind == "f" or size == 8:
         pixels = pixels.astype(np.float32)
     colours = pixels.ndim == 3
-    tifffile.imwrite(path, pixels[..., :3] if colours else pixels, photometric="rgb" if colours else "minisblack", compression="zlib", metadata=None)
+    tifffile.imwrite(
+        path,
+        pixels[..., :3] if colours else pixels,
+        photometric="rgb" if colours else "minisblack",
+        compression="zlib",
+        metadata=None,
+    )
 
 
 def _labels_in_parts(labels: NDArray[Any]) -> list[int]:

@@ -13,6 +13,7 @@ from qtpy.QtCore import QObject, Signal
 from qtpy.QtWidgets import QHBoxLayout, QLabel, QProgressBar, QPushButton, QVBoxLayout, QWidget
 
 from pffnet_d2.errors import one_line
+from pffnet_d2.napari_plugin.llvm import import_compiler
 from pffnet_d2.napari_plugin.progress import Cancelled, Report, Step
 
 T = TypeVar("T")
@@ -143,6 +144,7 @@ def _in_thread(work: Callable[[Report], Any], worker: FunctionWorker, relay: _Re
         # napari shows every warning of its threads, also those that libraries address to programmers.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            import_compiler()
             return work(report)
     except Cancelled:
         return None

@@ -50,7 +50,7 @@ def test_contributions_are_commands() -> None:
 
 def test_what_napari_imports_at_once_is_light() -> None:
     """In napari's own thread neither torch nor Detectron2 is imported, and the logic needs neither napari nor Qt."""
-    modules = ["finetuning", "layers", "models", "progress", "sample_data", "segment"]
+    modules = ["finetuning", "layers", "llvm", "models", "progress", "sample_data", "segment"]
     code = f"""
 import sys
 for name in ("napari", "qtpy", "torch", "detectron2"):
