@@ -9,13 +9,13 @@ from napari.viewer import Viewer
 from qtpy.QtWidgets import QComboBox, QFileDialog, QFormLayout, QHBoxLayout, QLineEdit, QPushButton, QWidget
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.napari_plugin.models import available, default_folder
+from pffnet_d2.napari_plugin.models import DEFAULT_FOLDER, available
 
 
 class LayerBox(QComboBox):
     """The layers of one kind; follows the layer list, and the selection in it."""
 
-    def __init__(self, viewer: Viewer, kind: type) -> None:
+    def __init__(self, viewer: Viewer, kind: type[Any]) -> None:
         super().__init__()
         self._viewer, self._kind = viewer, kind
         for event in (viewer.layers.events.inserted, viewer.layers.events.removed, viewer.layers.events.renamed):
@@ -52,7 +52,7 @@ class ModelChoice(QWidget):
         super().__init__()
         self.box = QComboBox()
         self.box.setToolTip("What segments, and where fine-tuning starts")
-        self.folder_edit = QLineEdit(str(default_folder()))
+        self.folder_edit = QLineEdit(DEFAULT_FOLDER)
         self.folder_edit.setToolTip("Your models: fine-tuned ones are saved here")
         self.folder_edit.editingFinished.connect(self.list_models)
         browse = QPushButton("...")

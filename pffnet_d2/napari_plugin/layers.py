@@ -6,6 +6,7 @@ are those of its full resolution, channels of an RGB image aside. A pixel i exte
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -115,7 +116,8 @@ def pixel_size(layer: Any, window: Window) -> float | None:
         if not unit.is_compatible_with("micrometer"):
             return None
         sides.append(float((abs(float(layer.scale[axis])) * unit).to("micrometer").magnitude))
-    return sides[0] if np.isclose(*sides, rtol=_SQUARE) else None
+    height, width = sides
+    return height if math.isclose(height, width, rel_tol=_SQUARE) else None
 
 
 def labelled_planes(image: Any, labels: Any, axes: Sequence[int]) -> Iterator[tuple[Window, NDArray[Any]]]:

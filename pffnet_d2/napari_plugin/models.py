@@ -9,9 +9,7 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.model_zoo.find import CONFIG, WEIGHTS, names
 
 
-def default_folder() -> Path:
-    """Where fine-tuned models go unless the user chooses another folder."""
-    return Path.home() / "pffnet_models"
+DEFAULT_FOLDER = "~/pffnet_models"  # where fine-tuned models go unless the user chooses another folder
 
 
 def available(folder: Path) -> dict[str, str]:
@@ -40,7 +38,7 @@ def place_of_new(folder: Path, name: str) -> Path:
         raise InputError(
             f"name of the new model {name!r}: use letters, digits, _ and -, beginning with one of the first"
         )
-    place = folder.expanduser() / name
+    place = folder / name
     if place.exists():
         raise InputError(f"{place}: exists; choose another name for the new model, or remove the folder")
     return place

@@ -5,6 +5,7 @@ python tests/napari_plugin/screenshot.py output/napari.png output/napari_finetun
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import napari
 from qtpy.QtWidgets import QApplication
 
 PLUGIN = "pffnet_d2"
-ITERATIONS = 30
+ITERATIONS = 20
 
 
 def wait_until(ready: Callable[[], bool]) -> None:
@@ -24,6 +25,7 @@ def wait_until(ready: Callable[[], bool]) -> None:
 
 
 def save(viewer: Any, path: Path) -> None:
+    viewer.reset_view()
     for _ in range(50):  # until all is drawn
         QApplication.processEvents()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,13 +40,13 @@ def main(segmented: Path, finetuned: Path) -> None:
     viewer.open_sample(PLUGIN, "fluorescence")
     widget.segment.segment()
     wait_until(lambda: not widget.jobs.running)
-    viewer.layers[-1].contour = 0
     save(viewer, segmented)
 
     viewer.layers.clear()
     viewer.open_sample(PLUGIN, "histology")
-    with tempfile.TemporaryDirectory() as models:
-        widget.models.folder_edit.setText(models)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        widget.models.folder_edit.setText("models")
         widget.tabs.setCurrentWidget(widget.finetune)
         widget.finetune.add()
         widget.finetune.name.setText("tissue")
@@ -56,4 +58,4 @@ def main(segmented: Path, finetuned: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:]))
+    main(*(Path(file).absolute() for file in sys.argv[1:]))

@@ -46,7 +46,7 @@ def _opengl(request: pytest.FixtureRequest) -> None:
 @pytest.fixture
 def opened(make_napari_viewer: Any, packaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
     """Opens a viewer with the widget, whose models are in ``tmp_path``; the chosen one is ``packaged``."""
-    monkeypatch.setattr(choices, "default_folder", lambda: tmp_path)
+    monkeypatch.setattr(choices, "DEFAULT_FOLDER", str(tmp_path))
     monkeypatch.setattr(choices, "available", lambda folder: {"packaged": str(packaged), **_models(folder)})
     notification_manager.records.clear()
 
