@@ -8,7 +8,6 @@ from pathlib import Path
 from pffnet_d2.errors import InputError
 from pffnet_d2.model_zoo.find import CONFIG, WEIGHTS, names
 
-
 DEFAULT_FOLDER = "~/pffnet_models"  # where fine-tuned models go unless the user chooses another folder
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("napari", reason="napari is not installed: make napari installs it")
-pytest.importorskip("qtpy.QtWidgets", reason="Qt is not installed: make napari installs it", exc_type=ImportError)
+pytest.importorskip("qtpy.QtWidgets", exc_type=ImportError)
 pytest.importorskip("pytestqt", reason="pytest-qt is not installed: make napari does")
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
