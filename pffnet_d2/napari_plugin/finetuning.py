@@ -99,9 +99,7 @@ def write_examples(examples: Sequence[Example], folder: Path) -> list[str]:
             )
         if split := _labels_in_parts(example.labels):
             some = ", ".join(map(str, split[:10])) + (" ..." if len(split) > 10 else "")
-            warnings.append(
-                f"{example.name}: {len(split)} labels lie in separate parts, each learnt as one object: {some}"
-            )
+            warnings.append(f"{example.name}: labels in separate parts, each learnt as one object: {some}")
         file = f"{number:03d}_{re.sub(r'[^A-Za-z0-9-]+', '_', example.name)[:80]}.tif"
         write_label_tiff(folder / "labels" / file, ids)
         _write_image(folder / "images" / file, np.asarray(example.pixels), example.name)

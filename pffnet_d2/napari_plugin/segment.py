@@ -63,7 +63,9 @@ class Segmenter:
         """
         env.require("PFFNet")
         report(Step(0, 0))
-        if np.dtype(pixels.dtype).kind not in "buif":
+        if not isinstance(pixels.dtype, np.dtype):  # tensorstore has types of its own
+            pixels = np.asarray(pixels)
+        if pixels.dtype.kind not in "buif":
             raise InputError(f"an image of {pixels.dtype} values: give whole or floating numbers")
         predictor = self._predictor(settings)
         report(Step(0, 0))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class PFFNetWidget(QWidget):
-    """Plugins > PFFNet."""
+    """Plugins > Segment and fine-tune (PFFNet)."""
 
     def __init__(self, napari_viewer: Viewer) -> None:
         super().__init__()

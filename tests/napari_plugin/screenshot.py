@@ -15,7 +15,7 @@ from typing import Any
 import napari
 from qtpy.QtWidgets import QApplication
 
-PLUGIN = "pffnet_d2"
+PLUGIN, WIDGET = "pffnet_d2", "Segment and fine-tune"
 ITERATIONS = 20
 
 
@@ -36,7 +36,7 @@ def save(viewer: Any, path: Path) -> None:
 def main(segmented: Path, finetuned: Path) -> None:
     viewer = napari.Viewer(show=True)
     viewer.window.resize(1280, 800)
-    _, widget = viewer.window.add_plugin_dock_widget(PLUGIN, "PFFNet")
+    _, widget = viewer.window.add_plugin_dock_widget(PLUGIN, WIDGET)
     viewer.open_sample(PLUGIN, "fluorescence")
     widget.segment.segment()
     wait_until(lambda: not widget.jobs.running)

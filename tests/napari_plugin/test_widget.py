@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from pffnet_d2.napari_plugin.segment_panel import _VISIBLE
 from pffnet_d2.napari_plugin.widget import PFFNetWidget
 
 IMAGE = fluorescence()[0][0][:192, :256]
+NAME = "PFFNet"
 Open = Callable[..., tuple[Any, PFFNetWidget]]
 
 
@@ -53,7 +55,7 @@ def opened(make_napari_viewer: Any, packaged: Path, tmp_path: Path, monkeypatch:
     def open_viewer(**arguments: Any) -> tuple[Any, PFFNetWidget]:
         viewer = make_napari_viewer(**arguments)
         widget = PFFNetWidget(viewer)
-        viewer.window.add_dock_widget(widget, name="PFFNet")
+        viewer.window.add_dock_widget(widget, name=NAME)
         return viewer, widget
 
     return open_viewer
@@ -193,6 +195,30 @@ def test_a_bug_is_not_hidden(opened: Open, qtbot: Any) -> None:
         wait(qtbot, widget)
     assert widget.jobs.status.text() == "Work: failed"
     assert [str(error) for _, error, _ in raised] == ["a bug"]
+
+
+def test_closing_the_widget_ends_its_job(opened: Open, qtbot: Any) -> None:
+    viewer, widget = opened()
+    seen: list[str] = []
+
+    def work(report: Any) -> None:
+        seen.append("began")
+        try:
+            while True:
+                report(Step(0, 0))
+                time.sleep(0.01)
+        finally:
+            seen.append("ended")
+
+    with qtbot.captureExceptions() as raised:
+        widget.jobs.start(Job("Work", work, seen.append))
+        qtbot.waitUntil(lambda: seen == ["began"], timeout=60_000)
+        dock = widget.parent()
+        widget.deleteLater()
+        viewer.window.remove_dock_widget(dock)
+        qtbot.waitUntil(lambda: seen == ["began", "ended"], timeout=10_000)
+        qtbot.wait(100)
+    assert raised == []
 
 
 def test_fine_tuned_on_corrected_labels(opened: Open, qtbot: Any, tmp_path: Path) -> None:
