@@ -17,7 +17,7 @@ OPTIONAL = {
 }
 
 # Not needed by the tests, except those of `make napari`. Includes Qt.
-NAPARI = ["napari[pyqt6]>=0.6"]
+NAPARI = ["napari[pyqt6]>=0.6.6"]
 
 setup(
     name="pffnet_d2",

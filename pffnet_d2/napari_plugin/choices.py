@@ -18,8 +18,10 @@ class LayerBox(QComboBox):
     def __init__(self, viewer: Viewer, kind: type[Any]) -> None:
         super().__init__()
         self._viewer, self._kind = viewer, kind
-        for event in (viewer.layers.events.inserted, viewer.layers.events.removed, viewer.layers.events.renamed):
-            event.connect(self._list)
+        for layer in viewer.layers:
+            layer.events.name.connect(self._list)
+        viewer.layers.events.inserted.connect(self._insert)
+        viewer.layers.events.removed.connect(self._list)
         viewer.layers.selection.events.active.connect(self._follow)
         self._list()
 
@@ -30,6 +32,10 @@ class LayerBox(QComboBox):
 
     def choose(self, layer: Any) -> None:
         self.setCurrentIndex(self.findData(layer))
+
+    def _insert(self, event: Any) -> None:
+        event.value.events.name.connect(self._list)
+        self._list()
 
     def _list(self, event: Any = None) -> None:
         chosen = self.layer
