@@ -1,6 +1,7 @@
 # make demo   train on generated images, evaluate, draw: output/demo
 # make test   lint and tests          make slow   the tests that take minutes
 # make lint   make bench   make setup   make clean
+# make napari tests the napari plugin on a virtual display, in an environment of its own: output/napari.png
 #
 # The first of them installs everything into .venv; later ones install nothing until a requirement changes.
 # To choose: make setup PYTHON=python3.12 TORCH_VERSION=2.9.1 TORCHVISION_VERSION=0.24.1 (the same words for later calls)
@@ -14,10 +15,17 @@ BIN := $(VENV)/bin
 # One stamp for each choice of versions, so that another choice installs it.
 READY := $(VENV)/ready-$(TORCH_VERSION)-$(TORCHVISION_VERSION)
 
+# napari and Qt lie in an environment on top of .venv, so that the other tests run without them.
+NAPARI := $(VENV)-napari
+DISPLAY_PACKAGES := xvfb xauth libgl1-mesa-dri libgl1 libegl1 libdbus-1-3 libfontconfig1 libxkbcommon-x11-0 \
+	libxcb-cursor0 libxcb-icccm4 libxcb-image0 libxcb-keysyms1 libxcb-randr0 libxcb-render-util0 libxcb-shape0 \
+	libxcb-xfixes0 libxcb-xinerama0
+ON_SCREEN := QT_QPA_PLATFORM=xcb LIBGL_ALWAYS_SOFTWARE=1 xvfb-run --auto-servernum --server-args "-screen 0 1400x900x24"
+
 # Threads that wait by spinning make a busy machine ten times slower, not a quiet one faster.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test slow lint bench setup clean
+.PHONY: demo test slow lint bench napari xvfb setup clean
 
 demo: $(READY)
 	$(BIN)/python -m pffnet_d2.cli demo --out output/demo
@@ -35,6 +43,24 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
+
+napari: | xvfb $(NAPARI)/ready
+	$(NAPARI)/bin/npe2 validate --imports pffnet_d2
+	$(ON_SCREEN) $(NAPARI)/bin/python -m pytest -q tests/napari_plugin
+	$(ON_SCREEN) $(NAPARI)/bin/python tests/napari_plugin/screenshot.py output/napari.png output/napari_finetune.png
+
+xvfb:
+	@command -v xvfb-run >/dev/null || { \
+		echo "make: xvfb-run is missing, and napari needs a display with OpenGL; on Debian: apt-get install $(DISPLAY_PACKAGES)" >&2; \
+		exit 1; \
+	}
+
+$(NAPARI)/ready: $(READY)
+	$(BIN)/python -m venv --clear $(NAPARI)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(NAPARI)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/base.pth"
+	$(NAPARI)/bin/python -m pip install -e '.[napari]' 'pytest-qt>=4.4'
+	@touch $@
 
 setup: $(READY)
 
@@ -59,5 +85,5 @@ $(READY): Makefile setup.py $(wildcard third_party/detectron2/*)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist pffnet_d2.egg-info output/demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NAPARI) build dist pffnet_d2.egg-info output/demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

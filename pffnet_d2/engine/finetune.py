@@ -14,6 +14,7 @@ import torch
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
+from detectron2.engine import HookBase
 from torch import nn
 
 from pffnet_d2.atomic_write import write_text
@@ -45,6 +46,7 @@ def finetune(
     options: Mapping[str, str] | None = None,
     resume: bool = False,
     opts: Sequence[str] = (),
+    hooks: Sequence[HookBase] = (),
 ) -> int:
     """Prepare the images in ``out`` / data, train, and print the results.
 
@@ -58,6 +60,8 @@ def finetune(
         options: of the reader, as text.
         resume: continue from the last checkpoint in ``out``.
         opts: KEY VALUE pairs that override the recipe.
+        hooks: run after Detectron2's own in each iteration, to follow the training (``trainer.storage`` holds the
+            losses) or, by an exception, to end it.
 
     Returns:
         0.
@@ -80,7 +84,7 @@ def finetune(
     arguments = ["--config-file", str(recipe), *(["--resume"] if resume else []), "OUTPUT_DIR", str(out), *opts]
     with quiet():
         frozen = setup(argument_parser().parse_args(arguments))
-        model, scores = _train(frozen, resume, say)
+        model, scores = _train(frozen, resume, hooks, say)
         pictured = draw_overlays(frozen, model, f"{NAME}_{splits[-1]}", out / "overlays")
     for title, results in scores.items():
         say(f"     {title}, on the images kept for validation:\n{score_table(results)}")
@@ -91,7 +95,9 @@ def finetune(
     return 0
 
 
-def _train(cfg: CfgNode, resume: bool, say: Callable[[str], object]) -> tuple[nn.Module, dict[str, dict[str, Any]]]:
+def _train(
+    cfg: CfgNode, resume: bool, hooks: Sequence[HookBase], say: Callable[[str], object]
+) -> tuple[nn.Module, dict[str, dict[str, Any]]]:
     """The trained model, and its scores before and after training where images are kept for validation."""
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=resume)
@@ -103,7 +109,7 @@ def _train(cfg: CfgNode, resume: bool, say: Callable[[str], object]) -> tuple[nn
     scores = {}
     if cfg.MODEL.WEIGHTS and cfg.DATASETS.TEST and not resume:
         scores["before"] = Trainer.test(cfg, trainer.model)
-    trainer.register_hooks([Progress(say)])
+    trainer.register_hooks([Progress(say), *hooks])
     scores["after"] = trainer.train()
     return trainer.model, {title: results for title, results in scores.items() if results}
 

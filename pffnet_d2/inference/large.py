@@ -41,6 +41,11 @@ _CORNER = 256
 
 T = TypeVar("T")
 
+Progress = Callable[[int, int], object]
+"""Called with the number of tiles that this process has predicted and the number that it predicts in all: before each
+of the tiles that are measured for overlap "auto", before the first tile, and after each batch. An exception that it
+raises ends the run; tiles that are predicted already are kept, as after an interruption."""
+
 
 @dataclass(frozen=True)
 class TileModel:
@@ -97,7 +102,12 @@ class LargePrediction:
 
 
 def predict_large(
-    model: TileModel, image: Sliceable | str | os.PathLike[str], out: Path, name: str, options: ImageOptions
+    model: TileModel,
+    image: Sliceable | str | os.PathLike[str],
+    out: Path,
+    name: str,
+    options: ImageOptions,
+    progress: Progress = lambda done, total: None,
 ) -> LargePrediction:
     """Predict an image in tiles and write the results. Every process of a distributed run must call it.
 
@@ -107,6 +117,7 @@ def predict_large(
         out: folder for the results.
         name: of the results, a path below ``out`` without a file extension.
         options: how to read, predict and write; ``tile`` must be set.
+        progress: see ``Progress``.
 
     Raises:
         InputError: the image cannot be read or has values that are not finite; tiles do not fit the network or each
@@ -117,7 +128,7 @@ def predict_large(
         raise InputError(f"format {collection.name} is one file of several images; use `pffnet predict`")
     check_tiles(options.tile, options.overlap, model.stride)
     with opened(image, options, model.normalisation) as large_image:
-        return _Run(model, large_image, TileFolder(out, name), options).go()
+        return _Run(model, large_image, TileFolder(out, name), options, progress).go()
 
 
 def check_tiles(tile: int, overlap: int | str, stride: int) -> None:
@@ -153,9 +164,12 @@ class _Counted:
 class _Run:
     """The prediction of one image, in one of the processes."""
 
-    def __init__(self, model: TileModel, image: LargeImage, folder: TileFolder, options: ImageOptions) -> None:
+    def __init__(
+        self, model: TileModel, image: LargeImage, folder: TileFolder, options: ImageOptions, progress: Progress
+    ) -> None:
         assert options.tile is not None
         self.model, self.image, self.folder, self.options = model, image, folder, options
+        self.progress = progress
         self.tile = options.tile
         self.exporters = options.exporters.files
         self.exported = image.exported(options)
@@ -229,6 +243,7 @@ class _Run:
         best = sorted(spread, key=lambda box: (-float(images[box].std()), box))
         sides: list[int] = []
         for box in best[: min(max(len(tiles) // _TILES_A_PROBE, 1), _MOST_PROBES)]:
+            self.progress(0, len(tiles))
             (found,) = self.model.predict([images[box]])
             sides += _whole_sides(found.label_map)
         return overlap_for(sides, self.tile)
@@ -259,12 +274,16 @@ class _Run:
         missing = [batch for batch in share if not all(self.folder.has(i) for i in batch)]
         total = sum(len(batch) for batch in missing)
         # disable=None: only where stderr is a terminal
-        with tqdm(total=total, unit="tile", disable=None if rank == 0 else True, dynamic_ncols=True) as progress:
+        done = 0
+        with tqdm(total=total, unit="tile", disable=None if rank == 0 else True, dynamic_ncols=True) as bar:
+            self.progress(done, total)
             for batch in missing:
                 predictions = self.model.predict([self.image.rgb(self.boxes[i]) for i in batch])
                 for i, found in zip(batch, predictions, strict=True):
                     self.folder.keep(i, found)
-                progress.update(len(batch))
+                bar.update(len(batch))
+                done += len(batch)
+                self.progress(done, total)
         return total
 
     # --- Results -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from pffnet_d2.imaging.microscopy import read_microscopy_image
 from pffnet_d2.imaging.normalisation import BY_DEPTH, normalisation_of, to_rgb8
 from pffnet_d2.inference import caps
 from pffnet_d2.inference.backend import backend_for
-from pffnet_d2.inference.large import LargePrediction, TileModel, check_tiles, predict_large
+from pffnet_d2.inference.large import LargePrediction, Progress, TileModel, check_tiles, predict_large
 from pffnet_d2.inference.modality import lost_contrast, unlike_fluorescence
 from pffnet_d2.inference.options import ImageOptions, ModelOptions, kind_of
 from pffnet_d2.masks.compose import label_map_and_indices
@@ -189,6 +189,7 @@ class Predictor:
         *,
         name: str | None = None,
         options: ImageOptions | None = None,
+        progress: Progress = lambda done, total: None,
         **others: Any,
     ) -> LargePrediction:
         """Predict an image in overlapping tiles and write the results. The memory needed does not grow with the image.
@@ -203,6 +204,8 @@ class Predictor:
             name: of the results, a path below ``out`` without a file extension; None uses the name of the file, or
                 "image".
             options: all options in one object, instead of ``others``.
+            progress: called with the number of predicted tiles and of all; an exception that it raises ends the run
+                (see :data:`pffnet_d2.inference.large.Progress`).
             others: ``tile`` (1024 unless given), ``overlap``, ``formats`` (among label-tiff, overlay, geojson, csv; an
                 overlay is reduced until its longer side has at most 2048 pixels), ``plane``, ``channels``,
                 ``pixel_size`` and ``batch``; see :class:`~pffnet_d2.inference.options.ImageOptions`.
@@ -228,7 +231,7 @@ class Predictor:
             self.doubt,
             self._resized,
         )
-        return predict_large(model, image, Path(out), name, options)
+        return predict_large(model, image, Path(out), name, options, progress)
 
     def check_tiles(self, options: ImageOptions) -> None:
         """Raises InputError if this model cannot predict in tiles of this size and overlap."""

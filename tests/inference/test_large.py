@@ -195,6 +195,28 @@ def test_auto_overlap_and_objects_beyond_it(spots: NDArray[np.uint16], tmp_path:
     assert f"larger than the overlap of 32 pixels and may be cut where tiles meet: {label} (x " in done.warnings()[0]
 
 
+def test_progress_and_a_run_that_it_ends(spots: NDArray[np.uint16], tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+
+    def cancel_after_four(done: int, total: int) -> None:
+        told.append((done, total))
+        if done == 4:
+            raise KeyboardInterrupt
+
+    model = TileModel(Threshold(), "m")
+    plan = asked(tmp_path, "a", 128, 24, batch=2)
+    with pytest.raises(KeyboardInterrupt):
+        predict_large(model, spots, *plan, cancel_after_four)
+    assert told == [(0, 12), (2, 12), (4, 12)]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tiles"]
+    told.clear()
+    assert predict_large(model, spots, *plan, lambda *numbers: told.append(numbers)).predicted == 8
+    assert told == [(0, 8), (2, 8), (4, 8), (6, 8), (8, 8)]
+    told.clear()
+    predict_large(model, spots, *asked(tmp_path, "b", 128), lambda *numbers: told.append(numbers))
+    assert told[:2] == [(0, 12), (0, told[-1][1])]  # one tile was measured before
+
+
 @pytest.mark.parametrize("dies_at", [0, 1, 7, 11])
 def test_a_killed_run_goes_on(spots: NDArray[np.uint16], tmp_path: Path, dies_at: int) -> None:
     def plan(out: str, **other: Any) -> Any:
