@@ -121,10 +121,12 @@ def move(made: Path, place: Path) -> None:
 
     A kill between the two steps that a folder takes leaves the earlier one behind as ``.NAME.before``.
     """
+    if not (made.is_dir() and place.is_dir()):
+        os.replace(made, place)
+        return
     before = place.with_name(f".{place.name}.before")
     shutil.rmtree(before, ignore_errors=True)
-    if made.is_dir() and place.is_dir():
-        os.replace(place, before)
+    os.replace(place, before)
     os.replace(made, place)
     shutil.rmtree(before, ignore_errors=True)
 

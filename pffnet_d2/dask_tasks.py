@@ -77,7 +77,9 @@ def connected(options: ClusterOptions) -> Iterator[Any]:
         import dask
         from distributed import Client, LocalCluster
     except ImportError as error:
-        raise InputError(f"--workers and --scheduler need Dask ({error}); type: pip install 'pffnet_d2[cluster]'") from error
+        raise InputError(
+            f"--workers and --scheduler need Dask ({error}); type: pip install 'pffnet_d2[cluster]'"
+        ) from error
     # Dask reports each lost connection with a traceback; what matters to the user is told in one line.
     level = logging.getLogger("distributed").level
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
@@ -105,7 +107,9 @@ def connected(options: ClusterOptions) -> Iterator[Any]:
 
 
 def _client(kind: Any, address: Any, options: ClusterOptions) -> Any:
-    given = {"scheduler_file": address} if isinstance(address, str) and os.path.isfile(address) else {"address": address}
+    given = (
+        {"scheduler_file": address} if isinstance(address, str) and os.path.isfile(address) else {"address": address}
+    )
     try:
         return kind(**given, timeout=_ANSWER, name="pffnet")
     except (OSError, TimeoutError, ValueError, TypeError) as error:
@@ -142,8 +146,8 @@ def run_tasks(
     """Runs ``work(shared, task)`` for each task on the workers. Yields tasks in the order in which they end.
 
     As many tasks are sent as there are threads of workers, so that neither the scheduler nor the client holds a long
-    list, and a worker that dies takes one task with it. A task that fails runs again, on another worker if there is one;
-    a task that fails twice is yielded with its error.
+    list, and a worker that dies takes one task with it. A task that fails runs again, on another worker if there is
+    one; a task that fails twice is yielded with its error.
 
     Args:
         client: as :func:`connected` gives it.
@@ -229,13 +233,18 @@ def _ended(future: Any) -> tuple[Any, str, str]:
         return found
     except KilledWorker as error:
         worker = str(getattr(error.last_worker, "address", ""))
-        return None, f"the worker {worker} ended while it ran this; if memory ran out, use fewer workers or tiles", worker
+        return (
+            None,
+            f"the worker {worker} ended while it ran this; if memory ran out, use fewer workers or tiles",
+            worker,
+        )
 
 
 @contextmanager
 def _scheduler_lost(client: Any) -> Iterator[None]:
     """Turn what Dask raises without its scheduler into one line."""
-    from asyncio import CancelledError, TimeoutError as AsyncTimeout
+    from asyncio import CancelledError
+    from asyncio import TimeoutError as AsyncTimeout
 
     from distributed.client import FutureCancelledError
     from distributed.comm import CommClosedError

@@ -127,7 +127,9 @@ def _whole(environment: Mapping[str, str], name: str, default: str = "") -> int:
     try:
         return int(environment.get(name, default))
     except ValueError:
-        raise InputError(f"{name} {environment[name]!r} in the environment: not a whole number; start with torchrun") from None
+        raise InputError(
+            f"{name} {environment[name]!r} in the environment: not a whole number; start with torchrun"
+        ) from None
 
 
 def join_launched(work: Callable[..., Any], launched: Launched, *, gpus: bool, args: Sequence[Any] = ()) -> None:
@@ -156,7 +158,9 @@ def join_launched(work: Callable[..., Any], launched: Launched, *, gpus: bool, a
         distributed.init_process_group("nccl" if gpus else "gloo", "env://", timeout=TIMEOUT)
     except (distributed.DistError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"the processes of torchrun cannot connect ({reason}); check MASTER_ADDR and MASTER_PORT") from error
+        raise InputError(
+            f"the processes of torchrun cannot connect ({reason}); check MASTER_ADDR and MASTER_PORT"
+        ) from error
     try:
         _group_by_machine(launched.local_world_size)
         work(*args)

@@ -85,7 +85,7 @@ class ZarrPlane:
         self._axes = "".join(name for name, _ in axes)
         if len(self._axes) != len(self._array.shape) or not {"Y", "X"} <= set(self._axes):
             raise InputError(
-                f"{path}: its axes {self._axes} of {self._array.shape} are not understood; save it as axes T, C, Z, Y, X"
+                f"{path}: its axes {self._axes} of {self._array.shape} are not understood; save it as T, C, Z, Y, X"
             )
         sizes = dict(zip(self._axes, map(int, self._array.shape), strict=True))
         long = {axis: n for axis, n in sizes.items() if n > 1 and axis not in "YX"}
@@ -206,9 +206,7 @@ def _zarr(name: str) -> Any:
     try:
         import zarr
     except ImportError as error:
-        raise InputError(
-            f"{name}: OME-Zarr needs the zarr package; type: pip install 'pffnet_d2[ome-zarr]'"
-        ) from error
+        raise InputError(f"{name}: OME-Zarr needs the zarr package; type: pip install 'pffnet_d2[ome-zarr]'") from error
     return zarr
 
 

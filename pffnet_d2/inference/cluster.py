@@ -130,6 +130,7 @@ def _any_failed(ended: Ended) -> bool:
 
 # --- On the workers --------------------------------------------------------------------------------------------------
 
+
 @dataclass(frozen=True)
 class _Loaded:
     """The model of this process, and what it was loaded for."""

@@ -158,8 +158,7 @@ def larger_than_overlap(boxes: NDArray[np.integer], tiles: Tiles) -> NDArray[np.
     # An image with a single row or column of tiles is cut in one direction only, or not at all.
     seams = np.array([len(tiles.rows) > 1, len(tiles.columns) > 1])
     sides: NDArray[np.integer] = (boxes[:, 2:] - boxes[:, :2]) * seams
-    found: NDArray[np.bool_] = (sides > tiles.overlap).any(axis=1)
-    return found
+    return np.asarray((sides > tiles.overlap).any(axis=1))
 
 
 class Run:

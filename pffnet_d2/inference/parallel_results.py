@@ -26,6 +26,7 @@ from pffnet_d2.inference.tiling import Box
 # Chunks along the sides of the block that one task writes.
 _CHUNKS = 4
 
+
 @dataclass(frozen=True)
 class Work:
     """What one task writes: chunks of a level of the label map, or a part of the table."""
@@ -94,7 +95,7 @@ class ParallelResults:
         write_text(done, "")
 
     def counted(self) -> Counted:
-        """The counts of ``Run.write``, without stitching: only objects that may be larger than the overlap are drawn."""
+        """The counts of ``Run.write``, without stitching. Only objects that may exceed the overlap are drawn."""
         counted = Counted()
         tiles = self.run.tiles
         with np.load(self._decisions) as kept:

@@ -52,7 +52,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Decisions:
-    """The ids of all labels of all tiles, in the order of tiles: those of tile i are ``ids[starts[i]:starts[i + 1]]``."""
+    """The ids of all labels, in the order of tiles: those of tile i are ``ids[starts[i]:starts[i + 1]]``."""
 
     ids: NDArray[np.int32]  # of label 0, which is 0, then of labels 1..n; 0 where a label is no object of its own
     starts: NDArray[np.int64]
@@ -74,7 +74,7 @@ def seam_of(view: View, tiles: Tiles, index: int) -> Seam:
 
 
 def _shared(spans: Sequence[tuple[int, int]], i: int) -> tuple[int, int]:
-    """Where, within a span, the part that earlier spans share ends, and where the part that later spans share begins."""
+    """Where, in a span, the part that earlier spans share ends, and where the part that later spans share begins."""
     start, stop = spans[i]
     before = spans[i - 1][1] - start if i else 0
     after = spans[i + 1][0] - start if i + 1 < len(spans) else stop - start
@@ -113,8 +113,8 @@ def decide(tiles: Tiles, seam: Callable[[int], Seam], emit: Callable[[Group], No
     starts = np.cumsum([0, *map(len, keys)], dtype=np.int64)
     ids = np.zeros(starts[-1], np.int32)
     numbers = np.frombuffer(id_of, np.int32) if id_of else np.zeros(0, np.int32)
-    for tile, key in enumerate(keys):
-        roots = objects.roots(key)
+    for tile, of_labels in enumerate(keys):
+        roots = objects.roots(of_labels)
         placed = roots < LEFT
         ids[starts[tile] : starts[tile + 1]][placed] = numbers[-2 - roots[placed]]
     return Decisions(ids, starts)

@@ -102,7 +102,7 @@ class TileFolder:
     # --- Tiles -------------------------------------------------------------------------------------------------------
 
     def keep(self, index: int, found: Findings, seam: Seam | None = None) -> None:
-        """Writes what was found in a tile, with its seam if that is needed. Raises InputError if it cannot be written."""
+        """Writes what was found in a tile, and its seam if that is given. Raises InputError if it cannot be written."""
         labels = found.label_map
         small = labels.max(initial=0) < 2**16
         arrays: dict[str, Any] = {f"score_{name}": column for name, column in found.scores.items()}

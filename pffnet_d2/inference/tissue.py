@@ -52,7 +52,8 @@ def contrasts(rgb: Callable[[Box], NDArray[np.uint8]], shape: tuple[int, int]) -
             part = rgb((y, x, min(y + _WINDOW, height), min(x + _WINDOW, width)))
             rows, columns = np.arange(0, part.shape[0], BLOCK), np.arange(0, part.shape[1], BLOCK)
             low, high = (
-                reduce.reduceat(reduce.reduceat(part, rows, axis=0), columns, axis=1) for reduce in (np.minimum, np.maximum)
+                reduce.reduceat(reduce.reduceat(part, rows, axis=0), columns, axis=1)
+                for reduce in (np.minimum, np.maximum)
             )
             i, j = y // BLOCK, x // BLOCK
             found[i : i + len(rows), j : j + len(columns)] = (high - low).max(axis=2)

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-zarr = pytest.importorskip("zarr", reason="zarr is not installed")
-
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.lazy import open_microscopy_image
 from pffnet_d2.imaging.microscopy import read_microscopy_image
 from pffnet_d2.imaging.ome_zarr import ZarrPlane, is_zarr
+
+zarr = pytest.importorskip("zarr", reason="zarr is not installed")
 
 SIZES = {"t": 2, "c": 3, "z": 4, "y": 50, "x": 70}
 
@@ -51,7 +51,11 @@ def test_any_window(tmp_path: Path, version: str) -> None:
         assert image.pixels.shape == (50, 70)
         assert image.pixels.dtype == np.uint16
         assert image.pixel_size == (0.25, 0.5)
-        for rows, columns in ((slice(0, 50), slice(0, 70)), (slice(13, 40), slice(30, 33)), (slice(49, 50), slice(0, 1))):
+        for rows, columns in (
+            (slice(0, 50), slice(0, 70)),
+            (slice(13, 40), slice(30, 33)),
+            (slice(49, 50), slice(0, 1)),
+        ):
             assert (image.pixels[rows, columns] == pixels[rows, columns]).all()
     whole = read_microscopy_image(path)
     assert (whole.pixels == pixels).all()
@@ -85,15 +89,12 @@ def test_a_file_of_the_ome_zarr_package(tmp_path: Path) -> None:
     ome_zarr.write_image(
         pixels,
         group,
-        axes=[
-            {"name": "c", "type": "channel"},
-            {"name": "y", "type": "space", "unit": "nanometer"},
-            {"name": "x", "type": "space", "unit": "nanometer"},
-        ],
-        coordinate_transformations=[[{"type": "scale", "scale": [1, 500 * 2**i, 500 * 2**i]}] for i in range(5)],
+        axes="cyx",
+        scale={"c": 1.0, "y": 500.0, "x": 250.0},
+        axes_units={"y": "nanometer", "x": "nanometer"},
     )
     plane = ZarrPlane(tmp_path / "a.zarr", channels=[2])
-    assert plane.pixel_size == (0.5, 0.5)
+    assert plane.pixel_size == (0.5, 0.25)
     assert (plane[:, :] == pixels[2]).all()
 
 
@@ -108,7 +109,9 @@ def test_the_level_follows_the_pixel_size(tmp_path: Path, asked: float | None, s
 
 def test_no_level_is_near(tmp_path: Path) -> None:
     path = write(tmp_path / "a.zarr", pixels_of("yx"), unit="micrometer")
-    with pytest.raises(InputError, match=r"no level with pixels of 5 micrometres; it has 0\.353553, 0\.707107, 1\.41421"):
+    with pytest.raises(
+        InputError, match=r"no level with pixels of 5 micrometres; it has 0\.353553, 0\.707107, 1\.41421"
+    ):
         ZarrPlane(path, pixel_size=5.0)
     assert ZarrPlane(write(tmp_path / "b.zarr", pixels_of("yx")), pixel_size=5.0).shape == (50, 70)  # sizes unknown
 

@@ -73,9 +73,7 @@ def noisy(tiles: Tiles, seed: int, largest: int) -> Callable[[int], View]:
     seed=st.integers(0, 2**16),
     data=st.data(),
 )
-def test_equal_to_stitch(
-    shape: tuple[int, int], tile: int, largest: int, seed: int, data: st.DataObject
-) -> None:
+def test_equal_to_stitch(shape: tuple[int, int], tile: int, largest: int, seed: int, data: st.DataObject) -> None:
     """Overlaps up to nearly the whole tile, objects much larger than the overlap, tiles that disagree."""
     overlap = data.draw(st.integers(1, tile - 1) if tile < 16 else st.integers(1, tile * 3 // 4))
     tiles = Tiles(shape, tile, overlap, data.draw(st.sampled_from([1, 4])))

@@ -119,7 +119,7 @@ def measurements(
     # 64-bit floats, so that sums of grey values do not overflow. Pixels are needed even without objects, because their
     # channels determine the columns.
     values = pixels and np.asarray(pixels((top, left, top + height, left + width)), dtype=np.float64)
-    found = regionpropsmeasurements(part.labels, intensity_image=values, properties=names)
+    found = regionprops_table(part.labels, intensity_image=values, properties=names)
 
     table: dict[str, Any] = {"label": found["label"] + (part.first - 1)}
     table |= {key: np.asarray(column) for key, column in part.scores.items()}

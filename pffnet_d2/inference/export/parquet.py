@@ -71,7 +71,9 @@ def _write(path: Path, tables: list[dict[str, Any]]) -> None:
     # An image without objects has no columns of scores.
     names = max(tables, key=len)
     whole = {name: np.concatenate([table[name] for table in tables if name in table]) for name in names}
-    columns = {name: values.astype(np.int64 if values.dtype.kind in "iu" else np.float64) for name, values in whole.items()}
+    columns = {
+        name: values.astype(np.int64 if values.dtype.kind in "iu" else np.float64) for name, values in whole.items()
+    }
     with whole_file(path, "wb") as file:
         parquet.write_table(pyarrow.table(columns), file, compression="zstd")
 
