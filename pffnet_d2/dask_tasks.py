@@ -217,6 +217,8 @@ def _guarded(work: Callable[[Any, Task], Result], shared: Any, task: Task) -> tu
     from distributed import get_worker
 
     address = str(get_worker().address)
+    # As in commands: what libraries tell programmers. A worker here runs nothing else.
+    warnings.simplefilter("ignore", append=True)
     try:
         return work(shared, task), "", address
     except Exception as error:
