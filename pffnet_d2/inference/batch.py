@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -51,6 +51,7 @@ class Job:
     stop: bool = False  # stop at the first file that fails
     processes: int = 1
     cluster: ClusterOptions | None = None  # predict as tasks of Dask instead
+    model: Callable[..., Predictor] = Predictor  # loads the model, given ``options``; other processes must import it
 
 
 def predict_files(job: Job) -> Summary:
@@ -162,7 +163,7 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self.job, self.options = job, job.options
-        self.predictor = Predictor(options=job.options)
+        self.predictor = job.model(options=job.options)
         self.tiled = self.options.tile is not None
         if self.tiled:
             self.predictor.check_tiles(self.options)

@@ -10,7 +10,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from pffnet_d2.dask_tasks import ClusterOptions, connected, run_tasks
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.batch import Job, Worker, summarise, take
 from pffnet_d2.inference.options import PredictOptions
+from pffnet_d2.inference.predictor import Predictor
 from pffnet_d2.inference.run_manifest import Entry, RunManifest, description, digest_of, entry, key_of, run_manifest
 from pffnet_d2.inference.sources import Source
 from pffnet_d2.inference.summary import Outcome, Summary
@@ -36,6 +37,7 @@ class Shared:
     run: str = ""  # key of the run; "" while it is not known
     threads: int | None = None  # of PyTorch in a worker; None leaves them as the worker was started
     one_gpu_each: bool = False  # workers of this machine, numbered from 0
+    model: Callable[..., Predictor] = Predictor  # as ``Job.model``
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def predict_on_cluster(job: Job, cluster: ClusterOptions) -> Summary:
 
 def shared_by_tasks(job: Job, cluster: ClusterOptions) -> Shared:
     threads = max(1, torch.get_num_threads() // cluster.workers) if cluster.workers else None
-    return Shared(job.options, job.out, threads=threads, one_gpu_each=cluster.workers is not None)
+    return Shared(job.options, job.out, threads=threads, one_gpu_each=cluster.workers is not None, model=job.model)
 
 
 def first_result(client: Any, work: Any, shared: Any, task: Any = None) -> Any:
@@ -167,7 +169,7 @@ def _load(shared: Shared) -> _Loaded:
             torch.set_num_threads(shared.threads)
         if shared.one_gpu_each and options.device != "cpu" and torch.cuda.is_available():
             options = replace(options, device=f"cuda:{_number() % torch.cuda.device_count()}")
-        worker = Worker(Job([], shared.out, options))
+        worker = Worker(Job([], shared.out, options, model=shared.model))
         model = worker.predictor
         _loaded = _Loaded(shared, worker, description(model.identity, options, model.normalisation.info()))
     return _loaded

@@ -1,0 +1,85 @@
+"""A cheap model for tests of prediction on a cluster. Workers import it by name, so it is a module of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.normalisation import AUTO, to_rgb8
+from pffnet_d2.inference.large import TileModel
+from pffnet_d2.inference.options import PredictOptions
+
+
+@dataclass(frozen=True)
+class Found:
+    label_map: NDArray[np.int32]
+    scores: dict[str, NDArray[np.float32]]
+    capped: tuple[str, ...] = ()
+
+
+class Threshold:
+    """Finds what is brighter than half. Follows the interface of ``Predictor`` as far as batches of files need it.
+
+    A file named in PFFNET_TEST_KILL is removed by the first process that predicts, which then kills itself.
+    PFFNET_TEST_SECONDS is the time that each image or tile takes.
+    """
+
+    normalisation = AUTO
+    identity = "threshold"
+
+    def __init__(self, options: PredictOptions) -> None:
+        if os.environ.get("PFFNET_TEST_LOADS"):
+            (Path(os.environ["PFFNET_TEST_LOADS"]) / f"{os.getpid()}-{time.monotonic_ns()}").touch()
+
+    def predict(self, images: list[NDArray[np.uint8]]) -> list[Found]:
+        found = []
+        for image in images:
+            die_once()
+            time.sleep(float(os.environ.get("PFFNET_TEST_SECONDS", "0")))
+            labels, n = ndimage.label(image[:, :, 0] > 127)
+            sizes = np.bincount(labels.ravel(), minlength=n + 1)[1:]
+            found.append(Found(labels.astype(np.int32), {"score": (sizes / image.size).astype(np.float32)}))
+        return found
+
+    def network_size(self, height: int, width: int) -> tuple[int, int]:
+        return height, width
+
+    def normalise(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
+        return to_rgb8(pixels, AUTO)
+
+    def doubt_of(self, pixels: NDArray[Any], rgb: NDArray[np.uint8]) -> str:
+        return ""
+
+    def check_tiles(self, options: PredictOptions) -> None:
+        if options.tile is not None and options.tile % 8:
+            raise InputError("tiles: use a multiple of 8")
+
+    def tile_model(self) -> TileModel:
+        return TileModel(self.predict, self.identity, 8)
+
+
+def die_once() -> None:
+    mark = os.environ.get("PFFNET_TEST_KILL")
+    if mark and os.path.exists(mark):
+        os.unlink(mark)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+_asked: dict[int, int] = {}
+
+
+def fail_at_first(times: dict[int, int], task: int) -> int:
+    """The square of a number; a task fails as often as ``times`` says."""
+    _asked[task] = _asked.get(task, 0) + 1
+    if _asked[task] <= times.get(task, 0):
+        raise InputError(f"task {task} failed")
+    return task**2
