@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import time
 from dataclasses import dataclass
@@ -10,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from distributed import get_worker
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.normalisation import AUTO, to_rgb8
-from pffnet_d2.inference.large import TileModel
+from pffnet_d2.inference.large import LargePrediction, TileModel, predict_large
 from pffnet_d2.inference.options import PredictOptions
 
 
@@ -29,8 +31,9 @@ class Found:
 class Threshold:
     """Finds what is brighter than half. Follows the interface of ``Predictor`` as far as batches of files need it.
 
-    A file named in PFFNET_TEST_KILL is removed by the first process that predicts, which then kills itself.
-    PFFNET_TEST_SECONDS is the time that each image or tile takes.
+    Variables of the environment make it fail. A file named in PFFNET_TEST_KILL is removed by the first process that
+    predicts, which then kills itself. An image as high as PFFNET_TEST_POISON always kills. The worker called
+    PFFNET_TEST_FULL can write no file, as on a full disk.
     """
 
     normalisation = AUTO
@@ -39,12 +42,16 @@ class Threshold:
     def __init__(self, options: PredictOptions) -> None:
         if os.environ.get("PFFNET_TEST_LOADS"):
             (Path(os.environ["PFFNET_TEST_LOADS"]) / f"{os.getpid()}-{time.monotonic_ns()}").touch()
+        full = os.environ.get("PFFNET_TEST_FULL")
+        if full and full == str(get_worker().name):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
 
     def predict(self, images: list[NDArray[np.uint8]]) -> list[Found]:
         found = []
         for image in images:
             die_once()
-            time.sleep(float(os.environ.get("PFFNET_TEST_SECONDS", "0")))
+            if os.environ.get("PFFNET_TEST_POISON") == str(image.shape[0]):
+                os.kill(os.getpid(), signal.SIGKILL)
             labels, n = ndimage.label(image[:, :, 0] > 127)
             sizes = np.bincount(labels.ravel(), minlength=n + 1)[1:]
             found.append(Found(labels.astype(np.int32), {"score": (sizes / image.size).astype(np.float32)}))
@@ -62,6 +69,9 @@ class Threshold:
     def check_tiles(self, options: PredictOptions) -> None:
         if options.tile is not None and options.tile % 8:
             raise InputError("tiles: use a multiple of 8")
+
+    def predict_large(self, image: Path, out: Path, *, name: str, options: PredictOptions) -> LargePrediction:
+        return predict_large(self.tile_model(), image, out, name, options)
 
     def tile_model(self) -> TileModel:
         return TileModel(self.predict, self.identity, 8)

@@ -26,7 +26,7 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 from pffnet_d2.dask_tasks import ClusterOptions, connected, run_tasks
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference import cluster as on_cluster
-from pffnet_d2.inference.batch import Job, Worker, predict_files
+from pffnet_d2.inference.batch import Job, predict_files
 from pffnet_d2.inference.options import PredictOptions
 from pffnet_d2.inference.sources import find_sources
 from pffnet_d2.inference.summary import Summary
@@ -156,7 +156,7 @@ def test_a_file_that_fails_is_named_and_the_rest_done(
         predict_files(replace(job(images, tmp_path / "stop", stand_in, there), stop=True))
 
 
-@pytest.mark.parametrize("formats", [FORMATS, ("ome-zarr", "parquet"), ("parquet",), ("csv",)])
+@pytest.mark.parametrize("formats", [FORMATS, ("ome-zarr", "parquet")])
 def test_tiles_have_the_bytes_of_one_process(
     slide: Path, tmp_path: Path, stand_in: ModuleType, scheduler: str, formats: tuple[str, ...]
 ) -> None:
@@ -164,12 +164,11 @@ def test_tiles_have_the_bytes_of_one_process(
         asked = job(slide, out, stand_in, cluster, tile=96, batch=3, **options)
         return predict_files(replace(asked, options=replace(asked.options, formats=formats)))
 
-    for case, options in {"seams": {"overlap": 16}, "wide": {"overlap": "auto", "tissue": "auto"}}.items():
-        alone = predict(tmp_path / case / "alone", None, **options)
-        there = predict(tmp_path / case / "out", ClusterOptions(scheduler=scheduler), **options)
-        assert there.outcomes == alone.outcomes
-        assert alone.outcomes[0].objects > 200
-        assert bytes_of(tmp_path / case / "out") == bytes_of(tmp_path / case / "alone")
+    alone = predict(tmp_path / "alone", None, overlap=16, tissue="auto")
+    there = predict(tmp_path / "out", ClusterOptions(scheduler=scheduler), overlap=16, tissue="auto")
+    assert there.outcomes == alone.outcomes
+    assert alone.outcomes[0].objects > 200
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "alone")
 
 
 def test_tasks_that_fail_run_twice(scheduler: str, stand_in: ModuleType) -> None:
@@ -202,3 +201,138 @@ def test_no_scheduler_answers(address: str, monkeypatch: pytest.MonkeyPatch) -> 
     ):
         pass
     assert "\n" not in str(error.value)
+
+
+# --- Workers that are processes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_any_number_of_workers(
+    images: Path, slide: Path, tmp_path: Path, stand_in: ModuleType, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """The model is loaded once in each."""
+    loads = tmp_path / "loads"
+    loads.mkdir()
+    cluster = ClusterOptions(workers=workers)
+    for source, options in ((images, {}), (slide, {"tile": 96, "overlap": 16})):
+        alone, out = tmp_path / f"{source.name}_alone", tmp_path / f"{source.name}_out"
+        expected = predict_files(job(source, alone, stand_in, None, **options))
+        monkeypatch.setenv("PFFNET_TEST_LOADS", str(loads))
+        found = predict_files(job(source, out, stand_in, cluster, **options))
+        monkeypatch.delenv("PFFNET_TEST_LOADS")
+        assert found.outcomes == expected.outcomes
+        assert bytes_of(out) == bytes_of(alone)
+        processes = [path.name.split("-")[0] for path in loads.iterdir()]
+        assert len(processes) == len(set(processes)) <= workers
+        for path in loads.iterdir():
+            path.unlink()
+
+
+@pytest.mark.slow
+def test_a_worker_is_killed(
+    images: Path, slide: Path, tmp_path: Path, stand_in: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for source, options in ((images, {}), (slide, {"tile": 96, "overlap": 16})):
+        alone, out, mark = tmp_path / f"{source.name}_alone", tmp_path / f"{source.name}_out", tmp_path / "mark"
+        predict_files(job(source, alone, stand_in, None, **options))
+        mark.touch()
+        monkeypatch.setenv("PFFNET_TEST_KILL", str(mark))
+        assert not predict_files(job(source, out, stand_in, ClusterOptions(workers=2), **options)).failed
+        monkeypatch.delenv("PFFNET_TEST_KILL")
+        assert not mark.exists()
+        assert bytes_of(out) == bytes_of(alone)
+
+
+@pytest.mark.slow
+def test_an_image_that_kills_its_worker_is_reported(
+    images: Path,
+    tmp_path: Path,
+    stand_in: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("PFFNET_TEST_POISON", "65")
+    summary = predict_files(job(images, tmp_path / "out", stand_in, ClusterOptions(workers=2)))
+    assert [outcome.index for outcome in summary.outcomes if outcome.error] == [5]
+    assert "5.tif: the worker tcp://" in summary.outcomes[5].error
+    assert len(entries(tmp_path / "out")) == 7
+
+
+@pytest.mark.slow
+def test_a_full_disk_on_one_worker(
+    images: Path, tmp_path: Path, stand_in: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other one does all of it. If it is the only one, each image is named."""
+    predict_files(job(images, tmp_path / "alone", stand_in, None))
+    monkeypatch.setenv("PFFNET_TEST_FULL", "0")
+    summary = predict_files(job(images, tmp_path / "out", stand_in, ClusterOptions(workers=2)))
+    assert not summary.failed, summary.outcomes
+    assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "alone")
+    summary = predict_files(job(images, tmp_path / "one", stand_in, ClusterOptions(workers=1)))
+    assert summary.exit_code == 2
+    assert all("results cannot be written to" in outcome.error for outcome in summary.outcomes)
+    assert bytes_of(tmp_path / "one") == {}
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts Dask's commands, with a scheduler file; all end with the test."""
+    running: list[subprocess.Popen[bytes]] = []
+
+    def start(command: str, *arguments: str) -> subprocess.Popen[bytes]:
+        line = [
+            sys.executable,
+            "-m",
+            f"distributed.cli.dask_{command}",
+            "--scheduler-file",
+            str(tmp_path / "file.json"),
+        ]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        running.append(subprocess.Popen([*line, "--no-dashboard", *arguments], **quiet))  # type: ignore[call-overload]
+        return running[-1]
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.slow
+def test_the_scheduler_is_killed(
+    images: Path, tiny_run: Path, tmp_path: Path, started: Callable[..., subprocess.Popen[bytes]]
+) -> None:
+    """The client ends with one line. The same command skips what is done."""
+    for i in range(8, 40):
+        tifffile.imwrite(images / f"{i}.tif", spots(i, (96, 96)))
+    out = tmp_path / "out"
+    asked = ["--model", str(tiny_run), "--device", "cpu", "--format", "label-tiff", "--out", str(out)]
+    command = [sys.executable, "-m", "pffnet_d2.cli", "predict", str(images), *asked]
+    on_this = [*command, "--scheduler", str(tmp_path / "file.json")]
+
+    def cluster() -> subprocess.Popen[bytes]:
+        (tmp_path / "file.json").unlink(missing_ok=True)
+        scheduler = started("scheduler", "--port", "0", "--host", "127.0.0.1")
+        while not (tmp_path / "file.json").exists():
+            time.sleep(0.1)
+        started("worker", "--nworkers", "1", "--nthreads", "1")
+        return scheduler
+
+    scheduler = cluster()
+    client = subprocess.Popen(on_this, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not (out / "manifest.jsonl").exists() or len(entries(out)) < 3:
+        assert client.poll() is None, client.communicate()
+        time.sleep(0.05)
+    scheduler.kill()
+    _, said = client.communicate(timeout=180)
+    assert client.returncode == 2
+    lines = [line for line in said.splitlines() if not line.startswith(("dashboard", "pffnet: warning"))]
+    assert len(lines) == 1, said
+    assert lines[0].startswith("pffnet: error: the Dask scheduler tcp://")
+    done = len(entries(out))
+    assert 3 <= done < 40
+    cluster()
+    again = subprocess.run(on_this, capture_output=True, text=True, check=True)
+    assert f"{done} of 40 images were done by an earlier run" in again.stderr
+    subprocess.run([*command, "--out", str(tmp_path / "alone")], check=True, capture_output=True)
+    assert bytes_of(out) == bytes_of(tmp_path / "alone")
