@@ -2,6 +2,7 @@
 
     python benchmarks/cluster.py slide [--side 30000] [--tile 1024] [--workers 2] [--out output/cluster]
     python benchmarks/cluster.py images [--images 200] [--seconds 0.5] [--workers 2] [--repeat 3]
+    python benchmarks/cluster.py tasks [--workers 2]
 
 First form: a slide (OME-Zarr, a mosaic of one generated image on a background that covers a third of it) is predicted
 in tiles with a threshold instead of a network, so that reading, stitching and writing (labels as OME-Zarr, Parquet) are
@@ -10,6 +11,10 @@ time, and prints its peaks and tiles per second. ``--model NAME`` predicts with 
 
 Second form: images that a model keeps busy for ``--seconds`` each, by ``--workers`` of Dask and by the plain processes
 of ``predict --processes``, which take turns. Prints the ratio of their times without their start, and with it.
+
+Third form: what a plan for many workers needs. Milliseconds of CPU of client and scheduler for each task, bytes of the
+message of a task, milliseconds for the decisions of a tile (the only step that one worker takes alone) and bytes that a
+tile takes on shared storage.
 """
 
 from __future__ import annotations
@@ -183,9 +188,56 @@ def images(args: argparse.Namespace) -> None:
         report("cluster, time to plain processes", case, medians, turns=ratios)
 
 
+def nothing(_: Any, task: int) -> int:
+    return task
+
+
+def tasks(args: argparse.Namespace) -> None:
+    from distributed.protocol import dumps
+    from distributed.protocol.serialize import Serialize
+
+    from pffnet_d2.dask_tasks import connected, run_tasks
+    from pffnet_d2.inference.cluster import Batch, Shared
+    from pffnet_d2.inference.seams import decide, seam_of
+    from pffnet_d2.inference.stitch import View
+    from pffnet_d2.inference.tile_folder import TileFolder
+    from pffnet_d2.inference.tiling import Tiles
+
+    options = PredictOptions()
+    shared = Shared(options, Path("/data/results"), run="0" * 64)
+    batch = Batch(range(1), [Source(Path("/data/images/plate1/A01_s1.tif"), "plate1/A01_s1")], [None])
+    message = sum(map(len, dumps({"task": Serialize((shared, batch))})))
+    with connected(ClusterOptions(workers=args.workers)) as client:
+        list(run_tasks(client, nothing, shared, range(50)))
+        wall, cpu = time.perf_counter(), time.process_time()
+        list(run_tasks(client, nothing, shared, range(1000)))
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    tiles = Tiles((9664, 9664), args.tile, 64, 32)
+    mosaic = Mosaic(piece(), 9664)
+    with tempfile.TemporaryDirectory() as folder:
+        kept = TileFolder(Path(folder), "a")
+        kept.path.mkdir()
+        for index, (y0, x0, y1, x1) in enumerate(tiles.boxes()):
+            grey = mosaic[y0:y1, x0:x1]
+            (found,) = threshold([np.repeat(grey[:, :, None], 3, axis=2)])
+            kept.keep(index, found, seam_of(View(found.label_map, found.scores), tiles, index))
+        stored = sum(path.stat().st_size for path in kept.path.iterdir())
+        seconds, objects = time.process_time(), []
+        decide(tiles, lambda index: kept.kept_seam(index), objects.append)  # type: ignore[arg-type,return-value]
+        seconds = time.process_time() - seconds
+    n, count = len(tiles.boxes()), sum(group.count for group in objects)
+    found = {
+        "CPU of client and scheduler, ms a task": cpu,
+        "decisions, ms of CPU a tile": seconds / n * 1000,
+        "bytes of a task's message": message,
+        "bytes a tile on storage": stored / n,
+    }
+    report("cluster, tasks", f"{n} tiles of {args.tile}, {count} objects", found, wall_ms_a_task=wall)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("form", choices=["slide", "images"])
+    parser.add_argument("form", choices=["slide", "images", "tasks"])
     parser.add_argument("--side", type=int, default=30_000)
     parser.add_argument("--tile", type=int, default=1024)
     parser.add_argument("--workers", type=int, default=2)
@@ -195,7 +247,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--repeat", type=int, default=3)
     args = parser.parse_args()
-    slide(args) if args.form == "slide" else images(args)
+    {"slide": slide, "images": images, "tasks": tasks}[args.form](args)
 
 
 if __name__ == "__main__":

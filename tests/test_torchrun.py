@@ -130,7 +130,9 @@ def test_the_slurm_script() -> None:
     assert "requeue" in asked
 
 
-@pytest.mark.parametrize("system", ["slurm", "pbs", "lsf"])
+@pytest.mark.parametrize(
+    "system", ["slurm", pytest.param("pbs", marks=pytest.mark.slow), pytest.param("lsf", marks=pytest.mark.slow)]
+)
 def test_the_script_of_a_dask_job(system: str) -> None:
     """One worker of one thread for each job, and a GPU where that is asked for."""
     pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed")

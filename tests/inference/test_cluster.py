@@ -19,9 +19,11 @@ import pytest
 import tifffile
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
-distributed = pytest.importorskip("distributed", reason="Dask's distributed is not installed")
+pytest.importorskip("distributed", reason="Dask's distributed is not installed")
 pytest.importorskip("zarr", reason="zarr is not installed")
 pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+
+import distributed
 
 from pffnet_d2.dask_tasks import ClusterOptions, connected, run_tasks
 from pffnet_d2.errors import InputError
