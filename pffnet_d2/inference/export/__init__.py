@@ -40,11 +40,11 @@ __all__ = [
 
 EXPORTERS: Sequence[Exporter | CollectionExporter] = (
     LabelTiff(),
-    OmeZarr(),
     Overlay(),
     GeoJson(),
     Roi(),
     Csv(),
+    OmeZarr(),
     Parquet(),
     Coco(),
     Cvppp(),
