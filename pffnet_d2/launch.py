@@ -5,12 +5,15 @@ Training, evaluation and prediction share it, which is why it is below all of th
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -83,6 +86,88 @@ def launch_over_gloo(
         spawn(_rank, (work, tuple(args), processes, num_machines, machine_rank, url, timeout), nprocs=processes)
 
 
+@dataclass(frozen=True)
+class Launched:
+    """The place of this process among those that torchrun, or a script of SLURM, started.
+
+    Both describe it in the environment: https://docs.pytorch.org/docs/stable/elastic/run.html#environment-variables
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    restarts: int  # how often torchrun has started all processes again
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Launched | None:
+        """None unless RANK and WORLD_SIZE are set.
+
+        Raises:
+            InputError: a variable is missing or is not a number in range.
+        """
+        if "RANK" not in environment or "WORLD_SIZE" not in environment:
+            return None
+        missing = [name for name in ("LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
+        if missing:
+            raise InputError(
+                f"RANK and WORLD_SIZE are set but {' and '.join(missing)} not; start with torchrun, or unset RANK"
+            )
+        rank, size, local = (_whole(environment, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        here = _whole(environment, "LOCAL_WORLD_SIZE") if "LOCAL_WORLD_SIZE" in environment else 1
+        if not (0 <= rank < size and 0 <= local < here):
+            raise InputError(
+                f"RANK {rank} of WORLD_SIZE {size}, LOCAL_RANK {local} of LOCAL_WORLD_SIZE {here}: out of range; start "
+                "with torchrun"
+            )
+        return cls(rank, size, local, here, _whole(environment, "TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _whole(environment: Mapping[str, str], name: str, default: str = "") -> int:
+    try:
+        return int(environment.get(name, default))
+    except ValueError:
+        raise InputError(
+            f"{name} {environment[name]!r} in the environment: not a whole number; start with torchrun"
+        ) from None
+
+
+def join_launched(work: Callable[..., Any], launched: Launched, *, gpus: bool, args: Sequence[Any] = ()) -> None:
+    """Call ``work(*args)`` in this process, one of those that torchrun started. It communicates through ``comm``.
+
+    Args:
+        work: communicates through ``detectron2.utils.comm``.
+        launched: from the environment, which also holds the address at which the processes meet.
+        gpus: whether each process has a GPU, and NCCL connects them; otherwise gloo does.
+
+    Raises:
+        InputError: the processes cannot connect; this machine has fewer GPUs than processes.
+        ...: what ``work`` raises.
+    """
+    if gpus:
+        here = torch.cuda.device_count()
+        if launched.local_world_size > here:
+            raise InputError(
+                f"torchrun started {launched.local_world_size} processes on this machine, which has {here} CUDA "
+                "devices; lower --nproc-per-node, or give --cpu-ranks"
+            )
+        torch.cuda.set_device(launched.local_rank)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // launched.local_world_size))
+    try:
+        distributed.init_process_group("nccl" if gpus else "gloo", "env://", timeout=TIMEOUT)
+    except (distributed.DistError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"the processes of torchrun cannot connect ({reason}); check MASTER_ADDR and MASTER_PORT"
+        ) from error
+    try:
+        _group_by_machine(launched.local_world_size)
+        work(*args)
+    finally:
+        distributed.destroy_process_group()
+
+
 def check_processes(processes: int) -> None:
     """Check the number of processes on this machine.
 
@@ -97,14 +182,29 @@ def check_processes(processes: int) -> None:
         )
 
 
-def run_command(arguments: Sequence[str]) -> int:
-    """Run ``pffnet`` with these arguments in a separate process, which leaves no loggers, seeds or memory behind.
+def run_command(
+    arguments: Sequence[str], *, directory: str | None = None, variables: Mapping[str, str] | None = None
+) -> int:
+    """Run ``pffnet`` with these arguments in a separate process, which leaves no loggers, seeds or memory behind. On
+    Linux it ends with this one, even if this one is killed.
+
+    Args:
+        arguments: of the command line.
+        directory: working directory; None keeps that of this process.
+        variables: added to the environment.
 
     Returns:
         The exit code; negative if a signal ended the process.
     """
-    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # as in train_net.py
-    return subprocess.run([sys.executable, "-m", "pffnet_d2.cli", *arguments], env=environment).returncode
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **(variables or {})}  # as in train_net.py
+    command = [sys.executable, "-m", "pffnet_d2.cli", *arguments]
+    end = _end_with_parent if sys.platform == "linux" else None
+    return subprocess.run(command, env=environment, cwd=directory, preexec_fn=end).returncode
+
+
+def _end_with_parent() -> None:
+    """Asks Linux to kill this process when its parent ends: two trainings must not write one folder."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, man 2 prctl
 
 
 @contextmanager

@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from pffnet_d2.dask_tasks import ClusterOptions
 
 
 class Parser(argparse.ArgumentParser):
@@ -55,6 +58,25 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def add_opts(parser: argparse.ArgumentParser, help: str) -> None:
     """``--opts KEY VALUE ...``, which override the config."""
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help=help)
+
+
+def add_cluster(parser: argparse.ArgumentParser) -> None:
+    """``--workers N`` and ``--scheduler ADDRESS``, which :func:`cluster_options` reads."""
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="run tasks in N Dask workers of this machine (docs/cluster.md)"
+    )
+    parser.add_argument(
+        "--scheduler", metavar="ADDRESS", help="run tasks on a Dask cluster, such as tcp://10.0.0.1:8786"
+    )
+
+
+def cluster_options(args: argparse.Namespace) -> ClusterOptions | None:
+    """Where tasks run; None in this process. Raises InputError if both options are given."""
+    from pffnet_d2.dask_tasks import ClusterOptions
+
+    if args.workers is None and args.scheduler is None:
+        return None
+    return ClusterOptions(args.workers, args.scheduler)
 
 
 def add_options(parser: argparse.ArgumentParser, help: str) -> None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from pffnet_d2 import env
+from pffnet_d2.cli.arguments import add_cluster
 from pffnet_d2.engine.arguments import add_training_arguments, example
 
 HELP = "train and evaluate K folds, and combine their scores: flags of train_net.py, --dataset, --folds"
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset", required=True, metavar="NAME", help="data set, as in `pffnet prepare`")
     parser.add_argument("--folds", type=int, required=True, metavar="K", help="number of folds, at least 2")
     parser.add_argument("--source", type=Path, metavar="DIR", help="the publisher's files, to prepare the folds from")
+    add_cluster(parser)
     parser.add_argument("--seed", type=int, metavar="S", help="seed of the folds (default: as prepared, else 0)")
 
 

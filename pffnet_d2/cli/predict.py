@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pffnet_d2 import env
-from pffnet_d2.cli.arguments import add_config, add_device, add_opts, add_weights
+from pffnet_d2.cli.arguments import add_cluster, add_config, add_device, add_opts, add_weights, cluster_options
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.numbers import whole_number
 from pffnet_d2.model_zoo.find import onnx_form
@@ -111,6 +111,10 @@ def _add_work(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overlap", metavar="PIXELS", help="of tiles, more than the largest object (default: auto, measured)"
     )
+    parser.add_argument(
+        "--tissue", choices=["auto"], help="with --tile: leave out tiles that show only background, and say how many"
+    )
+    add_cluster(parser)
     parser.add_argument("--stop-on-error", action="store_true", help="end at the first file that fails (exit code 2)")
 
 
@@ -126,7 +130,10 @@ def run(args: argparse.Namespace) -> int:
     options = _options(args)
     out = args.out or Path("results")
     sources = find_sources(args.images, out, options.exporters.files)
-    summary = predict_files(Job(sources, out, options, stop=args.stop_on_error, processes=args.processes))
+    cluster = cluster_options(args)
+    if cluster and args.processes > 1:
+        raise InputError("--processes and --workers: give one of them")
+    summary = predict_files(Job(sources, out, options, args.stop_on_error, args.processes, cluster))
     print("\n".join([*summary.lines(), *([] if args.out else [f"results in {out}/"])]))
     return summary.exit_code
 
@@ -164,6 +171,7 @@ def _options(args: argparse.Namespace) -> PredictOptions:
             batch=args.batch,
             tile=args.tile,
             overlap=_overlap(args),
+            tissue=_tissue(args),
         )
     except InvalidOption as error:
         raise InputError(f"--{error.option.replace('_', '-')} {error.fault}") from error
@@ -193,6 +201,13 @@ def _overlap(args: argparse.Namespace) -> int | str:
     if args.overlap and args.tile is None:
         raise InputError("--overlap is that of tiles; give --tile too, such as --tile 1024")
     return overlap
+
+
+def _tissue(args: argparse.Namespace) -> str | None:
+    if args.tissue and args.tile is None:
+        raise InputError("--tissue leaves out tiles; give --tile too, such as --tile 1024")
+    tissue: str | None = args.tissue
+    return tissue
 
 
 def _plane(text: str | None) -> dict[str, int] | int | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -14,6 +15,7 @@ from tabulate import tabulate
 
 from pffnet_d2.atomic_write import write_text
 from pffnet_d2.config import read_config
+from pffnet_d2.dask_tasks import ClusterOptions, connected, run_tasks
 from pffnet_d2.data.catalog import register_all
 from pffnet_d2.data.folds import check_folds
 from pffnet_d2.data.prepare import OWN, Selection, prepare
@@ -59,9 +61,13 @@ def cross_validate(args: argparse.Namespace) -> int:
     for fold in folds:
         if (fold.folder / CSV).is_file():
             print(f"{fold.folder}: done")
-        elif code := _train(fold, args):
+    failed = 0
+    for fold, code in _trained([fold for fold in folds if not (fold.folder / CSV).is_file()], args):
+        if code:
             print(f"{fold.folder}: ended with exit code {code}; the same command goes on from there", file=sys.stderr)
-            return code if code > 0 else 1
+            failed = failed or (code if code > 0 else 1)
+    if failed:
+        return failed
     _write_report(folds, out, "_".join(Path(file).stem for file in (args.config_file, *args.method)))
     return 0
 
@@ -71,16 +77,46 @@ def _fold(train: str, val: str, folder: Path, opts: Sequence[str]) -> Fold:
     return Fold(train, val, folder, [*opts, *data_sets, "OUTPUT_DIR", str(folder)])
 
 
-def _train(fold: Fold, args: argparse.Namespace) -> int:
-    """Train and evaluate a fold in a process of its own; its exit code."""
+def _trained(folds: Sequence[Fold], args: argparse.Namespace) -> Iterator[tuple[Fold, int]]:
+    """Train the folds: one after the other until one fails, or one per worker of a Dask cluster. Their exit codes."""
+    if args.workers is None and args.scheduler is None:
+        for fold in folds:
+            code = train_fold(args, fold)
+            yield fold, code
+            if code:
+                return
+        return
+    with connected(ClusterOptions(args.workers, args.scheduler)) as client:
+        shared = _Place(args, os.getcwd(), str(root().absolute()))
+        for done in run_tasks(client, _train_on_worker, shared, folds, "fold", bool):
+            if done.error:
+                print(f"{done.task.folder}: {done.error}", file=sys.stderr)
+            yield done.task, 1 if done.error else int(done.result or 0)
+
+
+class _Place(NamedTuple):
+    """What workers need to train a fold: flags, the working directory and the root of the data sets."""
+
+    args: argparse.Namespace
+    directory: str
+    datasets: str
+
+
+def _train_on_worker(place: _Place, fold: Fold) -> int:
+    return train_fold(place.args, fold, directory=place.directory, variables={"DETECTRON2_DATASETS": place.datasets})
+
+
+def train_fold(args: argparse.Namespace, fold: Fold, **process: Any) -> int:
+    """Train and evaluate a fold in a process of its own; its exit code. ``process``: see ``run_command``."""
     flags = ["--config-file", args.config_file, "--resume", "--dist-url", args.dist_url]
     flags += [word for method in args.method for word in ("--method", method)]
     flags += ["--num-gpus", str(args.num_gpus), "--cpu-ranks", str(args.cpu_ranks)]
-    code = run_command(["train", *flags, *fold.opts])
+    code = run_command(["train", *flags, *fold.opts], **process)
     if not code:
         # Evaluations during training write a file of this name in inference/; here it means that the fold is done.
-        scores = fold.folder / "inference" / fold.val / CSV
-        write_text(fold.folder / CSV, scores.read_text(encoding="utf-8"))
+        folder = Path(process.get("directory", "")) / fold.folder
+        scores = folder / "inference" / fold.val / CSV
+        write_text(folder / CSV, scores.read_text(encoding="utf-8"))
     return code
 
 

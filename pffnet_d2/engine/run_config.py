@@ -108,7 +108,7 @@ def setup(args: argparse.Namespace) -> CfgNode:
     cfg = read_config(args.config_file, args.opts, args.method)
     gpus = gpus_of(args)
     cfg.MODEL.DEVICE = device_here(cfg.MODEL.DEVICE) if gpus else "cpu"
-    check_config(cfg, train=not args.eval_only, processes=(gpus or args.cpu_ranks or 1) * args.num_machines)
+    check_config(cfg, train=not args.eval_only, processes=comm.get_world_size())
     cfg.freeze()
 
     try:

@@ -30,7 +30,7 @@ from pffnet_d2.evaluation.coco_ap import DenseCOCOEvaluator
 from pffnet_d2.evaluation.evaluator import LabelMapEvaluator
 from pffnet_d2.evaluation.panoptic import PanopticEvaluator
 from pffnet_d2.evaluation.voc import VOCEvaluator
-from pffnet_d2.launch import launch_on_gpus, launch_over_gloo
+from pffnet_d2.launch import Launched, join_launched, launch_on_gpus, launch_over_gloo
 from pffnet_d2.masks.compose import LabelMapRule
 from pffnet_d2.model_zoo.checkpoint import Checkpointer
 from pffnet_d2.modeling.build import build_network
@@ -201,7 +201,7 @@ def run(argv: Sequence[str], command: str = "train") -> int:
 
 
 def start(args: argparse.Namespace, command: str = "train") -> int:
-    """Train or evaluate in as many processes as the flags ask for.
+    """Train or evaluate in as many processes as the flags ask for, or as one of those that torchrun started.
 
     Args:
         args: the flags of :mod:`pffnet_d2.engine.arguments`.
@@ -224,6 +224,14 @@ def start(args: argparse.Namespace, command: str = "train") -> int:
             f"no config file given; name one with --config-file, such as configs/PFFNet_R101_FPN.yaml, or {other}"
         )
     gpus = gpus_of(args)
+    launched = Launched.from_environment(os.environ)
+    if launched:
+        if args.num_machines > 1:
+            raise InputError("--num-machines is torchrun's --nnodes; leave it out where torchrun starts the processes")
+        # torchrun starts all processes again if one fails or a machine joins: they go on from the last checkpoint.
+        args.resume |= launched.restarts > 0
+        join_launched(train_or_evaluate, launched, gpus=bool(gpus), args=(args,))
+        return 0
     machines = {
         "num_machines": args.num_machines,
         "machine_rank": args.machine_rank,

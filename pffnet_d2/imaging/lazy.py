@@ -12,8 +12,16 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from pffnet_d2.imaging.microscopy import MicroscopyImage, is_tiff, read_microscopy_image, sound, with_scale
+from pffnet_d2.imaging.microscopy import (
+    MicroscopyImage,
+    is_tiff,
+    read_microscopy_image,
+    sound,
+    with_scale,
+    zarr_image,
+)
 from pffnet_d2.imaging.normalisation import Normalisation
+from pffnet_d2.imaging.ome_zarr import is_zarr
 from pffnet_d2.imaging.tiff import TiffPlane, damage_named, whole_tiff
 
 _BLOCK = (1024, 4096)
@@ -33,17 +41,24 @@ class Sliceable(Protocol):
 
 @contextmanager
 def open_microscopy_image(
-    path: Path, *, plane: Mapping[str, int] | int | None = None, channels: Sequence[int] | None = None
+    path: Path,
+    *,
+    plane: Mapping[str, int] | int | None = None,
+    channels: Sequence[int] | None = None,
+    pixel_size: float | None = None,
 ) -> Iterator[MicroscopyImage]:
     """Open a file like ``read_microscopy_image``, but read its pixels when they are sliced, inside the block.
 
-    A TIFF (plain, Big, OME or ImageJ; the full resolution of a pyramid) may have any size. Other formats are read
-    whole.
+    A TIFF (plain, Big, OME or ImageJ; the full resolution of a pyramid) and an OME-Zarr may have any size. Other
+    formats are read whole.
 
     Raises:
         InputError: see ``read_microscopy_image``; tiles or strips of a TIFF lie beyond its end. Slicing raises it if a
             tile or strip cannot be decoded.
     """
+    if is_zarr(path):
+        yield zarr_image(path, plane, channels, pixel_size)
+        return
     if not is_tiff(path):
         yield read_microscopy_image(path, plane=plane, channels=channels)
         return

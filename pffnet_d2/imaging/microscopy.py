@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.axes import check_choice, choice, reduce_axes
+from pffnet_d2.imaging.ome_zarr import ZarrPlane, is_zarr
 from pffnet_d2.imaging.read import MAX_PIXELS, open_image, pixels_of, read_bytes
 from pffnet_d2.imaging.tiff import TIFF_MAGIC, TiffPlane, damage_named, whole_tiff
 
@@ -40,9 +41,14 @@ class MicroscopyImage:
 
 
 def read_microscopy_image(
-    path: str | Path, *, plane: Mapping[str, int] | int | None = None, channels: Sequence[int] | None = None
+    path: str | Path,
+    *,
+    plane: Mapping[str, int] | int | None = None,
+    channels: Sequence[int] | None = None,
+    pixel_size: float | None = None,
 ) -> MicroscopyImage:
-    """Read TIFF (plain, OME, ImageJ), PNG, JPEG, BMP, ... of 8, 16 or 32-bit integers or floating-point values.
+    """Read TIFF (plain, OME, ImageJ), OME-Zarr, PNG, JPEG, BMP, ... of 8, 16 or 32-bit integers or floating-point
+    values.
 
     Args:
         path: the file.
@@ -50,6 +56,7 @@ def read_microscopy_image(
             has only one axis.
         channels: one channel (from 0), read as grey, or three, read as red, green and blue. None reads grey and RGB(A)
             files as they are. If the file does not name a channel axis, its only stack axis contains the channels.
+        pixel_size: chooses the level of an OME-Zarr pyramid, in micrometres; see ``ome_zarr.ZarrPlane``.
 
     Raises:
         InputError: naming the file: it is unreadable, truncated or empty; it is a stack or has several channels, and no
@@ -59,7 +66,11 @@ def read_microscopy_image(
     path = Path(path)
     if channels is not None and len(channels) not in (1, 3):
         raise InputError(f"channels {','.join(map(str, channels))}: give one (grey) or three (red, green, blue)")
-    if is_tiff(path):
+    if is_zarr(path):
+        lazy = zarr_image(path, plane, channels, pixel_size)
+        _check_size(path, *lazy.pixels.shape[:2])
+        image = MicroscopyImage(lazy.pixels[:, :], lazy.pixel_size)
+    elif is_tiff(path):
         image = _read_tiff(path, plane, channels)
     else:
         image = MicroscopyImage(_read_other(path, plane, channels))
@@ -81,13 +92,24 @@ def is_tiff(path: Path) -> bool:
 def _read_tiff(path: Path, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None) -> MicroscopyImage:
     with damage_named(path), whole_tiff(path) as tiff:
         pixels = TiffPlane(tiff, str(path), plane, channels)
-        height, width = pixels.shape[:2]
-        if height * width > MAX_PIXELS:
-            raise InputError(
-                f"{path}: {height} x {width} pixels are more than {MAX_PIXELS:,}; "
-                "predict it in tiles (--tile 1024), or cut it"
-            )
+        _check_size(path, *pixels.shape[:2])
         return with_scale(tiff, pixels[:, :])
+
+
+def zarr_image(
+    path: Path, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None, pixel_size: float | None
+) -> MicroscopyImage:
+    """One plane of an OME-Zarr; its pixels are read when they are sliced. Raises InputError like ``ZarrPlane``."""
+    pixels = ZarrPlane(path, plane, channels, pixel_size)
+    return MicroscopyImage(pixels, pixels.pixel_size)  # type: ignore[arg-type]
+
+
+def _check_size(path: Path, height: int, width: int) -> None:
+    if height * width > MAX_PIXELS:
+        raise InputError(
+            f"{path}: {height} x {width} pixels are more than {MAX_PIXELS:,}; "
+            "predict it in tiles (--tile 1024), or cut it"
+        )
 
 
 def _read_other(path: Path, plane: Mapping[str, int] | int | None, channels: Sequence[int] | None) -> NDArray[Any]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -19,12 +20,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pffnet_d2 import ranks
-from pffnet_d2.atomic_write import work_folder
+from pffnet_d2.atomic_write import move, work_folder
+from pffnet_d2.dask_tasks import ClusterOptions
 from pffnet_d2.errors import DeviceMemoryError, InputError
 from pffnet_d2.imaging.microscopy import MicroscopyImage, read_microscopy_image
 from pffnet_d2.imaging.normalisation import describe, normalisation_of
 from pffnet_d2.inference import caps
 from pffnet_d2.inference.export import Part, SourceImage
+from pffnet_d2.inference.large import LargePrediction
 from pffnet_d2.inference.options import PredictOptions
 from pffnet_d2.inference.predictor import Prediction, Predictor
 from pffnet_d2.inference.sources import Source
@@ -44,6 +47,8 @@ class Job:
     options: PredictOptions
     stop: bool = False  # stop at the first file that fails
     processes: int = 1
+    cluster: ClusterOptions | None = None  # predict as tasks of Dask instead
+    model: Callable[..., Predictor] = Predictor  # loads the model, given ``options``; other processes must import it
 
 
 def predict_files(job: Job) -> Summary:
@@ -73,6 +78,10 @@ def predict_files(job: Job) -> Summary:
 def _check_devices(job: Job) -> None:
     """Raises InputError if this machine has too few cores or devices for the processes, or lacks the device."""
     device = job.options.device
+    if job.cluster and job.cluster.workers is None:
+        return  # the device is that of other machines
+    if job.cluster and job.cluster.workers:
+        job = replace(job, processes=job.cluster.workers)
     if job.processes < 1:
         raise InputError(f"{job.processes} processes: must be at least 1")
     if job.options.onnx_file is not None:
@@ -108,13 +117,38 @@ def _write_collections(job: Job, done: Sequence[Source]) -> None:
         )
 
 
+def take(job: Job, outcomes: list[Outcome], outcome: Outcome) -> None:
+    """Stores an outcome and prints its error or warning. Raises InputError if the job stops at errors."""
+    outcomes.append(outcome)
+    if outcome.error and job.stop:
+        good = sum(not o.error for o in outcomes)
+        raise InputError(f"{outcome.error} (stopped; {good} of {len(job.sources)} images predicted)")
+    if outcome.error:
+        tqdm.write(f"pffnet: skipped: {outcome.error}", file=sys.stderr)
+    if outcome.capped:
+        path = job.sources[outcome.index].path
+        tqdm.write(f"pffnet: warning: {path}: {caps.warning(outcome.capped)}", file=sys.stderr)
+
+
+def summarise(job: Job, outcomes: Sequence[Outcome], seconds: float, stages: dict[str, float]) -> Summary:
+    """The summary of a job. Prints the reasons why results may be unreliable."""
+    everything = sorted(outcomes, key=lambda outcome: outcome.index)
+    for line in doubts(job.sources, everything):
+        print(f"pffnet: warning: {line}", file=sys.stderr)
+    return Summary(everything, seconds, stages)
+
+
 # --- Processes -------------------------------------------------------------------------------------------------------
 
 
 def _predict_all(job: Job) -> Summary:
-    """Predicts in this process or in several processes."""
+    """Predicts in this process, in several processes or on a Dask cluster."""
+    if job.cluster:
+        from pffnet_d2.inference.cluster import predict_on_cluster
+
+        return predict_on_cluster(job, job.cluster)
     if job.processes == 1:
-        return _Worker(job).run()
+        return Worker(job).run()
     import torch
 
     from pffnet_d2.launch import launch_over_gloo
@@ -133,17 +167,17 @@ def _share(job: Job, result: str) -> None:
 
     if job.options.device != "cpu" and torch.cuda.is_available():
         job = replace(job, options=replace(job.options, device=f"cuda:{ranks.rank()}"))
-    summary = _Worker(job).run()
+    summary = Worker(job).run()
     if ranks.rank() == 0:
         torch.save(([vars(outcome) for outcome in summary.outcomes], summary.seconds, summary.stages), result)
 
 
-class _Worker:
+class Worker:
     """One process and its share of a job."""
 
     def __init__(self, job: Job) -> None:
         self.job, self.options = job, job.options
-        self.predictor = Predictor(options=job.options)
+        self.predictor = job.model(options=job.options)
         self.tiled = self.options.tile is not None
         if self.tiled:
             self.predictor.check_tiles(self.options)
@@ -159,8 +193,8 @@ class _Worker:
         hidden = None if ranks.rank() == 0 else True
         with tqdm(total=total, unit="image", disable=hidden, dynamic_ncols=True) as progress:
             for batch in batches:
-                for outcome in self._tiles_of(batch[0]) if self.tiled else self._whole(batch):
-                    self._take(outcome)
+                for outcome in self._tiles_of(batch[0]) if self.tiled else self.whole(batch):
+                    take(self.job, self.outcomes, outcome)
                     pixels += outcome.pixels
                     progress.set_postfix_str(f"{pixels / 1e6 / (time.perf_counter() - start):.2f} Mpx/s", refresh=False)
                     progress.update()
@@ -172,25 +206,11 @@ class _Worker:
         batches = [indices[i : i + step] for i in range(0, len(indices), step)]
         return batches if self.tiled else batches[ranks.rank() :: ranks.count()]
 
-    def _take(self, outcome: Outcome) -> None:
-        """Stores an outcome and prints its error or warning. Raises InputError if the job stops at errors."""
-        self.outcomes.append(outcome)
-        if outcome.error and self.job.stop:
-            good = sum(not o.error for o in self.outcomes)
-            raise InputError(f"{outcome.error} (stopped; {good} of {len(self.job.sources)} images predicted)")
-        if outcome.error:
-            tqdm.write(f"pffnet: skipped: {outcome.error}", file=sys.stderr)
-        if outcome.capped:
-            path = self.job.sources[outcome.index].path
-            tqdm.write(f"pffnet: warning: {path}: {caps.warning(outcome.capped)}", file=sys.stderr)
-
     def _summary(self, start: float) -> Summary:
         gathered = ranks.gather((self.outcomes, self.stages))
-        everything = sorted((outcome for part, _ in gathered for outcome in part), key=lambda outcome: outcome.index)
-        seconds = time.perf_counter() - start
-        for line in doubts(self.job.sources, everything):
-            print(f"pffnet: warning: {line}", file=sys.stderr)
-        return Summary(everything, seconds, {key: sum(part[key] for _, part in gathered) for key in self.stages})
+        everything = [outcome for part, _ in gathered for outcome in part]
+        stages = {key: sum(part[key] for _, part in gathered) for key in self.stages}
+        return summarise(self.job, everything, time.perf_counter() - start, stages)
 
     @contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -202,7 +222,7 @@ class _Worker:
 
     # --- Whole images ------------------------------------------------------------------------------------------------
 
-    def _whole(self, indices: Sequence[int]) -> list[Outcome]:
+    def whole(self, indices: Sequence[int]) -> list[Outcome]:
         """Reads, predicts and writes some files. Returns one outcome per file."""
         outcomes: dict[int, Outcome] = {}
         images: dict[int, tuple[MicroscopyImage, NDArray[np.uint8]]] = {}
@@ -229,7 +249,10 @@ class _Worker:
 
     def _read(self, path: Path) -> tuple[MicroscopyImage, NDArray[np.uint8]]:
         """Reads a file. Returns it and its image as the network sees it. Raises InputError naming the file."""
-        opened = read_microscopy_image(path, plane=self.options.plane, channels=self.options.channels)
+        options = self.options
+        opened = read_microscopy_image(
+            path, plane=options.plane, channels=options.channels, pixel_size=options.pixel_size
+        )
         try:
             self.predictor.network_size(*opened.pixels.shape[:2])
             return opened, self.predictor.normalise(opened.pixels)
@@ -264,10 +287,12 @@ class _Worker:
                 results = []
                 for exporter in self.options.exporters.files:
                     results.append(folder / (target.name + exporter.ending))
+                    if not exporter.replaces(target.parent / results[-1].name):
+                        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), results[-1].name)
                     with exporter.begin(results[-1], image) as add:
                         add(part)
                 for path in results:
-                    os.replace(path, target.parent / path.name)
+                    move(path, target.parent / path.name)
         except OSError as error:
             raise InputError(
                 f"{source.path}: results cannot be written to {out} ({error.strerror or error})"
@@ -298,21 +323,25 @@ class _Worker:
                 done = self.predictor.predict_large(source.path, self.job.out, name=source.name, options=options)
             except InputError as error:
                 return [Outcome(index, str(error))] if main or self.job.stop else []
-        if not main:
-            return []
-        kept = f", {done.tiles - done.predicted} of them from an earlier run" if done.predicted < done.tiles else ""
-        tqdm.write(f"{source.path}: {done.tiles} tiles of {done.tile}, overlap {done.overlap}{kept}", file=sys.stderr)
-        for line in done.warnings_of_tiles():  # the doubt is printed once for all images
-            tqdm.write(f"pffnet: warning: {source.path}: {line}", file=sys.stderr)
-        return [
-            Outcome(
-                index,
-                doubt=done.doubt,
-                objects=done.objects,
-                pixels=done.shape[0] * done.shape[1],
-                normalisation=f"{done.dtype}: {describe(done.normalisation)}",
-            )
-        ]
+        return [outcome_of_tiles(index, source.path, done)] if main else []
+
+
+def outcome_of_tiles(index: int, path: Path, done: LargePrediction) -> Outcome:
+    """The outcome of an image that was predicted in tiles. Prints its tiles and warnings."""
+    kept = done.tiles - done.predicted - done.skipped
+    said = f", {kept} of them from an earlier run" if kept else ""
+    if done.skipped:
+        said += f", {done.skipped} ({done.skipped / done.tiles:.0%}) skipped as background"
+    tqdm.write(f"{path}: {done.tiles} tiles of {done.tile}, overlap {done.overlap}{said}", file=sys.stderr)
+    for line in done.warnings_of_tiles():  # the doubt is printed once for all images
+        tqdm.write(f"pffnet: warning: {path}: {line}", file=sys.stderr)
+    return Outcome(
+        index,
+        doubt=done.doubt,
+        objects=done.objects,
+        pixels=done.shape[0] * done.shape[1],
+        normalisation=f"{done.dtype}: {describe(done.normalisation)}",
+    )
 
 
 def _window(pixels: NDArray[Any], box: Box) -> NDArray[Any]:

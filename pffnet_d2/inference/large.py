@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,19 +19,20 @@ from scipy.ndimage import find_objects
 from tqdm import tqdm
 
 from pffnet_d2 import ranks
-from pffnet_d2.atomic_write import locked
 from pffnet_d2.env import VERSION
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.lazy import Sliceable
 from pffnet_d2.imaging.normalisation import AUTO, Normalisation
 from pffnet_d2.inference import caps
-from pffnet_d2.inference.export import Part
+from pffnet_d2.inference.export import Exporter, Part
 from pffnet_d2.inference.large_image import LargeImage, opened
 from pffnet_d2.inference.modality import lost_contrast
 from pffnet_d2.inference.options import ImageOptions
+from pffnet_d2.inference.seams import seam_of
 from pffnet_d2.inference.stitch import FinishedObjects, View, stitch
 from pffnet_d2.inference.tile_folder import Findings, TileFolder
 from pffnet_d2.inference.tiling import Box, Tiles, overlap_for
+from pffnet_d2.inference.tissue import background_tiles
 
 # For overlap "auto", objects are measured in the tiles of highest contrast among _CANDIDATES tiles: one tile for every
 # 32 tiles of the image, at most _MOST_PROBES.
@@ -77,6 +78,7 @@ class LargePrediction:
     caps: tuple[str, ...] = ()  # the caps that were reached, as KEY VALUE of the config
     doubt: str = ""  # why the model may not suit the image, and what to do
     resized: str = ""  # a warning that tiles are resized, with what to do
+    skipped: int = 0  # number of tiles of background that were not predicted
 
     def warnings(self) -> list[str]:
         """Warnings for the user, one line each: the doubt and ``warnings_of_tiles``."""
@@ -128,7 +130,7 @@ def predict_large(
         raise InputError(f"format {collection.name} is one file of several images; use `pffnet predict`")
     check_tiles(options.tile, options.overlap, model.stride)
     with opened(image, options, model.normalisation) as large_image:
-        return _Run(model, large_image, TileFolder(out, name), options, progress).go()
+        return Run(model, large_image, TileFolder(out, name), options, progress).go()
 
 
 def check_tiles(tile: int, overlap: int | str, stride: int) -> None:
@@ -143,7 +145,7 @@ def check_tiles(tile: int, overlap: int | str, stride: int) -> None:
 
 
 @dataclass
-class _Counted:
+class Counted:
     """Counts made while tiles are stitched; see ``LargePrediction``."""
 
     objects: int = 0
@@ -152,20 +154,34 @@ class _Counted:
     caps: set[str] = field(default_factory=set)
 
     def add(self, finished: FinishedObjects, tiles: Tiles) -> None:
-        # An image with a single row or column of tiles is cut in one direction only, or not at all.
-        seams = np.array([len(tiles.rows) > 1, len(tiles.columns) > 1])
         self.objects += len(finished.boxes)
-        sides = (finished.boxes[:, 2:] - finished.boxes[:, :2]) * seams
-        for i in np.flatnonzero((sides > tiles.overlap).any(axis=1)).tolist():
-            y0, x0, y1, x1 = finished.boxes[i].tolist()
-            self.larger.append((finished.first + i, (y0, x0, y1, x1)))
+        self.add_larger(finished.first, finished.boxes, tiles)
+
+    def add_larger(self, first: int, boxes: NDArray[np.int64], tiles: Tiles) -> None:
+        """Notes those of the objects ``first``, ``first`` + 1, ... that are larger than the overlap."""
+        for i in np.flatnonzero(larger_than_overlap(boxes, tiles)).tolist():
+            y0, x0, y1, x1 = boxes[i].tolist()
+            self.larger.append((first + i, (y0, x0, y1, x1)))
 
 
-class _Run:
+def larger_than_overlap(boxes: NDArray[np.integer], tiles: Tiles) -> NDArray[np.bool_]:
+    """Which of the boxes (n, 4) seams may cut."""
+    # An image with a single row or column of tiles is cut in one direction only, or not at all.
+    seams = np.array([len(tiles.rows) > 1, len(tiles.columns) > 1])
+    sides: NDArray[np.integer] = (boxes[:, 2:] - boxes[:, :2]) * seams
+    return np.asarray((sides > tiles.overlap).any(axis=1))
+
+
+class Run:
     """The prediction of one image, in one of the processes."""
 
     def __init__(
-        self, model: TileModel, image: LargeImage, folder: TileFolder, options: ImageOptions, progress: Progress
+        self,
+        model: TileModel,
+        image: LargeImage,
+        folder: TileFolder,
+        options: ImageOptions,
+        progress: Progress = lambda done, total: None,
     ) -> None:
         assert options.tile is not None
         self.model, self.image, self.folder, self.options = model, image, folder, options
@@ -173,6 +189,7 @@ class _Run:
         self.tile = options.tile
         self.exporters = options.exporters.files
         self.exported = image.exported(options)
+        self.keeps_seams = False  # for results that many processes write
         for exporter in self.exporters:
             exporter.check(image.name, self.exported)
 
@@ -181,42 +198,37 @@ class _Run:
         with ExitStack() as held:
 
             def begin() -> None:
-                held.enter_context(self._alone())
-                self._begin()
+                held.enter_context(self.folder.alone())
+                self.begin()
 
             # The first process chooses limits and overlap. The others read them from the manifest.
             _together(begin if first else lambda: None)
-            _together(self._read_decisions)
+            _together(self.read_decisions)
             predicted = sum(_together(self._predict_share))
-            results = _together(lambda: self._finish(predicted) if first else None)
+            results = _together(lambda: self.finish(predicted) if first else None)
         result = results[0]
         assert result is not None
         return result
 
-    def _alone(self) -> AbstractContextManager[None]:
-        """The lock of these results. Raises InputError if another run holds it, or the folder cannot be written to."""
-        try:
-            self.folder.target.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self.folder.unwritable(error) from error
-        return locked(self.folder.target)
-
     # --- Choices made once per image ---------------------------------------------------------------------------------
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         """Chooses the settings that all tiles share and writes them to the manifest, unless the run resumes."""
         asked = self._asked()
         if self.folder.resumes(asked):
             return
         try:
-            self.folder.check_results(self.folder.results(self.exporters))
+            self.folder.check_results(self.exporters)
             self.image.limits = self.image.measured_limits()
             overlap = self._auto_overlap() if self.options.overlap == "auto" else int(self.options.overlap)
-            doubt = self._doubt(Tiles(self.image.shape, self.tile, overlap, self.model.stride))
+            tiles = Tiles(self.image.shape, self.tile, overlap, self.model.stride)
+            doubt = self._doubt(tiles)
+            skipped = background_tiles(self.image.rgb, tiles) if self.options.tissue else []
         except BaseException:
             self.folder.remove_empty()
             raise
-        self.folder.write_manifest(asked, {"overlap": overlap, "limits": self.image.limits, "doubt": doubt})
+        decided = {"overlap": overlap, "limits": self.image.limits, "doubt": doubt, "skipped": skipped}
+        self.folder.write_manifest(asked, decided)
 
     def _asked(self) -> dict[str, Any]:
         """Everything that the contents of tiles depend on, to tell runs apart. Error messages name the keys."""
@@ -231,6 +243,7 @@ class _Run:
             "overlap": self.options.overlap,
             "normalisation": self.image.normalisation.info(),
             "batch": self.options.batch,
+            "tissue": self.options.tissue,
         }
 
     def _auto_overlap(self) -> int:
@@ -257,12 +270,14 @@ class _Run:
             return lost_contrast(values, rgb, self.image.normalisation) or self.model.doubt(rgb)
         return self.model.doubt(rgb)
 
-    def _read_decisions(self) -> None:
+    def read_decisions(self) -> None:
         decided = self.folder.decided()
         self.image.limits = tuple(decided["limits"]) if decided["limits"] else None
         self.tiles = Tiles(self.image.shape, self.tile, decided["overlap"], self.model.stride)
         self.boxes = self.tiles.boxes()
-        self.doubt: str = decided.get("doubt", "")  # manifests of earlier releases lack it
+        # Manifests of earlier releases lack these.
+        self.doubt: str = decided.get("doubt", "")
+        self.skipped = set(decided.get("skipped", ()))
 
     # --- Tiles -------------------------------------------------------------------------------------------------------
 
@@ -271,27 +286,44 @@ class _Run:
         step, rank = self.options.batch, ranks.rank()
         batches = [range(i, min(i + step, len(self.boxes))) for i in range(0, len(self.boxes), step)]
         share = batches[rank :: ranks.count()]
-        missing = [batch for batch in share if not all(self.folder.has(i) for i in batch)]
-        total = sum(len(batch) for batch in missing)
+        missing = [batch for batch in share if not self.kept(batch)]
+        total = sum(len(self._shown(batch)) for batch in missing)
         # disable=None: only where stderr is a terminal
         done = 0
         with tqdm(total=total, unit="tile", disable=None if rank == 0 else True, dynamic_ncols=True) as bar:
             self.progress(done, total)
             for batch in missing:
-                predictions = self.model.predict([self.image.rgb(self.boxes[i]) for i in batch])
-                for i, found in zip(batch, predictions, strict=True):
-                    self.folder.keep(i, found)
-                bar.update(len(batch))
-                done += len(batch)
+                predicted = self.predict_batch(batch)
+                bar.update(predicted)
+                done += predicted
                 self.progress(done, total)
         return total
 
+    def predict_batch(self, batch: range) -> int:
+        """Predicts a batch of tiles and keeps what is found. Returns the number of tiles without those skipped."""
+        shown = self._shown(batch)
+        predictions = self.model.predict([self.image.rgb(self.boxes[i]) for i in shown]) if shown else []
+        for i, found in zip(shown, predictions, strict=True):
+            seam = seam_of(View(found.label_map, found.scores), self.tiles, i) if self.keeps_seams else None
+            self.folder.keep(i, found, seam)
+        return len(shown)
+
+    def kept(self, batch: range) -> bool:
+        """Whether all tiles of a batch are predicted, or skipped."""
+        return all(self.folder.has(i) for i in self._shown(batch))
+
+    def _shown(self, batch: range) -> list[int]:
+        return [i for i in batch if i not in self.skipped]
+
     # --- Results -----------------------------------------------------------------------------------------------------
 
-    def _finish(self, predicted: int) -> LargePrediction:
+    def finish(self, predicted: int) -> LargePrediction:
         """Writes the results. All formats appear, or none does. Then removes the tiles."""
+        return self.publish(predicted, self.write(self.exporters))
+
+    def publish(self, predicted: int, counted: Counted) -> LargePrediction:
+        """Moves the results to their places, and removes the tiles."""
         made = self.folder.results(self.exporters)
-        counted = self._write(made)
         if self.image.changed():
             self.folder.remove()
             raise InputError(f"{self.image.name}: was changed while it was predicted; predict it again")
@@ -310,13 +342,21 @@ class _Run:
             tuple(sorted(counted.caps)),
             self.doubt,
             self.model.resized(self.boxes[0][2], self.boxes[0][3]),
+            len(self.skipped),
         )
 
-    def _write(self, made: Mapping[str, Path]) -> _Counted:
-        """Stitches the tiles and writes the results of all formats."""
-        counted = _Counted()
+    def nothing(self, index: int) -> View:
+        """What is found in a tile that is skipped."""
+        y0, x0, y1, x1 = self.boxes[index]
+        return View(np.zeros((y1 - y0, x1 - x0), np.uint16))
+
+    def write(self, exporters: Sequence[Exporter]) -> Counted:
+        """Stitches the tiles and writes the results of some formats."""
+        made, counted = self.folder.results(exporters), Counted()
 
         def view(index: int) -> View:
+            if index in self.skipped:
+                return self.nothing(index)
             found, reached = self.folder.kept(index)
             if reached:
                 counted.capped.append(self.boxes[index])
@@ -324,7 +364,7 @@ class _Run:
             return found
 
         with ExitStack() as files:
-            begun = [(e.by_rows, files.enter_context(e.begin(made[e.name], self.exported))) for e in self.exporters]
+            begun = [(e.by_rows, files.enter_context(e.begin(made[e.name], self.exported))) for e in exporters]
             adds_rows = [add for by_rows, add in begun if by_rows]
             adds_objects = [add for by_rows, add in begun if not by_rows]
 

@@ -15,6 +15,7 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.lazy import Sliceable, digest, limits, open_microscopy_image, window
 from pffnet_d2.imaging.microscopy import MicroscopyImage
 from pffnet_d2.imaging.normalisation import Normalisation, normalisation_of, to_rgb8
+from pffnet_d2.imaging.ome_zarr import ZarrPlane
 from pffnet_d2.inference.export import SourceImage
 from pffnet_d2.inference.options import ImageOptions
 from pffnet_d2.inference.tiling import Box
@@ -31,7 +32,8 @@ def opened(
         InputError: it cannot be read, or is not an image.
     """
     if isinstance(image, (str, os.PathLike)):
-        with open_microscopy_image(Path(image), plane=options.plane, channels=options.channels) as source:
+        given = {"plane": options.plane, "channels": options.channels, "pixel_size": options.pixel_size}
+        with open_microscopy_image(Path(image), **given) as source:  # type: ignore[arg-type]
             yield LargeImage(source, Path(image), normalisation)
         return
     shape = tuple(image.shape)
@@ -46,8 +48,8 @@ class LargeImage:
     def __init__(self, source: MicroscopyImage, path: Path | None, normalisation: Normalisation) -> None:
         self.path = path
         self.name = str(path) if path else "the image"
-        self.stamp = self._stamp()
         self.pixels: Sliceable = source.pixels
+        self.stamp = self._stamp()
         self.source = source
         self.shape = (int(self.pixels.shape[0]), int(self.pixels.shape[1]))
         probe = self.values((0, 0, 1, 1))
@@ -96,6 +98,8 @@ class LargeImage:
         if self.path is None or self.stamp is None:
             return [list(map(int, self.pixels.shape)), str(self.dtype), digest(self.pixels, self.name)]
         try:
+            if isinstance(self.pixels, ZarrPlane):
+                return [self.stamp[0], self.pixels.digest()]
             return [self.stamp[0], sha256(self.path)]
         except OSError as error:
             raise InputError(f"{self.name}: cannot be read ({error.strerror}); check the path") from error
@@ -105,10 +109,14 @@ class LargeImage:
         return self._stamp() != self.stamp
 
     def _stamp(self) -> tuple[int, int] | None:
-        """Size of the file in bytes and its modification time in nanoseconds."""
+        """Size of the file in bytes and its modification time in nanoseconds; of an OME-Zarr, the sum and the latest of
+        its files."""
         if self.path is None:
             return None
         try:
+            if isinstance(self.pixels, ZarrPlane):
+                every = [path.stat() for path in self.pixels.files()]
+                return sum(one.st_size for one in every), max(one.st_mtime_ns for one in every)
             status = self.path.stat()
         except OSError as error:
             raise InputError(f"{self.name}: cannot be read ({error.strerror}); check the path") from error

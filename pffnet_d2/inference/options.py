@@ -120,6 +120,7 @@ class ImageOptions:
             predicts the image as a whole.
         overlap: of tiles in pixels, more than the size of the largest object; "auto" measures objects in up to four
             tiles of high contrast (:func:`~pffnet_d2.inference.tiling.overlap_for`).
+        tissue: "auto" leaves out tiles of background (:mod:`~pffnet_d2.inference.tissue`); None predicts all tiles.
 
     Raises:
         InputError: a value has the wrong type or is out of range; a format is unknown, lacks its library or cannot be
@@ -133,6 +134,7 @@ class ImageOptions:
     batch: int = 1
     tile: int | None = None
     overlap: int | str = "auto"
+    tissue: str | None = None
 
     def __post_init__(self) -> None:
         numbers: dict[str, Any] = {"batch": self.batch}
@@ -143,6 +145,8 @@ class ImageOptions:
         for name, value in numbers.items():
             if type(value) is not int:
                 raise InvalidOption(name, f"{value!r}: give a whole number{' or auto' if name == 'overlap' else ''}")
+        if self.tissue not in (None, "auto"):
+            raise InvalidOption("tissue", f"{self.tissue!r}: give auto, or leave it out")
         if self.batch < 1:
             raise InputError(f"batches of {self.batch}: must be at least 1")
         if isinstance(self.formats, str):

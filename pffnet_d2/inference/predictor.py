@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -223,15 +224,13 @@ class Predictor:
         if name is None:
             name = (Path(image).stem if isinstance(image, (str, os.PathLike)) else "") or "image"
         _check_name(name, out)
-        model = TileModel(
-            self._predict_tiles,
-            self.backend.identity(self.scale),
-            self.facts.stride,
-            self.normalisation,
-            self.doubt,
-            self._resized,
+        return predict_large(self.tile_model(), image, Path(out), name, options, progress)
+
+    def tile_model(self) -> TileModel:
+        """The model as tiles of large images are predicted with it."""
+        return TileModel(
+            self._predict_tiles, self.identity, self.facts.stride, self.normalisation, self.doubt, self._resized
         )
-        return predict_large(model, image, Path(out), name, options, progress)
 
     def check_tiles(self, options: ImageOptions) -> None:
         """Raises InputError if this model cannot predict in tiles of this size and overlap."""
@@ -262,6 +261,11 @@ class Predictor:
                 f"{self.backend.device} has too little memory for {len(images)} tiles of "
                 f"{images[0].shape[0]} x {images[0].shape[1]}; use a smaller --tile or --batch"
             ) from None
+
+    @cached_property
+    def identity(self) -> str:
+        """A digest of the weights and the config. It does not depend on where their files are."""
+        return self.backend.identity(self.scale)
 
 
 def _of_equal_size(images: Sequence[NDArray[Any]]) -> Iterator[list[int]]:

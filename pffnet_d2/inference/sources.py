@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.ome_zarr import is_zarr
 from pffnet_d2.inference.export import Exporter
 
-# The images of a folder are its files with one of these endings.
+# The images of a folder are its files with one of these endings, and its OME-Zarr folders.
 ENDINGS = (".tif", ".tiff", ".png", ".jpg", ".jpeg", ".bmp", ".gif")
 WILD = "*?["
 
@@ -62,19 +63,26 @@ def find_sources(arguments: Sequence[str], out: Path, exporters: Sequence[Export
 def _found(argument: str) -> tuple[list[Path], Path]:
     """The files that one argument names, and the folder that the names of their results are relative to."""
     path = Path(argument)
-    if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS and not p.name.startswith("."))
+    if path.is_dir() and not is_zarr(path):
+        found = sorted(p for p in path.iterdir() if _is_image(p))
         if not found:
             raise InputError(f"{argument}: no images in this folder ({' '.join(ENDINGS)}); give files or a pattern")
         return found, path
     if os.path.lexists(path):
         return [path], path.parent
     if any(c in argument for c in WILD):
-        found = [Path(p) for p in sorted(glob.glob(argument, recursive=True)) if not Path(p).is_dir()]
+        every = [Path(p) for p in sorted(glob.glob(argument, recursive=True))]
+        zarrs = {p for p in every if is_zarr(p)}
+        # The chunks and metadata inside an OME-Zarr are not images of their own.
+        found = [p for p in every if (p in zarrs or not p.is_dir()) and not zarrs & set(p.parents)]
         if not found:
             raise InputError(f"{argument}: no file matches; check the pattern")
         return found, Path(*_fixed(path.parts))
     raise InputError(f"{argument}: no such file; check the path")
+
+
+def _is_image(path: Path) -> bool:
+    return not path.name.startswith(".") and (path.suffix.lower() in ENDINGS or is_zarr(path))
 
 
 def _fixed(parts: tuple[str, ...]) -> list[str]:

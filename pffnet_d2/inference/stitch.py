@@ -24,7 +24,7 @@ touch them. The canvas holds one row of tiles and the objects that extend beyond
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,8 +38,8 @@ Labels = NDArray[np.signedinteger | np.unsignedinteger]
 
 # The largest id of the label map. The canvas stores finished objects as 1..LIMIT.
 LIMIT = 2**31 - 1
-# The canvas stores pixels of objects that are left to a later tile as _LEFT, and unfinished objects as -2 and below.
-_LEFT = -1
+# The canvas stores pixels of objects that are left to a later tile as LEFT, and unfinished objects as -2 and below.
+LEFT = -1
 # Number of rows that leave the canvas together.
 _SLAB = 256
 
@@ -101,7 +101,7 @@ class _Object:
 
 
 @dataclass(frozen=True)
-class _Measured:
+class Measured:
     """The labels 1..n of a tile, compared with the canvas at the same place."""
 
     boxes: NDArray[np.int64]  # (n, 4) in the image
@@ -111,7 +111,7 @@ class _Measured:
     cut: NDArray[np.bool_]  # (n,) whether a border of the tile inside the image cuts it
 
 
-def _measured(labels: Labels, canvas: NDArray[np.int32], tile: Box, shape: tuple[int, int]) -> _Measured:
+def measured(labels: Labels, canvas: NDArray[np.int32], tile: Box, shape: tuple[int, int]) -> Measured:
     """Compares the labels of a tile (h, w), which lies at ``tile`` in an image of ``shape``, with the canvas there."""
     nothing = (slice(0, 0), slice(0, 0))
     slices = [found or nothing for found in find_objects(labels)]
@@ -120,9 +120,9 @@ def _measured(labels: Labels, canvas: NDArray[np.int32], tile: Box, shape: tuple
     inside = labels > 0
     own, under = labels[inside], canvas[inside]
     area = np.bincount(own, minlength=n + 1)[1:]
-    free = (under == 0) | (under == _LEFT)
+    free = (under == 0) | (under == LEFT)
     covered = area - np.bincount(own[free], minlength=n + 1)[1:]
-    left = np.bincount(own[under == _LEFT], minlength=n + 1)[1:]
+    left = np.bincount(own[under == LEFT], minlength=n + 1)[1:]
     cut = np.zeros(n + 1, dtype=bool)
     for side, interior in (
         (labels[0], tile[0] > 0),
@@ -132,66 +132,65 @@ def _measured(labels: Labels, canvas: NDArray[np.int32], tile: Box, shape: tuple
     ):
         if interior:
             cut[side] = True
-    return _Measured(boxes + np.tile(tile[:2], 2), area, covered, left, cut[1:])
+    return Measured(boxes + np.tile(tile[:2], 2), area, covered, left, cut[1:])
 
 
-class _Canvas:
-    """The rows that are not finished yet, and their objects."""
+class Objects:
+    """The objects that later tiles may still touch, and the rule that decides about those of the next tile."""
 
     def __init__(self, tiles: Tiles) -> None:
         self.shape, self.rows, self.columns = tiles.shape, tiles.rows, tiles.columns
-        self.top = self.bottom = 0  # the rows of the image that ``pixels`` holds
-        self.pixels = np.zeros((0, tiles.shape[1]), dtype=np.int32)
         # The first rows and columns that the next tiles may change.
         self.next_y = [*(start for start, _ in self.rows[1:]), tiles.shape[0]]
         self.next_x = [*(start for start, _ in self.columns[1:]), tiles.shape[1]]
         # Twice the coordinates at which cores end, which are whole numbers.
         self.cores_y, self.cores_x = _seams(self.rows), _seams(self.columns)
         self.placed = self.finished = 0
-        self.columns_of_scores: list[str] = []
         # Unfinished objects by the column of tiles after which they are finished, unless a row further down extends
         # them.
         self.waiting: list[dict[int, _Object]] = [{} for _ in self.columns]
 
-    def extend(self, stop: int) -> None:
-        """Makes room for rows up to ``stop``."""
-        held = self.bottom - self.top
-        if stop - self.top > len(self.pixels):
-            grown = np.zeros((stop - self.top, self.shape[1]), dtype=np.int32)
-            grown[:held] = self.pixels[:held]
-            self.pixels = grown
-        self.pixels[held : stop - self.top] = 0
-        self.bottom = stop
-
     def window(self, box: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int32]:
-        return self.pixels[box[0] - self.top : box[2] - self.top, box[1] : box[3]]
+        """The canvas at ``box``, which lies in the current tile or covers an unfinished object."""
+        raise NotImplementedError
 
-    def compose(self, row: int, column: int, view: View) -> None:
-        """Places the objects of a tile, or leaves them to later tiles, by the rule in the module's docstring."""
+    def relabel(self, box: Box, key: int, first: int) -> None:
+        """An object that lies in ``box`` becomes a part of another one."""
+        raise NotImplementedError
+
+    def tile(self, row: int, column: int) -> Box:
         (top, bottom), (left, right) = self.rows[row], self.columns[column]
-        tile = (top, left, bottom, right)
-        labels, window = view.labels, self.window(tile)
-        if labels.shape != window.shape:
-            raise ValueError(f"the tile {tile} has labels of shape {labels.shape}")
-        found = _measured(labels, window, tile, self.shape)
-        if not len(found.boxes):
-            return
+        return top, left, bottom, right
+
+    def keys(
+        self, row: int, column: int, labels: Labels, found: Measured, scores: Mapping[str, NDArray[np.floating]]
+    ) -> NDArray[np.int32]:
+        """What the labels 0..n of a tile become on the canvas, by the rule in the module's docstring."""
+        tile = self.tile(row, column)
         later = self._later(found.boxes, row, column)
         joined = self._joined(tile, labels)
         wanted = np.where(
             later == 0, 2 * found.covered <= found.area, (later < 0) & ~found.cut & (2 * found.left > found.area)
         )
-        key = np.zeros(len(found.boxes) + 1, dtype=np.int32)  # what labels become on the canvas
-        key[1:][(later > 0) & (found.area > 0)] = _LEFT
+        key = np.zeros(len(found.boxes) + 1, dtype=np.int32)
+        key[1:][(later > 0) & (found.area > 0)] = LEFT
         for i in np.flatnonzero(wanted & (found.area > 0)).tolist():
             if i + 1 not in joined:
-                scores = [float(values[i]) for values in view.scores.values()]
-                key[i + 1] = self._place(_Object(_box(found.boxes[i]), scores, [tile] if found.cut[i] else []))
+                own = [float(values[i]) for values in scores.values()]
+                key[i + 1] = self._place(_Object(_box(found.boxes[i]), own, [tile] if found.cut[i] else []))
         for label, keys in joined.items():
             key[label] = self._grow(keys, tile, _box(found.boxes[label - 1]))
-        placed = key[labels]
-        np.copyto(window, placed, where=(placed != 0) & ((window == 0) | (window == _LEFT)))
-        self.columns_of_scores = list(view.scores)
+        return key
+
+    def take_finished(self, row: int, column: int) -> dict[int, _Object]:
+        """Removes the objects that no tile after this one can touch, and returns them in the order in which they were
+        placed, which is that of their ids. Raises InputError if these exceed LIMIT."""
+        waiting = self.waiting[column]
+        done = [key for key, one in waiting.items() if one.box[2] <= self.next_y[row]]
+        if self.finished + len(done) > LIMIT:
+            raise InputError(f"more than {LIMIT:,} objects, which a label image cannot number; cut the image")
+        self.finished += len(done)
+        return {key: waiting.pop(key) for key in sorted(done, reverse=True)}
 
     def _later(self, boxes: NDArray[np.int64], row: int, column: int) -> NDArray[np.int64]:
         """For each object, how many tiles after this one the tile that owns it comes; negative if it comes before."""
@@ -211,8 +210,8 @@ class _Canvas:
         joined: dict[int, set[int]] = {}
         for key, one in ((key, one) for part in self.waiting for key, one in part.items() if one.seen):
             for seen in one.seen:
-                shared = _common(seen, tile)
-                if shared is None or _common(shared, one.box) is None:
+                shared = common(seen, tile)
+                if shared is None or common(shared, one.box) is None:
                     continue
                 there = self.window(shared) == key
                 here = labels[shared[0] - tile[0] : shared[2] - tile[0], shared[1] - tile[1] : shared[3] - tile[1]]
@@ -236,8 +235,7 @@ class _Canvas:
         first = max(parts)
         for key, other in parts.items():
             if key != first:
-                window = self.window(other.box)
-                window[window == key] = first
+                self.relabel(other.box, key, first)
         boxes = np.array([box, *(other.box for other in parts.values())])
         whole = _box(np.concatenate([boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)]))
         seen = [tile, *(place for other in parts.values() for place in other.seen)]
@@ -247,35 +245,68 @@ class _Canvas:
     def _wait(self, key: int, one: _Object) -> None:
         self.waiting[int(np.searchsorted(self.next_x, one.box[3]))][key] = one
 
+
+class _Canvas(Objects):
+    """The rows that are not finished yet, and their objects."""
+
+    def __init__(self, tiles: Tiles) -> None:
+        super().__init__(tiles)
+        self.top = self.bottom = 0  # the rows of the image that ``pixels`` holds
+        self.pixels = np.zeros((0, tiles.shape[1]), dtype=np.int32)
+        self.columns_of_scores: list[str] = []
+
+    def extend(self, stop: int) -> None:
+        """Makes room for rows up to ``stop``."""
+        held = self.bottom - self.top
+        if stop - self.top > len(self.pixels):
+            grown = np.zeros((stop - self.top, self.shape[1]), dtype=np.int32)
+            grown[:held] = self.pixels[:held]
+            self.pixels = grown
+        self.pixels[held : stop - self.top] = 0
+        self.bottom = stop
+
+    def window(self, box: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int32]:
+        return self.pixels[box[0] - self.top : box[2] - self.top, box[1] : box[3]]
+
+    def relabel(self, box: Box, key: int, first: int) -> None:
+        window = self.window(box)
+        window[window == key] = first
+
+    def compose(self, row: int, column: int, view: View) -> None:
+        """Places the objects of a tile, or leaves them to later tiles."""
+        tile = self.tile(row, column)
+        labels, window = view.labels, self.window(tile)
+        if labels.shape != window.shape:
+            raise ValueError(f"the tile {tile} has labels of shape {labels.shape}")
+        found = measured(labels, window, tile, self.shape)
+        if not len(found.boxes):
+            return
+        placed = self.keys(row, column, labels, found, view.scores)[labels]
+        np.copyto(window, placed, where=(placed != 0) & ((window == 0) | (window == LEFT)))
+        self.columns_of_scores = list(view.scores)
+
     def finish(self, row: int, column: int) -> FinishedObjects | None:
         """Numbers the objects that no tile after this one can touch and returns them; None if there are none."""
-        waiting = self.waiting[column]
-        done = {key: one for key, one in waiting.items() if one.box[2] <= self.next_y[row]}
+        before = self.finished
+        done = self.take_finished(row, column)
         if not done:
             return None
-        for key in done:
-            del waiting[key]
-        if self.finished + len(done) > LIMIT:
-            raise InputError(f"more than {LIMIT:,} objects, which a label image cannot number; cut the image")
-        keys = np.sort(np.array(list(done)))[::-1]  # in the order in which they were placed
-        around = np.array([one.box for one in done.values()])
-        origin = around[:, :2].min(axis=0)
-        window = self.window((*origin, *around[:, 2:].max(axis=0)))
+        keys = np.array(list(done))
+        origin, stop = around(done.values())
+        window = self.window((*origin, *stop))
         number = np.zeros(keys[0] - keys[-1] + 2, dtype=np.int32)  # the last entry stands for all other pixels
         number[keys - keys[-1]] = np.arange(1, len(keys) + 1)
         labels = number[np.where((window >= keys[-1]) & (window <= keys[0]), window - keys[-1], len(number) - 1)]
-        np.copyto(window, labels + np.int32(self.finished), where=labels > 0)
+        np.copyto(window, labels + np.int32(before), where=labels > 0)
         boxes = np.array([[y.start, x.start, y.stop, x.stop] for y, x in find_objects(labels)])
-        scores = np.array([done[key].scores for key in keys.tolist()], dtype=np.float64).reshape(len(keys), -1)
-        finished = FinishedObjects(
+        scores = np.array([one.scores for one in done.values()], dtype=np.float64).reshape(len(keys), -1)
+        return FinishedObjects(
             labels,
-            self.finished + 1,
-            (int(origin[0]), int(origin[1])),
+            before + 1,
+            origin,
             {name: scores[:, i] for i, name in enumerate(self.columns_of_scores)},
             boxes + np.tile(origin, 2),
         )
-        self.finished += len(keys)
-        return finished
 
     def leave(self, row: int) -> Iterator[NDArray[np.int32]]:
         """Yields the rows that are finished after a row of tiles and removes them from the canvas."""
@@ -291,12 +322,20 @@ class _Canvas:
         self.top += ready
 
 
+def around(objects: Iterable[_Object]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The corners y0, x0 and y1, x1 of the window that covers the boxes of objects."""
+    boxes = np.array([one.box for one in objects])
+    (y0, x0), (y1, x1) = boxes[:, :2].min(axis=0).tolist(), boxes[:, 2:].max(axis=0).tolist()
+    return (y0, x0), (y1, x1)
+
+
 def _seams(spans: list[tuple[int, int]]) -> NDArray[np.int64]:
     """Twice the coordinates of the middles of the overlaps between neighbouring tiles."""
     return np.array([spans[i + 1][0] + spans[i][1] for i in range(len(spans) - 1)], dtype=np.int64)
 
 
-def _common(one: Box, other: Box) -> Box | None:
+def common(one: Box, other: Box) -> Box | None:
+    """What two boxes share; None if that is nothing."""
     box = (max(one[0], other[0]), max(one[1], other[1]), min(one[2], other[2]), min(one[3], other[3]))
     return box if box[0] < box[2] and box[1] < box[3] else None
 

@@ -4,25 +4,26 @@ complete, so that an interrupted run resumes."""
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pffnet_d2.atomic_write import whole_file, write_text
+from pffnet_d2.atomic_write import locked, move, whole_file, write_text
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.export import Exporter
+from pffnet_d2.inference.seams import Seam
 from pffnet_d2.inference.stitch import View
 
 _MANIFEST = "manifest.json"
+_SEAM = ("boxes", "area", "cut", "above", "left", "below", "right")  # arrays of a Seam
 
 
 class Findings(Protocol):
@@ -47,6 +48,14 @@ class TileFolder:
         """
         self.out, self.target = out, out / name
         self.path = self.target.with_name(f"{self.target.name}.tiles")
+
+    def alone(self) -> AbstractContextManager[None]:
+        """The lock of these results. Raises InputError if another run holds it, or the folder cannot be written to."""
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise self.unwritable(error) from error
+        return locked(self.target)
 
     # --- The manifest ------------------------------------------------------------------------------------------------
 
@@ -92,12 +101,14 @@ class TileFolder:
 
     # --- Tiles -------------------------------------------------------------------------------------------------------
 
-    def keep(self, index: int, found: Findings) -> None:
-        """Writes what was found in a tile. Raises InputError if it cannot be written."""
+    def keep(self, index: int, found: Findings, seam: Seam | None = None) -> None:
+        """Writes what was found in a tile, and its seam if that is given. Raises InputError if it cannot be written."""
         labels = found.label_map
         small = labels.max(initial=0) < 2**16
         arrays: dict[str, Any] = {f"score_{name}": column for name, column in found.scores.items()}
         arrays |= {"labels": labels.astype(np.uint16) if small else labels, "capped": np.array(found.capped, dtype=str)}
+        for name in _SEAM if seam else ():
+            arrays[f"seam_{name}"] = getattr(seam, name)
         with whole_file(self._file(index), "wb") as file:
             np.savez_compressed(file, **arrays)
 
@@ -106,6 +117,20 @@ class TileFolder:
         with np.load(self._file(index), allow_pickle=False) as kept:
             scores = {key.removeprefix("score_"): kept[key] for key in kept.files if key.startswith("score_")}
             return View(kept["labels"], scores), kept["capped"].tolist()
+
+    def kept_caps(self, index: int) -> list[str]:
+        """The caps that were reached in a tile."""
+        with np.load(self._file(index), allow_pickle=False) as kept:
+            reached: list[str] = kept["capped"].tolist()
+        return reached
+
+    def kept_seam(self, index: int) -> Seam | None:
+        """The seam of a tile, without reading its inside; None if the tile was kept without one."""
+        with np.load(self._file(index), allow_pickle=False) as kept:
+            if "seam_boxes" not in kept.files:
+                return None
+            scores = {key.removeprefix("score_"): kept[key] for key in kept.files if key.startswith("score_")}
+            return Seam(scores=scores, **{name: kept[f"seam_{name}"] for name in _SEAM})
 
     def has(self, index: int) -> bool:
         """Whether the file of a tile exists and can be read. A crash of the machine may leave a partial file."""
@@ -126,14 +151,15 @@ class TileFolder:
         """The path at which the file of each format is written before it moves to its place beside the folder."""
         return {exporter.name: self.path / (self.target.name + exporter.ending) for exporter in exporters}
 
-    def check_results(self, made: Mapping[str, Path]) -> None:
-        """Raises InputError if the name of a result is too long or is the name of a folder. Call it before predicting,
-        which may take hours."""
-        for path in made.values():
+    def check_results(self, exporters: Iterable[Exporter]) -> None:
+        """Raises InputError if the name of a result is too long or is the name of a folder that it may not replace.
+        Call it before predicting, which may take hours."""
+        for exporter in exporters:
+            path = self.path / (self.target.name + exporter.ending)
             write_text(path, "")
             path.unlink()
             place = self.target.with_name(path.name)
-            if place.is_dir():
+            if not exporter.replaces(place):
                 raise InputError(f"{place}: cannot be written (Is a directory); remove it")
 
     def publish(self, made: Mapping[str, Path]) -> dict[str, Path]:
@@ -141,7 +167,7 @@ class TileFolder:
         places = {name: self.target.with_name(path.name) for name, path in made.items()}
         try:
             for name, path in made.items():
-                os.replace(path, places[name])
+                move(path, places[name])
         except OSError as error:
             raise self.unwritable(error) from error
         self.remove()
@@ -151,7 +177,9 @@ class TileFolder:
         """Removes the folder. The manifest goes last, so that a run can resume if this is interrupted."""
         try:
             for path in self.path.iterdir():
-                if path.name != _MANIFEST:
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != _MANIFEST:
                     path.unlink()
             shutil.rmtree(self.path)
         except OSError as error:

@@ -18,7 +18,9 @@ from pffnet_d2.inference.export.csv_table import Csv, write_csv
 from pffnet_d2.inference.export.cvppp import Cvppp
 from pffnet_d2.inference.export.geojson import GeoJson, write_geojson
 from pffnet_d2.inference.export.label_tiff import LabelTiff, write_label_tiff
+from pffnet_d2.inference.export.ome_zarr import OmeZarr
 from pffnet_d2.inference.export.overlay import Overlay
+from pffnet_d2.inference.export.parquet import Parquet
 from pffnet_d2.inference.export.roi import Roi, write_rois
 
 __all__ = [
@@ -42,6 +44,8 @@ EXPORTERS: Sequence[Exporter | CollectionExporter] = (
     GeoJson(),
     Roi(),
     Csv(),
+    OmeZarr(),
+    Parquet(),
     Coco(),
     Cvppp(),
 )

@@ -54,6 +54,7 @@ class Exporter(ABC):
     about: str  # a few words on the file for the help text
     streams: bool = False  # whether it can be written part by part; otherwise images must be ``SourceImage.whole``
     by_rows: bool = False  # whether parts are successive rows of the label map, (n, W); otherwise finished objects
+    in_parallel: bool = False  # whether the processes of a cluster write it together, as a folder
 
     def require(self) -> None:  # noqa: B027 -- most formats need no library
         """Raises InputError that says what to install if a library is missing."""
@@ -61,6 +62,10 @@ class Exporter(ABC):
     def check(self, name: str, image: SourceImage) -> None:  # noqa: B027 -- most formats hold any image
         """Raises InputError, beginning with ``name``, if the format cannot represent the image. Called before a large
         image is predicted, and again by ``begin``."""
+
+    def replaces(self, place: Path) -> bool:
+        """Whether a result may replace what is at its place: a file, or a folder of the same format."""
+        return not place.is_dir()
 
     @abstractmethod
     def begin(self, path: Path, image: SourceImage) -> AbstractContextManager[Add]:

@@ -37,7 +37,7 @@ class Csv(Exporter):
     streams = True
 
     def check(self, name: str, image: SourceImage) -> None:
-        _check_square(name, image.pixel_size)
+        check_square(name, image.pixel_size)
 
     def begin(self, path: Path, image: SourceImage) -> AbstractContextManager[Add]:
         return _rows(path, image.pixels, image.pixel_size)
@@ -77,13 +77,13 @@ def write_csv(
 def _rows(
     path: Path, pixels: Callable[[Box], NDArray[Any]] | None, pixel_size: tuple[float, float] | None
 ) -> Iterator[Add]:
-    _check_square(str(path), pixel_size)
+    check_square(str(path), pixel_size)
     header: list[str] = []
     empty: dict[str, Any] = {}
 
     def add(part: Part) -> None:
         nonlocal header, empty
-        table = _table(part, pixels, pixel_size)
+        table = measurements(part, pixels, pixel_size)
         if not len(table["label"]):
             empty = empty or table
             return
@@ -99,7 +99,7 @@ def _rows(
             writer.writerow(empty)
 
 
-def _check_square(name: str, pixel_size: tuple[float, float] | None) -> None:
+def check_square(name: str, pixel_size: tuple[float, float] | None) -> None:
     if pixel_size and not np.isclose(pixel_size[0], pixel_size[1], rtol=0.01):
         raise InputError(
             f"{name}: pixels of {pixel_size[0]:g} x {pixel_size[1]:g} micrometres are not square; "
@@ -107,7 +107,7 @@ def _check_square(name: str, pixel_size: tuple[float, float] | None) -> None:
         )
 
 
-def _table(
+def measurements(
     part: Part, pixels: Callable[[Box], NDArray[Any]] | None, pixel_size: tuple[float, float] | None
 ) -> dict[str, Any]:
     """The columns of :func:`write_csv`."""

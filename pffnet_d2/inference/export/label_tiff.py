@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pffnet_d2.atomic_write import whole_file
 from pffnet_d2.inference.export.base import Add, Exporter, Part, SourceImage
+from pffnet_d2.inference.export.rows import Bands
 
 TILE = 256  # side in pixels of the tiles of a label map that is written part by part
 
@@ -72,10 +73,10 @@ def _tiled(path: Path, shape: tuple[int, int], scale: dict[str, Any]) -> Iterato
     encode = tifffile.TIFF.COMPRESSORS[tifffile.COMPRESSION.ADOBE_DEFLATE]
     sizes: list[int] = []
     with whole_file(path, "w+b") as file, TemporaryFile(dir=path.parent) as waiting:
-        bands = _Bands(shape)
+        bands = Bands(shape, TILE)
 
         def add(part: Part) -> None:
-            for tile in bands.tiles(part.labels):
+            for _, tile in bands.tiles(part.labels):
                 sizes.append(waiting.write(encode(tile)))
 
         yield add
@@ -83,28 +84,6 @@ def _tiled(path: Path, shape: tuple[int, int], scale: dict[str, Any]) -> Iterato
         with tifffile.TiffWriter(file, bigtiff=True) as writer:
             tiles = (waiting.read(size) for size in sizes)
             writer.write(tiles, shape=shape, dtype=np.uint32, tile=(TILE, TILE), **_STYLE, **scale)
-
-
-class _Bands:
-    """Collects rows until they complete a row of tiles."""
-
-    def __init__(self, shape: tuple[int, int]) -> None:
-        self.height, self.width = shape
-        self.band = np.zeros((TILE, -(-self.width // TILE) * TILE), np.uint32)
-        self.filled = self.done = 0
-
-    def tiles(self, rows: NDArray[np.int32]) -> Iterator[NDArray[np.uint32]]:
-        """Adds rows (n, W). Yields the tiles (TILE, TILE) that they complete."""
-        while len(rows):
-            rows, part = rows[TILE - self.filled :], rows[: TILE - self.filled]
-            self.band[self.filled : self.filled + len(part), : self.width] = part
-            self.filled += len(part)
-            self.done += len(part)
-            if self.filled == TILE or self.done == self.height:
-                self.band[self.filled :] = 0
-                for x in range(0, self.band.shape[1], TILE):
-                    yield np.ascontiguousarray(self.band[:, x : x + TILE])
-                self.filled = 0
 
 
 _STYLE: dict[str, Any] = {"photometric": "minisblack", "compression": "zlib", "metadata": None}

@@ -1,0 +1,224 @@
+"""Reads OME-Zarr images window by window: NGFF up to 0.4 in Zarr 2 and 0.5 in Zarr 3.
+
+Format: https://ngff.openmicroscopy.org/0.4 and https://ngff.openmicroscopy.org/0.5 (multiscales, axes, units).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.axes import channel_axis_of, check_choice, choice
+
+# Factors that convert the units of NGFF's axes to micrometres.
+UNITS = {
+    "angstrom": 1e-4,
+    "nanometer": 1e-3,
+    "micrometer": 1.0,
+    "millimeter": 1e3,
+    "centimeter": 1e4,
+    "meter": 1e6,
+}
+# NGFF 0.1 and 0.2 do not name axes: there are always these five.
+_OLDEST_AXES = "TCZYX"
+_METADATA = {"zarr.json", ".zattrs", ".zgroup", ".zarray", ".zmetadata"}
+# A level of a pyramid is chosen if its pixels are at most this many times larger or smaller than the size asked for.
+_NEAR = 1.5
+
+
+@dataclass(frozen=True)
+class Level:
+    """One resolution of an image."""
+
+    path: str  # below the image's folder
+    pixel_size: tuple[float, float] | None  # height and width in micrometres, if the file states it
+
+
+def is_zarr(path: Path) -> bool:
+    """Whether a path is a folder in which Zarr keeps a group or an array."""
+    return path.is_dir() and any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs", ".zarray"))
+
+
+class ZarrPlane:
+    """One plane of an OME-Zarr image; ``plane[y0:y1, x0:x1]`` reads the chunks of a window.
+
+    Chunks that are not in the folder read as the array's fill value, as Zarr defines it: writers leave out chunks of
+    background.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        plane: Mapping[str, int] | int | None = None,
+        channels: Sequence[int] | None = None,
+        pixel_size: float | None = None,
+    ) -> None:
+        """
+        Args:
+            path: the folder of the image.
+            plane: as ``microscopy.read_microscopy_image`` takes it.
+            channels: as ``microscopy.read_microscopy_image`` takes them.
+            pixel_size: micrometres; of a pyramid whose levels state their pixel size, the level that is nearest. None
+                and 0 choose the full resolution.
+
+        Raises:
+            InputError: the zarr package is missing; the folder is not one image or is damaged; no level has nearly
+                that pixel size; ``plane`` and ``channels`` do not choose one plane.
+        """
+        self.path, self._name, self._channels = path, str(path), channels
+        with _damage_named(self._name):
+            self._root, image = _image_of(path)
+            axes = _axes_of(image)
+            level = _level_for(_levels_of(image, axes), pixel_size, self._name)
+            self._folder, self.pixel_size = self._root / level.path, level.pixel_size
+            self._array: Any = _zarr(self._name).open_array(str(self._folder), mode="r")
+        self._axes = "".join(name for name, _ in axes)
+        if len(self._axes) != len(self._array.shape) or not {"Y", "X"} <= set(self._axes):
+            raise InputError(
+                f"{path}: its axes {self._axes} of {self._array.shape} are not understood; save it as T, C, Z, Y, X"
+            )
+        sizes = dict(zip(self._axes, map(int, self._array.shape), strict=True))
+        long = {axis: n for axis, n in sizes.items() if n > 1 and axis not in "YX"}
+        check_choice(long, self._name, plane, channels, False)
+        self._channel_axis = channel_axis_of(long, channels, False)
+        stack = {axis: n for axis, n in long.items() if axis != self._channel_axis}
+        self._index = {axis: 0 for axis in sizes if axis not in "YX"} | choice(stack, self._name, plane)
+        self.dtype = self._array.dtype
+        many = channels is not None and len(channels) == 3
+        self.shape: tuple[int, ...] = (sizes["Y"], sizes["X"], *((3,) if many else ()))
+        self.ndim = len(self.shape)
+
+    def __getitem__(self, key: tuple[slice, slice]) -> NDArray[Any]:
+        rows, columns = key
+        with _damage_named(self._name):
+            if self._channels is None:
+                return self._read(self._index, rows, columns)
+            axis = self._channel_axis
+            read = [self._read(self._index | ({axis: c} if axis else {}), rows, columns) for c in self._channels]
+        return read[0] if len(read) == 1 else np.stack(read, axis=2)
+
+    def _read(self, index: Mapping[str, int], rows: slice, columns: slice) -> NDArray[Any]:
+        where = {"Y": rows, "X": columns, **index}
+        values = np.asarray(self._array[tuple(where[axis] for axis in self._axes)])
+        return values if self._axes.index("Y") < self._axes.index("X") else values.T
+
+    def files(self) -> list[Path]:
+        """The metadata of the image and all files of the level that is read, sorted."""
+        metadata = [self._root / name for name in _METADATA if (self._root / name).is_file()]
+        return sorted({*metadata, *(path for path in self._folder.rglob("*") if path.is_file())})
+
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of the names and bytes of ``files``."""
+        found = hashlib.sha256()
+        for path in self.files():
+            data = path.read_bytes()
+            found.update(f"{path.relative_to(self._root)} {len(data)}\n".encode())
+            found.update(data)
+        return found.hexdigest()
+
+
+def _image_of(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The folder of the only image below ``path``, and its ``multiscales`` entry.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    attributes = _attributes(path)
+    if "multiscales" in attributes:
+        image: dict[str, Any] = attributes["multiscales"][0]
+        return path, image
+    if "plate" in attributes or "well" in attributes:
+        raise InputError(
+            f"{path}: is a plate of several images; name one, such as {path}/A/1/0, or quote a pattern: '{path}/*/*/*'"
+        )
+    # bioformats2raw writes a folder per image, numbered from 0.
+    series = sorted(below for below in path.iterdir() if is_zarr(below) and "multiscales" in _attributes(below))
+    if len(series) > 1:
+        raise InputError(f"{path}: contains {len(series)} images; name one, such as {series[0]}")
+    if not series:
+        raise InputError(f"{path}: is Zarr but not an OME-Zarr image (no multiscales); convert it, or give its image")
+    return _image_of(series[0])
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    """The attributes of a group: those of Zarr 2, or those below "ome" in Zarr 3."""
+    for name in ("zarr.json", ".zattrs"):
+        file = path / name
+        if file.is_file():
+            found = json.loads(file.read_text(encoding="utf-8"))
+            attributes = found.get("attributes", {}) if name == "zarr.json" else found
+            ome: dict[str, Any] = attributes.get("ome", attributes)
+            return ome
+    return {}
+
+
+def _axes_of(image: Mapping[str, Any]) -> list[tuple[str, float | None]]:
+    """Name and micrometres per unit (None if unknown) of each axis."""
+    named = image.get("axes", list(_OLDEST_AXES))
+    axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in named]
+    return [(str(axis["name"]).upper(), UNITS.get(str(axis.get("unit")))) for axis in axes]
+
+
+def _levels_of(image: Mapping[str, Any], axes: Sequence[tuple[str, float | None]]) -> list[Level]:
+    shared = _scale_of(image, len(axes))
+    levels = []
+    for dataset in image["datasets"]:
+        scale = [own * all_levels for own, all_levels in zip(_scale_of(dataset, len(axes)), shared, strict=True)]
+        sides = {name: side * unit for (name, unit), side in zip(axes, scale, strict=True) if unit is not None}
+        known = all(0 < sides.get(axis, 0) < math.inf for axis in "YX")
+        levels.append(Level(str(dataset["path"]), (sides["Y"], sides["X"]) if known else None))
+    return levels
+
+
+def _scale_of(entry: Mapping[str, Any], axes: int) -> list[float]:
+    for transform in entry.get("coordinateTransformations", ()):
+        if transform["type"] == "scale":
+            return [float(factor) for factor in transform["scale"]]
+    return [1.0] * axes
+
+
+def _level_for(levels: Sequence[Level], pixel_size: float | None, name: str) -> Level:
+    """The level whose pixels have nearly that size. Raises InputError if there is none."""
+    sizes = {level: math.sqrt(math.prod(level.pixel_size)) for level in levels if level.pixel_size}
+    if not pixel_size or len(levels) == 1 or len(sizes) < len(levels):
+        return levels[0]
+    nearest = min(levels, key=lambda level: abs(math.log(sizes[level] / pixel_size)))
+    if not 1 / _NEAR <= sizes[nearest] / pixel_size <= _NEAR:
+        listed = ", ".join(f"{size:g}" for size in sizes.values())
+        raise InputError(
+            f"{name}: no level with pixels of {pixel_size:g} micrometres; it has {listed}: choose one of them "
+            "(--pixel-size)"
+        )
+    return nearest
+
+
+def _zarr(name: str) -> Any:
+    try:
+        import zarr
+    except ImportError as error:
+        raise InputError(f"{name}: OME-Zarr needs the zarr package; type: pip install 'pffnet_d2[ome-zarr]'") from error
+    return zarr
+
+
+@contextmanager
+def _damage_named(name: str) -> Iterator[None]:
+    """Turn what zarr and its codecs raise on damaged files inside the block into an InputError that names the image."""
+    try:
+        yield
+    except InputError:
+        raise
+    except OSError as error:
+        reason = error.strerror or "a file of it is missing"
+        raise InputError(f"{name}: cannot be read ({reason}); check the path, or copy it again") from error
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RuntimeError, RecursionError) as error:
+        raise InputError(f"{name}: cannot be read as OME-Zarr; it is damaged or incomplete: copy it again") from error
