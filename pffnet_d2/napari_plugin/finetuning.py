@@ -69,6 +69,7 @@ def finetune_on(
         warnings = write_examples(examples, out / "corrected")
         report(Step(0, iterations))
         _train(start, out, iterations, report)
+        report(Step(iterations, iterations))  # it may have been cancelled while results were drawn
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise

@@ -57,7 +57,7 @@ def test_a_new_model(packaged: Path, tmp_path: Path) -> None:
     assert np.unique(tifffile.imread(out / "corrected" / saved[2])).tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("when", [Step(0, 0), Step(0, 5), 1])
+@pytest.mark.parametrize("when", [Step(0, 0), Step(0, 5), 1, Step(2, 2)])
 def test_cancelled(when: Step | int, packaged: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def stop(step: Step) -> None:
         if when in (step, step.done):
@@ -65,8 +65,9 @@ def test_cancelled(when: Step | int, packaged: Path, tmp_path: Path, capsys: pyt
 
     out = tmp_path / "mine"
     handlers = [list(logger.handlers) for logger in LOGGERS]
+    iterations = 2 if when == Step(2, 2) else 5
     with pytest.raises(Cancelled):
-        finetune_on(examples(), str(packaged), out, iterations=5, report=stop)
+        finetune_on(examples(), str(packaged), out, iterations=iterations, report=stop)
     assert not out.exists()
     assert [list(logger.handlers) for logger in LOGGERS] == handlers
     said = capsys.readouterr()
