@@ -3,8 +3,8 @@
     PFFNET_DATA=FOLDER python benchmarks/exported.py [--fields 4] [--repeat 3] [--model model.onnx]
 
 The shipped model, float32, one thread each (OMP_NUM_THREADS=1), the two sides turn by turn, from the normalised image
-to the label map. FOLDER/bbbc039 holds the publisher's files. Without --model the model is exported first. Prints the ratio
-of the best times, the pixels that differ in all fields, and a json line.
+to the label map. FOLDER/bbbc039 holds the publisher's files. Without --model the model is exported first. Prints the
+ratio of the best times, the pixels that differ in all fields, and a json line.
 """
 
 from __future__ import annotations

@@ -146,7 +146,8 @@ def _session(path: Path) -> Any:
     options = runtime.SessionOptions()
     options.log_severity_level = 4  # an error is raised as well
     # The variable that limits torch, and waiting without spinning (docs/performance.md says what that costs).
-    options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
+    threads = re.match(r"\d+", os.environ.get("OMP_NUM_THREADS", ""))  # it may be a list; the first is the outermost
+    options.intra_op_num_threads = int(threads[0]) if threads else 0
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.set_denormal_as_zero", "1")
     try:
