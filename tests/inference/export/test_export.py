@@ -147,7 +147,10 @@ def test_parts_give_what_the_whole_gives(exporter: Exporter, tmp_path: Path, lab
     if exporter.name == "label-tiff":  # of another layout
         np.testing.assert_array_equal(tifffile.imread(parts), tifffile.imread(whole))
     elif exporter.name == "parquet":  # a file, and a folder
-        assert read_table(parts).to_pylist() == read_table(whole).to_pylist()
+        found, expected = read_table(parts).to_pydict(), read_table(whole).to_pydict()
+        assert list(found) == list(expected)
+        for name, column in expected.items():  # centroids are sums in another order
+            np.testing.assert_allclose(found[name], column, rtol=1e-12)
     elif parts.is_dir():
         assert content(parts) == content(whole)
     else:
