@@ -117,16 +117,17 @@ def work_folder(path: Path, wait: float = 0.0) -> Iterator[Path]:
 
 
 def move(made: Path, place: Path) -> None:
-    """Move a complete file or folder to its place. It replaces a file, or a folder, that is there.
+    """Move a complete file or folder to its place. It replaces the file or folder that is there.
 
-    A kill between the two steps that a folder takes leaves the earlier one behind as ``.NAME.before``.
+    A kill between the steps that a folder takes leaves the earlier result behind in ``.NAME.before``.
     """
-    if not (made.is_dir() and place.is_dir()):
+    if not place.is_dir() and not (made.is_dir() and place.exists()):
         os.replace(made, place)
         return
     before = place.with_name(f".{place.name}.before")
     shutil.rmtree(before, ignore_errors=True)
-    os.replace(place, before)
+    before.mkdir()
+    os.replace(place, before / place.name)
     os.replace(made, place)
     shutil.rmtree(before, ignore_errors=True)
 

@@ -82,7 +82,7 @@ class ParallelResults:
         if done.exists():
             return
         if work.kind == "part":
-            parts = [self._part(group) for group in _read_groups(self._group(work.number))]
+            parts = (self._part(group) for group in _read_groups(self._group(work.number)))
             parquet.write_part(parquet.part_file(self.made["parquet"], work.number), self.run.exported, parts)
         else:
             pyramid = ome_zarr.LabelPyramid(self.made["ome-zarr"])

@@ -6,7 +6,7 @@ pandas, pyarrow, Dask and polars read such a folder as one table.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -52,16 +52,17 @@ def part_file(folder: Path, number: int) -> Path:
     return folder / f"part-{number:06d}.parquet"
 
 
-def write_part(path: Path, image: SourceImage, parts: list[Part]) -> None:
-    """Write the rows of some parts of a label map to one file.
+def write_part(path: Path, image: SourceImage, parts: Iterable[Part]) -> None:
+    """Write the rows of some parts of a label map to one file. Parts are taken one at a time: they hold pixels.
 
     Args:
         path: the file.
         image: their image.
         parts: none makes a table without rows.
     """
+    tables = [measurements(part, image.pixels, image.pixel_size) for part in parts]
     nothing = Part(np.zeros((1, 1), np.int32))
-    _write(path, [measurements(part, image.pixels, image.pixel_size) for part in parts or [nothing]])
+    _write(path, tables or [measurements(nothing, image.pixels, image.pixel_size)])
 
 
 def _write(path: Path, tables: list[dict[str, Any]]) -> None:
