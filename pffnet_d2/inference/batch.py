@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -22,15 +22,17 @@ from tqdm import tqdm
 
 from pffnet_d2.atomic_write import work_folder
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.microscopy import MicroscopyImage, read_microscopy_image
+from pffnet_d2.imaging.microscopy import MicroscopyImage, read_selection
 from pffnet_d2.imaging.normalisation import describe, normalisation_of
 from pffnet_d2.inference import caps
 from pffnet_d2.inference.export import Part, SourceImage
+from pffnet_d2.inference.export.measure import Measured
 from pffnet_d2.inference.model_config import check_device
 from pffnet_d2.inference.options import PredictOptions
 from pffnet_d2.inference.predictor import Prediction, Predictor
-from pffnet_d2.inference.sources import Source
+from pffnet_d2.inference.sources import Source, label_of
 from pffnet_d2.inference.summary import Outcome, Summary, doubts
+from pffnet_d2.inference.tables import ImageTable, check_table, write_tables
 from pffnet_d2.inference.tiling import Box
 from pffnet_d2.launch import check_processes, launch_over_gloo
 
@@ -47,6 +49,8 @@ class Job:
     options: PredictOptions
     stop: bool = False  # stop at the first file that fails
     processes: int = 1
+    table: Path | None = None  # one table of all images, .csv or .parquet; ``options`` must write csv
+    well: str | None = None  # a regular expression that finds the well in the name of an image, for the summary
 
 
 def predict_files(job: Job) -> Summary:
@@ -62,6 +66,8 @@ def predict_files(job: Job) -> Summary:
     for collection in job.options.exporters.collections:
         collection.check_images([source.path for source in job.sources])
     _check_devices(job)
+    if job.table is not None:
+        check_table(job.table, job.well)
     try:
         job.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=job.out):
@@ -69,7 +75,10 @@ def predict_files(job: Job) -> Summary:
     except OSError as error:
         raise InputError(f"{job.out}: cannot be written to ({error.strerror}); choose another --out") from error
     summary = _predict_all(job)
-    _write_collections(job, [job.sources[outcome.index] for outcome in summary.outcomes if not outcome.error])
+    done = [job.sources[outcome.index] for outcome in summary.outcomes if not outcome.error]
+    _write_collections(job, done)
+    if job.table is not None:
+        write_tables(job.table, [_table_of(job, source) for source in done], well=job.well)
     return summary
 
 
@@ -98,6 +107,14 @@ def _write_collections(job: Job, done: Sequence[Source]) -> None:
         collection.write(
             job.out / collection.file_name, {source.path: job.out / (source.name + ending) for source in done}
         )
+
+
+def _table_of(job: Job, source: Source) -> ImageTable:
+    return ImageTable(
+        label_of(source.path, source.name, source.options(job.options)),
+        PurePosixPath(Path(source.name).parent / source.path.name),
+        job.out / f"{source.name}.csv",
+    )
 
 
 # --- Processes -------------------------------------------------------------------------------------------------------
@@ -195,7 +212,7 @@ class _Worker:
         with self._timed("reading"):
             for index in indices:
                 try:
-                    images[index] = self._read(self.job.sources[index].path)
+                    images[index] = self._read(self.job.sources[index])
                 except InputError as error:
                     outcomes[index] = Outcome(index, str(error))
         with self._timed("predicting"):
@@ -214,9 +231,10 @@ class _Worker:
                     outcomes[index] = Outcome(index, str(error))
         return [outcomes[index] for index in indices]
 
-    def _read(self, path: Path) -> tuple[MicroscopyImage, NDArray[np.uint8]]:
+    def _read(self, source: Source) -> tuple[MicroscopyImage, NDArray[np.uint8]]:
         """Reads a file. Returns it and its image as the network sees it. Raises InputError naming the file."""
-        opened = read_microscopy_image(path, plane=self.options.plane, channels=self.options.channels)
+        path, options = source.path, source.options(self.options)
+        opened = read_selection(path, options.selection(), every_channel=options.measures_channels)
         try:
             self.predictor.network_size(*opened.pixels.shape[:2])
             return opened, self.predictor.normalise(opened.pixels)
@@ -230,16 +248,24 @@ class _Worker:
         )
 
     def _exported(self, index: int, opened: MicroscopyImage, rgb: NDArray[np.uint8]) -> SourceImage:
-        pixels = opened.pixels
+        pixels, source = opened.pixels, self.job.sources[index]
         return SourceImage(
-            self.job.sources[index].path.name,
+            source.path.name,
             (pixels.shape[0], pixels.shape[1]),
             partial(_window, pixels),
             partial(_window, rgb),
             whole=True,
             pixel_size=self.options.scale_of(opened.pixel_size),
             resolution=opened.resolution,
+            measured=self._measured(source, opened),
+            class_name=self.options.class_name,
         )
+
+    def _measured(self, source: Source, opened: MicroscopyImage) -> Measured | None:
+        if self.options.measure is None:
+            return None
+        label = label_of(source.path, source.name, source.options(self.options))
+        return Measured(self.options.measure, label, partial(_window, opened.channels), opened.channel_names)
 
     def _write(self, source: Source, image: SourceImage, prediction: Prediction) -> None:
         """Writes all formats of one image. If one fails, none is kept."""
@@ -279,7 +305,8 @@ class _Worker:
     def _tiles_of(self, index: int) -> list[Outcome]:
         """Predicts and writes one file in tiles, together with the other processes. The first returns the outcome."""
         source, main = self.job.sources[index], comm.is_main_process()
-        options = replace(self.options, formats=[exporter.name for exporter in self.options.exporters.files])
+        formats = [exporter.name for exporter in self.options.exporters.files]
+        options = replace(source.options(self.options), formats=formats)
         with self._timed("tiles"):
             try:
                 done = self.predictor.predict_large(source.path, self.job.out, name=source.name, options=options)
@@ -302,5 +329,5 @@ class _Worker:
         ]
 
 
-def _window(pixels: NDArray[Any], box: Box) -> NDArray[Any]:
+def _window(pixels: Any, box: Box) -> NDArray[Any]:
     return pixels[box[0] : box[2], box[1] : box[3]]
