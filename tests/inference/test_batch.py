@@ -129,8 +129,16 @@ def test_options(small_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture
     assert "1 of 1 images predicted, 0 objects" in capsys.readouterr().out
 
 
-def test_tables_of_a_run(small_model: Any, tmp_path: Path, one_thread: None) -> None:
-    """One row per object, in the order of the images, alone and among two processes, whole and in tiles."""
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--ring", "3"],
+        ["--tile", "64", "--overlap", "32"],
+        pytest.param(["--ring", "3", "--processes", "2"], marks=pytest.mark.slow),
+    ],
+)
+def test_tables_of_a_run(small_model: Any, tmp_path: Path, more: list[str]) -> None:
+    """One row per object, in the order of the images: whole, in tiles, among two processes."""
     folder = tmp_path / "plate"
     folder.mkdir()
     stack = np.stack([picture(0), picture(1)])
@@ -139,23 +147,19 @@ def test_tables_of_a_run(small_model: Any, tmp_path: Path, one_thread: None) -> 
         tifffile.imwrite(folder / f"{well}.ome.tif", stack, metadata=names, photometric="minisblack")
     (folder / "C01.tif").write_bytes(b"II*\0 no more")
     chosen = ["--channels", "DAPI", "--measure", "area,mean", "--format", "label-tiff", folder]
-    tables = []
-    for i, more in enumerate(
-        (["--ring", "3"], ["--ring", "3", "--processes", "2"], ["--tile", "64", "--overlap", "32"])
-    ):
-        out = tmp_path / str(i)
-        assert predict(small_model, *chosen, *more, "--table", tmp_path / f"{i}.csv", out=out) == 1
-        tables.append(rows(tmp_path / f"{i}.csv"))
-        assert tables[-1] == [row for well in ("A01", "A02", "B02") for row in rows(out / f"{well}.csv")]
-    assert tables[0] == tables[1]
-    assert {row["image"] for row in tables[2]} == {"A01.ome.tif", "A02.ome.tif", "B02.ome.tif"}
-    label_map = tifffile.imread(tmp_path / "0" / "A01_labels.tif")
-    for row, label in zip(tables[0], range(1, label_map.max() + 1), strict=False):
+    out = tmp_path / "out"
+    assert predict(small_model, *chosen, *more, "--table", tmp_path / "all.csv", out=out) == 1
+    table = rows(tmp_path / "all.csv")
+    assert table == [row for well in ("A01", "A02", "B02") for row in rows(out / f"{well}.csv")]
+    label_map = tifffile.imread(out / "A01_labels.tif")
+    assert label_map.max() > 3
+    for row, label in zip(table, range(1, label_map.max() + 1), strict=False):
+        assert (row["image"], row["label"]) == ("A01.ome.tif", str(label))
         assert float(row["area_um2"]) == np.count_nonzero(label_map == label) / 4
         for channel, pixels in zip(("DAPI", "GFP"), stack, strict=True):
             assert float(row[f"mean_{channel}"]) == pytest.approx(pixels[label_map == label].mean(), rel=1e-5)
-    assert "ring_mean_GFP" in tables[0][0]
-    summary = [(row["well"], row["images"]) for row in rows(tmp_path / "0_summary.csv")]
+    assert ("ring_mean_GFP" in table[0]) == ("--ring" in more)
+    summary = [(row["well"], row["images"]) for row in rows(tmp_path / "all_summary.csv")]
     assert summary == [("A01", "1"), ("A02", "1"), ("B02", "1")]
 
 
