@@ -57,7 +57,7 @@ setup(
         # ruff and mypy are held: another release formats and judges differently.
         "test": [
             *("pytest>=8", "hypothesis>=6.80", "ruff>=0.17.5,<0.18", "mypy>=2.4,<2.5"),
-            "pylibCZIrw>=4",  # writes the CZI files of the tests
+            *("pylibCZIrw>=4", "esprima>=4", "groovy-parser>=0.2"),  # CZI files, and scripts that tests parse
             *(requirement for part in OPTIONAL.values() for requirement in part),
         ],
     },
