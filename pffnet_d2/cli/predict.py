@@ -73,9 +73,10 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add_weights(parser, "checkpoint (default: MODEL.WEIGHTS of the config)")
     parser.add_argument(
         "--diameter",
-        type=float,
-        metavar="PIXELS",
-        help="mean diameter of your nuclei: images are resized to the diameter the model knows, results are not",
+        type=_diameter,
+        metavar="PIXELS | auto",
+        help="mean diameter of your nuclei: images are resized to the diameter the model knows, results are not; "
+        "auto: measured in each image by a first pass",
     )
 
 
@@ -232,6 +233,14 @@ def _options(args: argparse.Namespace) -> PredictOptions:
         )
     except InvalidOption as error:
         raise InputError(f"--{error.option.replace('_', '-')} {error.fault}") from error
+
+
+def _diameter(text: str) -> float | str:
+    """A number, or auto."""
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give pixels, or auto") from None
 
 
 def _thresholds(args: argparse.Namespace) -> str | dict[str, float] | None:

@@ -57,23 +57,25 @@ def normalisation_for(cfg: CfgNode, options: ModelOptions) -> Normalisation:
     return replace(rule, invert=True) if options.invert else rule
 
 
-def scale_for(cfg: CfgNode, diameter: float | None) -> float:
-    """The factor by which to enlarge images so that objects have the diameter that the model was trained on.
+def scale_for(cfg: CfgNode, diameter: float | str | None) -> float:
+    """The factor by which to enlarge images so that objects have the diameter that the model was trained on; 1 for
+    "auto", which each image decides.
 
     Raises:
         InputError: the config does not state that diameter, or already resizes images.
     """
     if diameter is None:
         return 1.0
+    given = diameter if isinstance(diameter, str) else f"{diameter:g}"
     if cfg.MODEL.PFFNET.DIAMETER <= 0:
         raise InputError(
-            f"diameter {diameter:g}: the config does not state the diameter of the objects in training; add it, as in "
+            f"diameter {given}: the config does not state the diameter of the objects in training; add it, as in "
             "--opts MODEL.PFFNET.DIAMETER 24.0"
         )
     for key, side in {"MIN_SIZE_TEST": cfg.INPUT.MIN_SIZE_TEST, "SQUARE.TEST": cfg.INPUT.SQUARE.TEST}.items():
         if side:
-            raise InputError(f"diameter {diameter:g}: INPUT.{key} resizes images already; set it to 0")
-    return float(cfg.MODEL.PFFNET.DIAMETER) / diameter
+            raise InputError(f"diameter {given}: INPUT.{key} resizes images already; set it to 0")
+    return 1.0 if isinstance(diameter, str) else float(cfg.MODEL.PFFNET.DIAMETER) / diameter
 
 
 def check_device(device: str) -> None:

@@ -16,6 +16,7 @@ from pffnet_d2.imaging.normalisation import Normalisation, parse_normalisation
 from pffnet_d2.imaging.scene import ALL, Selection
 from pffnet_d2.inference.export import Formats, choose
 from pffnet_d2.inference.export.measure import Measures
+from pffnet_d2.inference.own_scale import AUTO
 
 AnyPath = str | os.PathLike[str]
 
@@ -39,7 +40,7 @@ class ModelOptions:
             that comes with the package; None uses "nuclei", the only such model.
         diameter: mean diameter of the objects in pixels, 2 sqrt(area / pi). Images are resized so that objects have
             the diameter that the network was trained on (MODEL.PFFNET.DIAMETER); results have the original size. None
-            does not resize images.
+            does not resize images. "auto" measures the objects of each image in a first pass.
         device: "cpu", "cuda", "cuda:1"; None uses MODEL.DEVICE, or the CPU if that is a CUDA device and the machine
             has none.
         thresholds: keys of MODEL.PFFNET.LABEL_MAP to override, such as {"SCORE_THRESH": 0.4, "MASK_THRESH": 0.5}, or a
@@ -56,7 +57,7 @@ class ModelOptions:
     config: CfgNode | AnyPath | None = None
     weights: AnyPath | None = None
     model: AnyPath | None = None
-    diameter: float | None = None
+    diameter: float | str | None = None
     device: str | None = None
     thresholds: Mapping[str, Any] | AnyPath | None = None
     normalisation: Normalisation | str | None = None
@@ -75,8 +76,10 @@ class ModelOptions:
             raise InputError(
                 f"config {kind_of(self.config)}: give the path of a YAML file, or a config from Detectron2's get_cfg()"
             )
-        if self.diameter is not None and not (is_number(self.diameter) and 0 < self.diameter < float("inf")):
-            raise InvalidOption("diameter", f"{self.diameter}: give the mean diameter of the objects in pixels")
+        diameter = self.diameter
+        automatic = isinstance(diameter, str) and diameter == AUTO
+        if diameter is not None and not automatic and not (is_number(diameter) and 0 < float(diameter) < float("inf")):
+            raise InvalidOption("diameter", f"{diameter}: give the mean diameter of the objects in pixels, or auto")
         if not isinstance(self.thresholds, (Mapping, str, os.PathLike, type(None))):
             raise InvalidOption(
                 "thresholds", f"{kind_of(self.thresholds)}: give a table such as {{'SCORE_THRESH': 0.4}}, or a file"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 import warnings
@@ -27,6 +28,7 @@ from pffnet_d2.inference.large import LargePrediction, TileModel, check_tiles, p
 from pffnet_d2.inference.modality import lost_contrast, unlike_fluorescence
 from pffnet_d2.inference.model_config import config_of, normalisation_for, scale_for
 from pffnet_d2.inference.options import ImageOptions, ModelOptions, kind_of
+from pffnet_d2.inference.own_scale import AUTO, predict_at_own_scale
 from pffnet_d2.masks.compose import LabelMapRule, label_map_and_indices
 from pffnet_d2.model_zoo.checkpoint import Checkpointer
 from pffnet_d2.modeling.build import build_network
@@ -95,6 +97,7 @@ class Predictor:
             raise TypeError("give either options or the other arguments")
         self.cfg = config_of(options)
         self.scale = scale_for(self.cfg, options.diameter)
+        self.own_scale = options.diameter == AUTO
         self.normalisation = normalisation_for(self.cfg, options)
         self.rule = LabelMapRule.from_config(self.cfg)
         network: Any = build_network(self.cfg)
@@ -156,6 +159,12 @@ class Predictor:
             )
         return max(round(enlarged[0]), 1), max(round(enlarged[1]), 1)
 
+    def at_scale(self, scale: float) -> Predictor:
+        """The same model, which sees images enlarged by this factor."""
+        other = copy.copy(self)
+        other.scale, other.own_scale = scale, False
+        return other
+
     def normalise(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB as the network sees it. Raises InputError like ``to_rgb8``."""
         return to_rgb8(pixels, self.normalisation)
@@ -170,6 +179,8 @@ class Predictor:
         for image in images:
             if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
                 raise InputError(f"{kind_of(image)}: predict takes (H, W, 3) uint8 arrays, as normalise() makes them")
+        if self.own_scale:
+            return predict_at_own_scale(self, images)
         found: dict[int, Prediction] = {}
         for group in _of_equal_size(images):
             inputs = [self._input(images[i]) for i in group]
@@ -231,6 +242,8 @@ class Predictor:
         """Raises InputError if this model cannot predict in tiles of this size and overlap."""
         if options.tile is None:
             raise InputError("tile None: give a whole number")
+        if self.own_scale:
+            raise InputError("diameter auto measures objects in whole images; with tiles give the diameter in pixels")
         if self.cfg.INPUT.MIN_SIZE_TEST:
             raise InputError(
                 f"INPUT.MIN_SIZE_TEST {self.cfg.INPUT.MIN_SIZE_TEST} would resize every tile on its own; "
