@@ -18,6 +18,10 @@ OPTIONAL = {
     "ome-zarr": ["zarr>=3"],  # OME-Zarr in and out; needs Python 3.11
     # Prediction and cross-validation on the machines of a cluster; bokeh draws Dask's dashboard.
     "cluster": ["distributed>=2024.1", "bokeh>=3.1", "zarr>=3", "pyarrow>=14"],
+    "formats": ["bioio>=3", "bioio-nd2>=2", "bioio-lif>=2"],  # ND2 and LIF; other readers of bioio add formats
+    "czi": ["bioio-czi>=2"],  # GPL-3.0, so no other extra but that of the tests installs it
+    "slides": ["openslide-python>=1.4", "openslide-bin>=4"],  # slides that are no TIFF
+    "tables": ["pyarrow>=14"],  # --table FILE.parquet
     "codecs": ["imagecodecs>=2023.1.23"],  # TIFF of JPEG 2000, JPEG XL, WebP and other compressions
 }
 
@@ -70,6 +74,7 @@ setup(
         # ruff and mypy are held: another release formats and judges differently.
         "test": [
             *("timm>=1.0.9", "pytest>=8", "hypothesis>=6.80", "ruff>=0.17.5,<0.18", "mypy>=2.4,<2.5"),
+            *("pylibCZIrw>=4", "esprima>=4", "groovy-parser>=0.2"),  # CZI files, and scripts that tests parse
             *(requirement for part in OPTIONAL.values() for requirement in part),
         ],
     },

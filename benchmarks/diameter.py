@@ -1,9 +1,10 @@
 """Are nuclei of another magnification found with --diameter as well as at the size the model knows?
 
-    python benchmarks/diameter.py [--dataset bbbc039_val] [--images 12] [--model nuclei]
+    python benchmarks/diameter.py [--dataset bbbc039_val] [--images 12] [--model nuclei] [--scales 0.25 0.5 1 2 4]
 
-Images and truth of a prepared data set are resized (0.5 to 3 times), predicted with the diameter that its nuclei then
-have and without, and scored at the resized size. Prints AJI with, and without, over AJI of the images as they are.
+Images and truth of a prepared data set are resized (0.5 to 3 times, unless --scales say otherwise), predicted with the
+diameter that its nuclei then have, with --diameter auto and without, and scored at the resized size. Prints AJI with,
+with auto, and without, over AJI of the images as they are.
 Nothing is prepared or downloaded: without the data set it says so and ends.
 """
 
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--dataset", default="bbbc039_val", help="name of a prepared data set")
     parser.add_argument("--images", type=int, default=12, help="evenly spread over the data set")
     parser.add_argument("--model", default="nuclei", help="a shipped model, or a model folder")
+    parser.add_argument("--scales", type=float, nargs="+", default=SCALES, help="factors of the sides of the images")
     args = parser.parse_args()
     try:
         entries = [entry for entry in DatasetCatalog.get(args.dataset) if entry["annotations"]]
@@ -61,11 +63,17 @@ def main() -> None:
         return statistics.mean(aji(truth, predictor(image).label_map) for image, truth in pairs)
 
     base = score(plain, 1.0)
-    for scale in SCALES:
+    automatic = Predictor(model=args.model, diameter="auto")
+    for scale in args.scales:
         sized, unsized = score(Predictor(model=args.model, diameter=diameter * scale), scale), score(plain, scale)
-        ratios = {"AJI with --diameter / as it is": sized / base, "without / as it is": unsized / base}
+        auto = score(automatic, scale)
+        ratios = {
+            "AJI with --diameter / as it is": sized / base,
+            "with auto / as it is": auto / base,
+            "without / as it is": unsized / base,
+        }
         case = f"{len(entries)} of {args.dataset}, {scale:g} times as large, diameter {diameter * scale:.1f}"
-        report("diameter", case, ratios, aji_with=sized, aji_without=unsized)
+        report("diameter", case, ratios, aji_with=sized, aji_auto=auto, aji_without=unsized)
 
 
 if __name__ == "__main__":

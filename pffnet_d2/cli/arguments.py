@@ -60,7 +60,7 @@ def add_opts(parser: argparse.ArgumentParser, help: str) -> None:
     parser.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help=help)
 
 
-def add_cluster(parser: argparse.ArgumentParser) -> None:
+def add_cluster(parser: argparse._ActionsContainer) -> None:
     """``--workers N`` and ``--scheduler ADDRESS``, which :func:`cluster_options` reads."""
     parser.add_argument(
         "--workers", type=int, metavar="N", help="run tasks in N Dask workers of this machine (docs/cluster.md)"

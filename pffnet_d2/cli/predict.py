@@ -14,7 +14,9 @@ from pffnet_d2.imaging.numbers import whole_number
 from pffnet_d2.model_zoo.find import onnx_form
 
 if TYPE_CHECKING:
+    from pffnet_d2.inference.export.measure import Measures
     from pffnet_d2.inference.options import PredictOptions
+    from pffnet_d2.inference.sources import Source
 
 # Formats that are written unless --format says otherwise, of images that are predicted whole and in tiles.
 WHOLE, TILED = "label-tiff,overlay", "label-tiff"
@@ -50,8 +52,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="what `pffnet thresholds` wrote, or a yaml of such keys, SCORE_THRESH: 0.4",
     )
-    _add_reading(parser)
-    _add_work(parser)
+    parser.add_argument(
+        "--preview",
+        action="store_true",
+        help="of one image, write only IMAGE_preview.png: the image and its overlay at three thresholds",
+    )
+    _add_reading(parser.add_argument_group("reading images"))
+    _add_measuring(parser.add_argument_group("tables"))
+    _add_work(parser.add_argument_group("dividing the work"))
     add_opts(parser, "override keys of the config")
 
 
@@ -67,16 +75,26 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     add_weights(parser, "checkpoint (default: MODEL.WEIGHTS of the config)")
     parser.add_argument(
         "--diameter",
-        type=float,
-        metavar="PIXELS",
-        help="mean diameter of your nuclei: images are resized to the diameter the model knows, results are not",
+        type=_diameter,
+        metavar="PIXELS | auto",
+        help="mean diameter of your nuclei: images are resized to the diameter the model knows, results are not; "
+        "auto: measured in each image by a first pass",
     )
 
 
-def _add_reading(parser: argparse.ArgumentParser) -> None:
+def _add_reading(parser: argparse._ArgumentGroup) -> None:
     """How image files become what the network sees."""
-    parser.add_argument("--plane", metavar="N | Z=N,T=N", help="of a stack, from 0")
-    parser.add_argument("--channels", metavar="N | R,G,B", help="of several channels, from 0: one, or three as colours")
+    parser.add_argument("--plane", metavar="N | Z=N,T=N | all", help="of a stack, from 0; all: each plane by itself")
+    parser.add_argument("--project", choices=["max"], help="the brightest value along Z instead of one plane of it")
+    parser.add_argument(
+        "--channels",
+        metavar="N | NAME | R,G,B",
+        help="of several channels, by number from 0 or by name, such as DAPI: one, or three as colours",
+    )
+    parser.add_argument("--scene", metavar="N | NAME | all", help="of a file with several images, from 0; all: each")
+    parser.add_argument(
+        "--level", type=float, metavar="UM", help="of a pyramid: that with pixels closest to UM micrometres"
+    )
     parser.add_argument(
         "--normalisation",
         default="auto",
@@ -97,7 +115,37 @@ def _add_reading(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_work(parser: argparse.ArgumentParser) -> None:
+def _add_measuring(parser: argparse._ArgumentGroup) -> None:
+    """What tables contain."""
+    from pffnet_d2.inference.export.measure import INTENSITY_TERMS, SHAPE_TERMS
+
+    parser.add_argument(
+        "--measure",
+        metavar="LIST",
+        help="columns of csv, instead of the default ones, and grey values of every channel of the file; of "
+        + ",".join([*SHAPE_TERMS, *INTENSITY_TERMS]),
+    )
+    parser.add_argument(
+        "--ring", type=int, metavar="PIXELS", help="also the mean grey value in a ring of this width around objects"
+    )
+    parser.add_argument(
+        "--table",
+        type=Path,
+        metavar="FILE",
+        help="one .csv or .parquet of all images, and FILE_summary.csv by folder and well, beside one csv per image",
+    )
+    parser.add_argument(
+        "--well", metavar="REGEX", help="finds the well in the path of an image (default: A01, r01c01 in its name)"
+    )
+    parser.add_argument(
+        "--class-name",
+        default="object",
+        metavar="NAME",
+        help="of the objects, in geojson and coco (default: %(default)s)",
+    )
+
+
+def _add_work(parser: argparse._ArgumentGroup) -> None:
     """How the work is divided."""
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="images (tiles) of one size at a time")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="a GPU each, or on the CPU")
@@ -129,11 +177,23 @@ def run(args: argparse.Namespace) -> int:
 
     options = _options(args)
     out = args.out or Path("results")
-    sources = find_sources(args.images, out, options.exporters.files)
+    sources = find_sources(args.images, out, options.exporters.files, options)
+    if args.preview:
+        return _preview(args, sources, out, options)
     cluster = cluster_options(args)
     if cluster and args.processes > 1:
         raise InputError("--processes and --workers: give one of them")
-    summary = predict_files(Job(sources, out, options, args.stop_on_error, args.processes, cluster))
+    job = Job(
+        sources,
+        out,
+        options,
+        stop=args.stop_on_error,
+        processes=args.processes,
+        cluster=cluster,
+        table=args.table,
+        well=args.well,
+    )
+    summary = predict_files(job)
     print("\n".join([*summary.lines(), *([] if args.out else [f"results in {out}/"])]))
     return summary.exit_code
 
@@ -146,6 +206,20 @@ def _check_installation(*, onnx: bool) -> None:
         if onnx:
             raise
         raise InputError(f"{error}; a model in ONNX needs none of these (--model FILE.onnx, docs/export.md)") from error
+
+
+def _preview(args: argparse.Namespace, sources: list[Source], out: Path, options: PredictOptions) -> int:
+    from pffnet_d2.inference.preview import write_preview
+
+    if len(sources) != 1:
+        raise InputError(f"--preview is of one image, not of {len(sources)}; name one")
+    if args.tile is not None or args.table is not None:
+        raise InputError("--preview writes one picture of a whole image; leave out --tile and --table")
+    path = out / f"{sources[0].name}_preview.png"
+    for beta, count in write_preview(path, sources[0], options):
+        print(f"--threshold {beta:g}: {count} objects")
+    print(f"{path} shows them beside the image")
+    return 0
 
 
 def _options(args: argparse.Namespace) -> PredictOptions:
@@ -164,9 +238,14 @@ def _options(args: argparse.Namespace) -> PredictOptions:
             normalisation=args.normalisation,
             invert=args.invert,
             opts=args.opts,
-            formats=(args.format or (WHOLE if args.tile is None else TILED)).split(","),
+            formats=_formats(args),
             plane=_plane(args.plane),
-            channels=_integers("--channels", args.channels),
+            channels=_channels(args.channels),
+            scene=None if args.scene is None else _number_or_name(f"--scene {args.scene}", args.scene),
+            project=args.project,
+            level=args.level,
+            measure=_measures(args),
+            class_name=args.class_name,
             pixel_size=args.pixel_size,
             batch=args.batch,
             tile=args.tile,
@@ -175,6 +254,14 @@ def _options(args: argparse.Namespace) -> PredictOptions:
         )
     except InvalidOption as error:
         raise InputError(f"--{error.option.replace('_', '-')} {error.fault}") from error
+
+
+def _diameter(text: str) -> float | str:
+    """A number, or auto."""
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: give pixels, or auto") from None
 
 
 def _thresholds(args: argparse.Namespace) -> str | dict[str, float] | None:
@@ -210,10 +297,29 @@ def _tissue(args: argparse.Namespace) -> str | None:
     return tissue
 
 
-def _plane(text: str | None) -> dict[str, int] | int | None:
-    """``3`` or ``Z=3,T=0``."""
-    if text is None:
+def _formats(args: argparse.Namespace) -> list[str]:
+    """The formats; options of tables add csv."""
+    formats: list[str] = (args.format or (WHOLE if args.tile is None else TILED)).split(",")
+    return [*formats, "csv"] if _measures(args) and "csv" not in formats else formats
+
+
+def _measures(args: argparse.Namespace) -> Measures | None:
+    """What tables say; None if no option of tables is given."""
+    from pffnet_d2.inference.export.measure import Measures
+
+    if args.well is not None and args.table is None:
+        raise InputError("--well is for the summary of a table; give --table too, such as --table all.csv")
+    if args.measure is None and args.ring is None and args.table is None:
         return None
+    if args.ring is not None and args.ring < 1:
+        raise InputError(f"--ring {args.ring}: give its width in pixels, such as 5")
+    return Measures.parse(args.measure, args.ring or 0)
+
+
+def _plane(text: str | None) -> dict[str, int] | int | str | None:
+    """``3``, ``Z=3,T=0`` or ``all``."""
+    if text is None or text == "all":
+        return text
     pairs = [part.partition("=") for part in text.split(",")]
     try:
         if "=" not in text:
@@ -226,10 +332,18 @@ def _plane(text: str | None) -> dict[str, int] | int | None:
     return plane
 
 
-def _integers(flag: str, text: str | None) -> list[int] | None:
+def _channels(text: str | None) -> list[int | str] | None:
+    """Numbers or names with commas between them."""
     if text is None:
         return None
+    return [_number_or_name(f"--channels {text}", part) for part in text.split(",")]
+
+
+def _number_or_name(option: str, text: str) -> int | str:
+    """A whole number, or a name, which has a letter. Raises InputError, beginning with ``option``, for other text."""
     try:
-        return [whole_number(part) for part in text.split(",")]
+        return whole_number(text)
     except ValueError:
-        raise InputError(f"{flag} {text}: give numbers from 0, with commas between them") from None
+        if any(character.isalpha() for character in text):
+            return text.strip()
+        raise InputError(f"{option}: give numbers from 0 or names, with commas between several channels") from None

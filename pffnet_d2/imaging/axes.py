@@ -83,7 +83,7 @@ def reduce_axes(
     channels: Sequence[int] | None,
     rgb: bool,
 ) -> NDArray[Any]:
-    """The chosen plane, (H, W) or (H, W, 3), of an array with named axes (see the module).
+    """The chosen plane of an array with named axes (see the module): (H, W), (H, W, 3), or (H, W, n) of n channels.
 
     Raises:
         InputError: naming ``name``: see ``check_choice``.
@@ -105,8 +105,8 @@ def reduce_axes(
         pixels = pixels[:, :, channels[0]] if len(channels) == 1 else pixels[:, :, list(channels)]
     elif channels is not None and len(channels) == 3:  # grey: the checks allow only 0,0,0
         pixels = np.stack([pixels] * 3, axis=2)
-    if pixels.ndim == 3:  # grey with alpha; RGB with alpha
+    elif pixels.ndim == 3:  # grey with alpha; RGB with alpha
         pixels = pixels[:, :, 0] if pixels.shape[2] == 2 else pixels[:, :, :3]
-    if pixels.ndim != 2 and not (pixels.ndim == 3 and pixels.shape[2] == 3):
+    if pixels.ndim != 2 and not (pixels.ndim == 3 and (pixels.shape[2] == 3 or channels is not None)):
         raise InputError(f"{name}: its axes {axes} of {pixels.shape} are not understood; save one plane as grey or RGB")
     return np.ascontiguousarray(pixels)

@@ -5,69 +5,48 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pffnet_d2.imaging.microscopy import (
-    MicroscopyImage,
-    is_tiff,
-    read_microscopy_image,
-    sound,
-    with_scale,
-    zarr_image,
-)
+from pffnet_d2.imaging.microscopy import MicroscopyImage, open_selection, sound
 from pffnet_d2.imaging.normalisation import Normalisation
-from pffnet_d2.imaging.ome_zarr import is_zarr
-from pffnet_d2.imaging.tiff import TiffPlane, damage_named, whole_tiff
+from pffnet_d2.imaging.scene import Selection
+from pffnet_d2.imaging.scene import Sliceable as Sliceable
 
 _BLOCK = (1024, 4096)
-
-
-class Sliceable(Protocol):
-    """An image (H, W) or (H, W, C); ``array[y0:y1, x0:x1]`` is a part of it that ``np.asarray`` accepts."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> Any: ...
-
-    def __getitem__(self, key: Any, /) -> Any: ...
 
 
 @contextmanager
 def open_microscopy_image(
     path: Path,
+    selection: Selection | None = None,
     *,
     plane: Mapping[str, int] | int | None = None,
-    channels: Sequence[int] | None = None,
-    pixel_size: float | None = None,
+    channels: Sequence[int | str] | None = None,
+    every_channel: bool = False,
 ) -> Iterator[MicroscopyImage]:
     """Open a file like ``read_microscopy_image``, but read its pixels when they are sliced, inside the block.
 
-    A TIFF (plain, Big, OME or ImageJ; the full resolution of a pyramid) and an OME-Zarr may have any size. Other
-    formats are read whole.
+    A TIFF (plain, Big, OME or ImageJ, one level of a pyramid), an OME-Zarr and the formats of ``vendor`` may have any
+    size. Other formats are read whole.
+
+    Args:
+        path: the file.
+        selection: what is read of it, instead of ``plane`` and ``channels``.
+        plane, channels: as for ``read_microscopy_image``.
+        every_channel: also open all channels of the plane.
 
     Raises:
         InputError: see ``read_microscopy_image``; tiles or strips of a TIFF lie beyond its end. Slicing raises it if a
             tile or strip cannot be decoded.
     """
-    if is_zarr(path):
-        yield zarr_image(path, plane, channels, pixel_size)
-        return
-    if not is_tiff(path):
-        yield read_microscopy_image(path, plane=plane, channels=channels)
-        return
-    with ExitStack() as files:
-        with damage_named(path):
-            tiff = files.enter_context(whole_tiff(path))
-            pixels = TiffPlane(tiff, str(path), plane, channels)
-            pixels[0:1, 0:1]  # raises before hours of work if pixels cannot be decoded
-            image = with_scale(tiff, pixels)  # type: ignore[arg-type]
+    chosen = selection or Selection(plane=plane, channels=channels)
+    with open_selection(path, chosen, every_channel=every_channel) as image:
+        image.pixels[0:1, 0:1]  # raises before hours of work if pixels cannot be decoded
         yield image
 
 

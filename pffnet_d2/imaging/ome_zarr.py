@@ -49,6 +49,59 @@ def is_zarr(path: Path) -> bool:
     return path.is_dir() and any((path / name).is_file() for name in ("zarr.json", ".zgroup", ".zattrs", ".zarray"))
 
 
+class ZarrImage:
+    """One resolution of an OME-Zarr image with all its planes.
+
+    Attributes:
+        long_axes: lengths of the axes longer than 1 other than Y and X.
+        pixel_size: height and width in micrometres, if the image states it.
+        channel_names: one per channel; empty if the image does not name them (``omero`` of NGFF).
+    """
+
+    def __init__(self, path: Path, level: float | None = None) -> None:
+        """
+        Args:
+            path: the folder of the image.
+            level: micrometres; of a pyramid whose levels state their pixel size, the level that is nearest. None
+                chooses the full resolution.
+
+        Raises:
+            InputError: the zarr package is missing; the folder is not one image or is damaged; no level has nearly
+                that pixel size.
+        """
+        self.name = str(path)
+        with _damage_named(self.name):
+            self.root, image = _image_of(path)
+            axes = _axes_of(image)
+            chosen = _level_for(_levels_of(image, axes), level, self.name)
+            self.folder, self.pixel_size = self.root / chosen.path, chosen.pixel_size
+            self.array: Any = _zarr(self.name).open_array(str(self.folder), mode="r")
+            named = _attributes(self.root).get("omero", {}).get("channels", ())
+            labels = tuple(str(channel.get("label", "")) for channel in named)
+        self.axes = "".join(name for name, _ in axes)
+        if len(self.axes) != len(self.array.shape) or not {"Y", "X"} <= set(self.axes):
+            raise InputError(
+                f"{path}: its axes {self.axes} of {self.array.shape} are not understood; save it as T, C, Z, Y, X"
+            )
+        self.sizes = dict(zip(self.axes, map(int, self.array.shape), strict=True))
+        self.long_axes = {axis: n for axis, n in self.sizes.items() if n > 1 and axis not in "YX"}
+        self.channel_names = labels if all(labels) and len(labels) == self.sizes.get("C", 1) else ()
+
+    def files(self) -> list[Path]:
+        """The metadata of the image and all files of the level that is read, sorted."""
+        metadata = [self.root / name for name in _METADATA if (self.root / name).is_file()]
+        return sorted({*metadata, *(path for path in self.folder.rglob("*") if path.is_file())})
+
+    def digest(self) -> str:
+        """Hexadecimal SHA-256 of the names and bytes of ``files``."""
+        found = hashlib.sha256()
+        for path in self.files():
+            data = path.read_bytes()
+            found.update(f"{path.relative_to(self.root)} {len(data)}\n".encode())
+            found.update(data)
+        return found.hexdigest()
+
+
 class ZarrPlane:
     """One plane of an OME-Zarr image; ``plane[y0:y1, x0:x1]`` reads the chunks of a window.
 
@@ -58,44 +111,27 @@ class ZarrPlane:
 
     def __init__(
         self,
-        path: Path,
+        image: ZarrImage,
         plane: Mapping[str, int] | int | None = None,
         channels: Sequence[int] | None = None,
-        pixel_size: float | None = None,
     ) -> None:
         """
         Args:
-            path: the folder of the image.
-            plane: as ``microscopy.read_microscopy_image`` takes it.
-            channels: as ``microscopy.read_microscopy_image`` takes them.
-            pixel_size: micrometres; of a pyramid whose levels state their pixel size, the level that is nearest. None
-                and 0 choose the full resolution.
+            image: the image.
+            plane, channels: as for ``scene.Selection``, channels by number.
 
         Raises:
-            InputError: the zarr package is missing; the folder is not one image or is damaged; no level has nearly
-                that pixel size; ``plane`` and ``channels`` do not choose one plane.
+            InputError: ``plane`` and ``channels`` do not choose one plane.
         """
-        self.path, self._name, self._channels = path, str(path), channels
-        with _damage_named(self._name):
-            self._root, image = _image_of(path)
-            axes = _axes_of(image)
-            level = _level_for(_levels_of(image, axes), pixel_size, self._name)
-            self._folder, self.pixel_size = self._root / level.path, level.pixel_size
-            self._array: Any = _zarr(self._name).open_array(str(self._folder), mode="r")
-        self._axes = "".join(name for name, _ in axes)
-        if len(self._axes) != len(self._array.shape) or not {"Y", "X"} <= set(self._axes):
-            raise InputError(
-                f"{path}: its axes {self._axes} of {self._array.shape} are not understood; save it as T, C, Z, Y, X"
-            )
-        sizes = dict(zip(self._axes, map(int, self._array.shape), strict=True))
-        long = {axis: n for axis, n in sizes.items() if n > 1 and axis not in "YX"}
+        self.image, self._name, self._channels, self._axes = image, image.name, channels, image.axes
+        long = image.long_axes
         check_choice(long, self._name, plane, channels, False)
         self._channel_axis = channel_axis_of(long, channels, False)
         stack = {axis: n for axis, n in long.items() if axis != self._channel_axis}
-        self._index = {axis: 0 for axis in sizes if axis not in "YX"} | choice(stack, self._name, plane)
-        self.dtype = self._array.dtype
-        many = channels is not None and len(channels) == 3
-        self.shape: tuple[int, ...] = (sizes["Y"], sizes["X"], *((3,) if many else ()))
+        self._index = {axis: 0 for axis in image.sizes if axis not in "YX"} | choice(stack, self._name, plane)
+        self.dtype = image.array.dtype
+        many = len(channels) if channels is not None else 1
+        self.shape: tuple[int, ...] = (image.sizes["Y"], image.sizes["X"], *((many,) if many > 1 else ()))
         self.ndim = len(self.shape)
 
     def __getitem__(self, key: tuple[slice, slice]) -> NDArray[Any]:
@@ -109,22 +145,8 @@ class ZarrPlane:
 
     def _read(self, index: Mapping[str, int], rows: slice, columns: slice) -> NDArray[Any]:
         where = {"Y": rows, "X": columns, **index}
-        values = np.asarray(self._array[tuple(where[axis] for axis in self._axes)])
+        values = np.asarray(self.image.array[tuple(where[axis] for axis in self._axes)])
         return values if self._axes.index("Y") < self._axes.index("X") else values.T
-
-    def files(self) -> list[Path]:
-        """The metadata of the image and all files of the level that is read, sorted."""
-        metadata = [self._root / name for name in _METADATA if (self._root / name).is_file()]
-        return sorted({*metadata, *(path for path in self._folder.rglob("*") if path.is_file())})
-
-    def digest(self) -> str:
-        """Hexadecimal SHA-256 of the names and bytes of ``files``."""
-        found = hashlib.sha256()
-        for path in self.files():
-            data = path.read_bytes()
-            found.update(f"{path.relative_to(self._root)} {len(data)}\n".encode())
-            found.update(data)
-        return found.hexdigest()
 
 
 def _image_of(path: Path) -> tuple[Path, dict[str, Any]]:
@@ -187,17 +209,17 @@ def _scale_of(entry: Mapping[str, Any], axes: int) -> list[float]:
     return [1.0] * axes
 
 
-def _level_for(levels: Sequence[Level], pixel_size: float | None, name: str) -> Level:
+def _level_for(levels: Sequence[Level], wanted: float | None, name: str) -> Level:
     """The level whose pixels have nearly that size. Raises InputError if there is none."""
     sizes = {level: math.sqrt(math.prod(level.pixel_size)) for level in levels if level.pixel_size}
-    if not pixel_size or len(levels) == 1 or len(sizes) < len(levels):
+    if wanted is None or len(levels) == 1 or len(sizes) < len(levels):
         return levels[0]
-    nearest = min(levels, key=lambda level: abs(math.log(sizes[level] / pixel_size)))
-    if not 1 / _NEAR <= sizes[nearest] / pixel_size <= _NEAR:
+    nearest = min(levels, key=lambda level: abs(math.log(sizes[level] / wanted)))
+    if not 1 / _NEAR <= sizes[nearest] / wanted <= _NEAR:
         listed = ", ".join(f"{size:g}" for size in sizes.values())
         raise InputError(
-            f"{name}: no level with pixels of {pixel_size:g} micrometres; it has {listed}: choose one of them "
-            "(--pixel-size)"
+            f"{name}: no level with pixels of {wanted:g} micrometres; it has {listed}: choose one of them "
+            "(--level)"
         )
     return nearest
 

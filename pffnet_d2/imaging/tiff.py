@@ -69,6 +69,7 @@ class TiffPlane:
         *,
         single: bool = False,
         as_stored: bool = False,
+        series: Any = None,
     ) -> None:
         """
         Args:
@@ -79,6 +80,7 @@ class TiffPlane:
             single: refuse stacks and channels, with messages that do not suggest --plane and --channels.
             as_stored: return the numbers in the file, for label images: palettes are not converted, and values whose 0
                 is white are not inverted.
+            series: one of ``tiff.series``, or a level of one; None reads the only image of the file.
 
         Raises:
             InputError: the file contains several images, or colours that are not supported; ``plane`` and ``channels``
@@ -86,8 +88,10 @@ class TiffPlane:
             ValueError, ...: those of ``DAMAGE``: tiles or strips lie beyond the end of the file.
         """
         self._name, self._tiff, self._as_stored = name, tiff, as_stored
-        self._series, self._page = _only_series(tiff, name, thumbnails=not as_stored)
-        self._colours = _one_colour(self._page, name)
+        if series is None:
+            series = _only_series(tiff, name, thumbnails=not as_stored)
+        self._series, self._page = series, checked_page(series, name)
+        self._colours = one_colour(self._page, name)
         axes, shape = self._series.axes, self._series.shape
         sizes = dict(zip(axes, shape, strict=True))
         # Contiguous data are memory-mapped with all their axes; otherwise each page contains the last few axes.
@@ -96,9 +100,7 @@ class TiffPlane:
         inner = {"Y", "X", "S"} if self._mapped else set(axes[len(axes) - len(self._page.shape) :])
         if not {"Y", "X"} <= inner or self._page.imagedepth > 1:
             raise InputError(f"{name}: its axes {axes} of {shape} are not understood; save one plane as grey or RGB")
-        long = {axis: n for axis, n in sizes.items() if n > 1 and axis not in "YX"}
-        if self._page.photometric == _PALETTE and not as_stored:
-            long.setdefault("S", 3)
+        long = stack_axes_of(self._series, self._page, as_stored=as_stored)
         if single:
             _check_single(long, name, self._colours)
             self._colours = True
@@ -304,28 +306,51 @@ def whole_tiff(file: Path | io.BytesIO) -> Iterator[tifffile.TiffFile]:
         logger.removeHandler(handler)
 
 
-def _only_series(tiff: tifffile.TiffFile, name: str, *, thumbnails: bool) -> tuple[Any, Any]:
-    """The only image of a TIFF and its first page.
+def series_of(tiff: tifffile.TiffFile, *, thumbnails: bool) -> list[Any]:
+    """The images of a TIFF: the first series, and those that are neither smaller nor marked as reduced.
 
     Args:
         tiff: the open file.
-        name: of the file, for messages.
         thumbnails: treat smaller images as thumbnails even if the file does not mark them as such.
-
-    Raises:
-        InputError: there are several images; values of this type cannot be read.
     """
     if not tiff.series:
         raise ValueError("no image")
-    series, page = tiff.series[0], tiff.series[0].keyframe
-    rivals = [
-        other
-        for other in tiff.series[1:]
-        if math.prod(other.shape) >= math.prod(series.shape) or not (thumbnails or other.keyframe.is_reduced)
+    first = tiff.series[0]
+    return [
+        first,
+        *(
+            other
+            for other in tiff.series[1:]
+            if math.prod(other.shape) >= math.prod(first.shape) or not (thumbnails or other.keyframe.is_reduced)
+        ),
     ]
-    if rivals:
-        shapes = ", ".join("x".join(map(str, s.shape)) for s in [series, *rivals][:4])
+
+
+def _only_series(tiff: tifffile.TiffFile, name: str, *, thumbnails: bool) -> Any:
+    """The only image of a TIFF. Raises InputError if there are several; ``thumbnails`` as for ``series_of``."""
+    images = series_of(tiff, thumbnails=thumbnails)
+    if len(images) > 1:
+        shapes = ", ".join(shape_of(series) for series in images[:4])
         raise InputError(f"{name}: contains {len(tiff.series)} images ({shapes}); save the one you want by itself")
+    return images[0]
+
+
+def shape_of(series: Any) -> str:
+    return "x".join(map(str, series.shape))
+
+
+def stack_axes_of(series: Any, page: Any, *, as_stored: bool = False) -> dict[str, int]:
+    """Lengths of the axes of an image that are longer than 1, other than Y and X."""
+    sizes = dict(zip(series.axes, series.shape, strict=True))
+    long = {axis: n for axis, n in sizes.items() if n > 1 and axis not in "YX"}
+    if page.photometric == _PALETTE and not as_stored:
+        long.setdefault("S", 3)
+    return long
+
+
+def checked_page(series: Any, name: str) -> Any:
+    """The first page of an image. Raises InputError if values of its type cannot be read."""
+    page = series.keyframe
     if page.dtype is None:
         raise InputError(
             f"{name}: {page.bitspersample}-bit values of this type cannot be read; save it as 8, 16 or 32-bit integers "
@@ -333,10 +358,10 @@ def _only_series(tiff: tifffile.TiffFile, name: str, *, thumbnails: bool) -> tup
         )
     if page.dtype.kind not in "buif":
         raise InputError(f"{name}: {page.dtype} values are not supported; save it as integers or floating values")
-    return series, page
+    return page
 
 
-def _one_colour(page: Any, name: str) -> bool:
+def one_colour(page: Any, name: str) -> bool:
     """Whether the samples of a pixel form one colour (RGB, or grey with alpha) and are not channels.
 
     Raises:

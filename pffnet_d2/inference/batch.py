@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -23,15 +23,17 @@ from pffnet_d2 import ranks
 from pffnet_d2.atomic_write import move, work_folder
 from pffnet_d2.dask_tasks import ClusterOptions
 from pffnet_d2.errors import DeviceMemoryError, InputError
-from pffnet_d2.imaging.microscopy import MicroscopyImage, read_microscopy_image
+from pffnet_d2.imaging.microscopy import MicroscopyImage, read_selection
 from pffnet_d2.imaging.normalisation import describe, normalisation_of
 from pffnet_d2.inference import caps
 from pffnet_d2.inference.export import Part, SourceImage
+from pffnet_d2.inference.export.measure import Measured
 from pffnet_d2.inference.large import LargePrediction
 from pffnet_d2.inference.options import PredictOptions
 from pffnet_d2.inference.predictor import Prediction, Predictor
-from pffnet_d2.inference.sources import Source
+from pffnet_d2.inference.sources import Source, label_of
 from pffnet_d2.inference.summary import Outcome, Summary, doubts
+from pffnet_d2.inference.tables import ImageTable, check_table, write_tables
 from pffnet_d2.inference.tiling import Box
 
 # Seconds to wait while another process writes results of the same name.
@@ -49,6 +51,8 @@ class Job:
     processes: int = 1
     cluster: ClusterOptions | None = None  # predict as tasks of Dask instead
     model: Callable[..., Predictor] = Predictor  # loads the model, given ``options``; other processes must import it
+    table: Path | None = None  # one table of all images, .csv or .parquet; ``options`` must write csv
+    well: str | None = None  # a regular expression that finds the well in the name of an image, for the summary
 
 
 def predict_files(job: Job) -> Summary:
@@ -64,6 +68,8 @@ def predict_files(job: Job) -> Summary:
     for collection in job.options.exporters.collections:
         collection.check_images([source.path for source in job.sources])
     _check_devices(job)
+    if job.table is not None:
+        check_table(job.table, job.well)
     try:
         job.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=job.out):
@@ -71,7 +77,10 @@ def predict_files(job: Job) -> Summary:
     except OSError as error:
         raise InputError(f"{job.out}: cannot be written to ({error.strerror}); choose another --out") from error
     summary = _predict_all(job)
-    _write_collections(job, [job.sources[outcome.index] for outcome in summary.outcomes if not outcome.error])
+    done = [job.sources[outcome.index] for outcome in summary.outcomes if not outcome.error]
+    _write_collections(job, done)
+    if job.table is not None:
+        write_tables(job.table, [_table_of(job, source) for source in done], well=job.well)
     return summary
 
 
@@ -136,6 +145,14 @@ def summarise(job: Job, outcomes: Sequence[Outcome], seconds: float, stages: dic
     for line in doubts(job.sources, everything):
         print(f"pffnet: warning: {line}", file=sys.stderr)
     return Summary(everything, seconds, stages)
+
+
+def _table_of(job: Job, source: Source) -> ImageTable:
+    return ImageTable(
+        label_of(source.path, source.name, source.options(job.options)),
+        PurePosixPath(Path(source.name).parent / source.path.name),
+        job.out / f"{source.name}.csv",
+    )
 
 
 # --- Processes -------------------------------------------------------------------------------------------------------
@@ -229,7 +246,7 @@ class Worker:
         with self._timed("reading"):
             for index in indices:
                 try:
-                    images[index] = self._read(self.job.sources[index].path)
+                    images[index] = self._read(self.job.sources[index])
                 except InputError as error:
                     outcomes[index] = Outcome(index, str(error))
         with self._timed("predicting"):
@@ -247,12 +264,10 @@ class Worker:
                     outcomes[index] = Outcome(index, str(error))
         return [outcomes[index] for index in indices]
 
-    def _read(self, path: Path) -> tuple[MicroscopyImage, NDArray[np.uint8]]:
+    def _read(self, source: Source) -> tuple[MicroscopyImage, NDArray[np.uint8]]:
         """Reads a file. Returns it and its image as the network sees it. Raises InputError naming the file."""
-        options = self.options
-        opened = read_microscopy_image(
-            path, plane=options.plane, channels=options.channels, pixel_size=options.pixel_size
-        )
+        path, options = source.path, source.options(self.options)
+        opened = read_selection(path, options.selection(), every_channel=options.measures_channels)
         try:
             self.predictor.network_size(*opened.pixels.shape[:2])
             return opened, self.predictor.normalise(opened.pixels)
@@ -266,16 +281,24 @@ class Worker:
         )
 
     def _exported(self, index: int, opened: MicroscopyImage, rgb: NDArray[np.uint8]) -> SourceImage:
-        pixels = opened.pixels
+        pixels, source = opened.pixels, self.job.sources[index]
         return SourceImage(
-            self.job.sources[index].path.name,
+            source.path.name,
             (pixels.shape[0], pixels.shape[1]),
             partial(_window, pixels),
             partial(_window, rgb),
             whole=True,
             pixel_size=self.options.scale_of(opened.pixel_size),
             resolution=opened.resolution,
+            measured=self._measured(source, opened),
+            class_name=self.options.class_name,
         )
+
+    def _measured(self, source: Source, opened: MicroscopyImage) -> Measured | None:
+        if self.options.measure is None:
+            return None
+        label = label_of(source.path, source.name, source.options(self.options))
+        return Measured(self.options.measure, label, partial(_window, opened.channels), opened.channel_names)
 
     def _write(self, source: Source, image: SourceImage, prediction: Prediction) -> None:
         """Writes all formats of one image. If one fails, none is kept."""
@@ -317,7 +340,8 @@ class Worker:
     def _tiles_of(self, index: int) -> list[Outcome]:
         """Predicts and writes one file in tiles, together with the other processes. The first returns the outcome."""
         source, main = self.job.sources[index], ranks.rank() == 0
-        options = replace(self.options, formats=[exporter.name for exporter in self.options.exporters.files])
+        formats = [exporter.name for exporter in self.options.exporters.files]
+        options = replace(source.options(self.options), formats=formats)
         with self._timed("tiles"):
             try:
                 done = self.predictor.predict_large(source.path, self.job.out, name=source.name, options=options)
@@ -344,5 +368,5 @@ def outcome_of_tiles(index: int, path: Path, done: LargePrediction) -> Outcome:
     )
 
 
-def _window(pixels: NDArray[Any], box: Box) -> NDArray[Any]:
+def _window(pixels: Any, box: Box) -> NDArray[Any]:
     return pixels[box[0] : box[2], box[1] : box[3]]

@@ -142,7 +142,8 @@ def _run_of(slide: Slide, *, decided: bool = True) -> Run:
             _opened = None
         worker = worker_for(slide.shared)
         model, options = worker.predictor.tile_model(), worker.options
-        options = replace(options, formats=[exporter.name for exporter in options.exporters.files])
+        formats = [exporter.name for exporter in options.exporters.files]
+        options = replace(slide.source.options(options), formats=formats)
         held = ExitStack()
         image = held.enter_context(opened(slide.source.path, options, model.normalisation))
         run = Run(model, image, TileFolder(slide.shared.out, slide.source.name), options)

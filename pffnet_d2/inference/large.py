@@ -29,6 +29,7 @@ from pffnet_d2.inference.large_image import LargeImage, opened
 from pffnet_d2.inference.modality import lost_contrast
 from pffnet_d2.inference.options import ImageOptions
 from pffnet_d2.inference.seams import seam_of
+from pffnet_d2.inference.sources import label_of
 from pffnet_d2.inference.stitch import FinishedObjects, View, stitch
 from pffnet_d2.inference.tile_folder import Findings, TileFolder
 from pffnet_d2.inference.tiling import Box, Tiles, overlap_for
@@ -188,7 +189,7 @@ class Run:
         self.progress = progress
         self.tile = options.tile
         self.exporters = options.exporters.files
-        self.exported = image.exported(options)
+        self.exported = image.exported(options, label_of(image.path, folder.name, options))
         self.keeps_seams = False  # for results that many processes write
         for exporter in self.exporters:
             exporter.check(image.name, self.exported)
@@ -236,7 +237,10 @@ class Run:
         return {
             "image": self.image.identity(),
             "plane": {axis: int(i) for axis, i in plane.items()} if isinstance(plane, Mapping) else plane,
-            "channels": None if channels is None else [int(channel) for channel in channels],
+            "channels": None if channels is None else [c if isinstance(c, str) else int(c) for c in channels],
+            "scene": self.options.scene,
+            "project": self.options.project,
+            "level": self.options.level,
             "release": VERSION,
             "model": self.model.identity,
             "tile": self.tile,

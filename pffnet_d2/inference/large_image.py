@@ -16,7 +16,9 @@ from pffnet_d2.imaging.lazy import Sliceable, digest, limits, open_microscopy_im
 from pffnet_d2.imaging.microscopy import MicroscopyImage
 from pffnet_d2.imaging.normalisation import Normalisation, normalisation_of, to_rgb8
 from pffnet_d2.imaging.ome_zarr import ZarrPlane
+from pffnet_d2.imaging.scene import WithChannels
 from pffnet_d2.inference.export import SourceImage
+from pffnet_d2.inference.export.measure import Measured
 from pffnet_d2.inference.options import ImageOptions
 from pffnet_d2.inference.tiling import Box
 from pffnet_d2.model_zoo.find import sha256
@@ -32,14 +34,15 @@ def opened(
         InputError: it cannot be read, or is not an image.
     """
     if isinstance(image, (str, os.PathLike)):
-        given = {"plane": options.plane, "channels": options.channels, "pixel_size": options.pixel_size}
-        with open_microscopy_image(Path(image), **given) as source:  # type: ignore[arg-type]
+        with open_microscopy_image(Path(image), options.selection(), every_channel=options.measures_channels) as source:
             yield LargeImage(source, Path(image), normalisation)
         return
     shape = tuple(image.shape)
     if not (len(shape) == 2 or (len(shape) == 3 and 1 <= shape[2] <= 4)) or 0 in shape:
         raise InputError(f"an image of shape {shape} is neither grey nor RGB(A); give a single plane")
-    yield LargeImage(MicroscopyImage(image), None, normalisation)  # type: ignore[arg-type]
+    channels: Any = image if len(shape) == 3 else WithChannels(image)
+    source = MicroscopyImage(image, channels=channels, channel_names=tuple(map(str, range(channels.shape[2]))))  # type: ignore[arg-type]
+    yield LargeImage(source, None, normalisation)
 
 
 class LargeImage:
@@ -75,8 +78,8 @@ class LargeImage:
         or several times (see :func:`~pffnet_d2.imaging.lazy.percentiles`)."""
         return limits(self.pixels, self.normalisation, self.name)
 
-    def exported(self, options: ImageOptions) -> SourceImage:
-        """The image as exporters take it."""
+    def exported(self, options: ImageOptions, label: str) -> SourceImage:
+        """The image as exporters take it. ``label`` names it in tables."""
         return SourceImage(
             self.path.name if self.path else self.name,
             self.shape,
@@ -85,7 +88,17 @@ class LargeImage:
             whole=False,
             pixel_size=options.scale_of(self.source.pixel_size),
             resolution=self.source.resolution,
+            measured=Measured(options.measure, label, self.channel_values, self.source.channel_names)
+            if options.measure
+            else None,
+            class_name=options.class_name,
         )
+
+    def channel_values(self, box: Box) -> NDArray[Any]:
+        """(h, w, n): all channels of the file. Raises InputError like ``values``."""
+        assert self.source.channels is not None
+        y0, x0, y1, x1 = box
+        return window(self.source.channels, slice(y0, y1), slice(x0, x1), self.name)
 
     def identity(self) -> list[Any]:
         """Size and digest of all bytes of a file, or shape, type and digest of all values of an array.
@@ -99,7 +112,7 @@ class LargeImage:
             return [list(map(int, self.pixels.shape)), str(self.dtype), digest(self.pixels, self.name)]
         try:
             if isinstance(self.pixels, ZarrPlane):
-                return [self.stamp[0], self.pixels.digest()]
+                return [self.stamp[0], self.pixels.image.digest()]
             return [self.stamp[0], sha256(self.path)]
         except OSError as error:
             raise InputError(f"{self.name}: cannot be read ({error.strerror}); check the path") from error
@@ -115,7 +128,7 @@ class LargeImage:
             return None
         try:
             if isinstance(self.pixels, ZarrPlane):
-                every = [path.stat() for path in self.pixels.files()]
+                every = [path.stat() for path in self.pixels.image.files()]
                 return sum(one.st_size for one in every), max(one.st_mtime_ns for one in every)
             status = self.path.stat()
         except OSError as error:

@@ -14,7 +14,10 @@ import numpy as np
 from pffnet_d2.config import is_config
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.normalisation import Normalisation, parse_normalisation
+from pffnet_d2.imaging.scene import ALL, Selection
 from pffnet_d2.inference.export import Formats, choose
+from pffnet_d2.inference.export.measure import Measures
+from pffnet_d2.inference.own_scale import AUTO
 from pffnet_d2.model_zoo.find import onnx_form
 
 if TYPE_CHECKING:
@@ -43,7 +46,7 @@ class ModelOptions:
             model.
         diameter: mean diameter of the objects in pixels, 2 sqrt(area / pi). Images are resized so that objects have
             the diameter that the network was trained on (MODEL.PFFNET.DIAMETER); results have the original size. None
-            does not resize images.
+            does not resize images. "auto" measures the objects of each image in a first pass.
         device: "cpu", "cuda", "cuda:1"; None uses MODEL.DEVICE, or the CPU if that is a CUDA device and the machine
             has none.
         thresholds: keys of MODEL.PFFNET.LABEL_MAP to override, such as {"SCORE_THRESH": 0.4, "MASK_THRESH": 0.5}, or a
@@ -60,7 +63,7 @@ class ModelOptions:
     config: CfgNode | AnyPath | None = None
     weights: AnyPath | None = None
     model: AnyPath | None = None
-    diameter: float | None = None
+    diameter: float | str | None = None
     device: str | None = None
     thresholds: Mapping[str, Any] | AnyPath | None = None
     normalisation: Normalisation | str | None = None
@@ -79,8 +82,10 @@ class ModelOptions:
             raise InputError(
                 f"config {kind_of(self.config)}: give the path of a YAML file, or a config from Detectron2's get_cfg()"
             )
-        if self.diameter is not None and not (is_number(self.diameter) and 0 < self.diameter < float("inf")):
-            raise InvalidOption("diameter", f"{self.diameter}: give the mean diameter of the objects in pixels")
+        diameter = self.diameter
+        automatic = isinstance(diameter, str) and diameter == AUTO
+        if diameter is not None and not automatic and not (is_number(diameter) and 0 < float(diameter) < float("inf")):
+            raise InvalidOption("diameter", f"{diameter}: give the mean diameter of the objects in pixels, or auto")
         if not isinstance(self.thresholds, (Mapping, str, os.PathLike, type(None))):
             raise InvalidOption(
                 "thresholds", f"{kind_of(self.thresholds)}: give a table such as {{'SCORE_THRESH': 0.4}}, or a file"
@@ -112,8 +117,8 @@ class ImageOptions:
 
     Attributes:
         formats: of the results, named as for ``--format``.
-        plane: of a file, as for ``read_microscopy_image``.
-        channels: of a file, as for ``read_microscopy_image``.
+        plane, channels, scene, project, level: what is read of a file; see ``imaging.scene.Selection``. ``plane`` and
+            ``scene`` may be "all" where each plane or image is an image of its own (``sources.find_sources``).
         pixel_size: side of a pixel in micrometres; 0 ignores the size that the file states; None uses it.
         batch: number of images, or tiles, that are predicted together.
         tile: side in pixels of the tiles that an image is predicted in, a multiple of the network's stride; None
@@ -121,6 +126,8 @@ class ImageOptions:
         overlap: of tiles in pixels, more than the size of the largest object; "auto" measures objects in up to four
             tiles of high contrast (:func:`~pffnet_d2.inference.tiling.overlap_for`).
         tissue: "auto" leaves out tiles of background (:mod:`~pffnet_d2.inference.tissue`); None predicts all tiles.
+        measure: what tables say of each object; None writes the columns of :func:`~.export.write_csv`.
+        class_name: of the objects, in formats that name it.
 
     Raises:
         InputError: a value has the wrong type or is out of range; a format is unknown, lacks its library or cannot be
@@ -128,13 +135,18 @@ class ImageOptions:
     """
 
     formats: Sequence[str] = ("label-tiff",)
-    plane: Mapping[str, int] | int | None = None
-    channels: Sequence[int] | None = None
+    plane: Mapping[str, int] | int | str | None = None
+    channels: Sequence[int | str] | None = None
     pixel_size: float | None = None
     batch: int = 1
     tile: int | None = None
     overlap: int | str = "auto"
     tissue: str | None = None
+    scene: int | str | None = None
+    project: str | None = None
+    level: float | None = None
+    measure: Measures | None = None
+    class_name: str = "object"
 
     def __post_init__(self) -> None:
         numbers: dict[str, Any] = {"batch": self.batch}
@@ -158,6 +170,37 @@ class ImageOptions:
         size = self.pixel_size
         if size is not None and not (is_number(size) and 0 <= size < float("inf")):
             raise InvalidOption("pixel_size", f"{size!r}: give micrometres per pixel, or 0 to measure in pixels")
+        if isinstance(self.plane, str) and self.plane != ALL:
+            raise InvalidOption("plane", f"{self.plane!r}: give a number from 0, axes and numbers, or 'all'")
+        if self.project not in (None, "max"):
+            raise InvalidOption("project", f"{self.project}: the only projection is max")
+        self._check_level()
+        if self.tile is not None and self.measure and self.measure.whole:
+            raise InputError(f"--measure {self.measure.whole} needs the whole image; leave it out, or leave out --tile")
+        if not self.class_name.strip():
+            raise InvalidOption("class_name", "'': give a name, such as Nucleus")
+
+    def _check_level(self) -> None:
+        if self.level is None:
+            return
+        if not (is_number(self.level) and 0 < self.level < float("inf")):
+            raise InvalidOption("level", f"{self.level!r}: give the size of a pixel in micrometres, such as 0.5")
+        if self.pixel_size is not None:
+            raise InputError("--level and --pixel-size: levels are chosen by the size that the file states; give one")
+
+    @property
+    def measures_channels(self) -> bool:
+        """Whether tables contain grey values of every channel of the file."""
+        measure = self.measure
+        return measure is not None and bool(measure.intensities or measure.ring)
+
+    def selection(self) -> Selection:
+        """What is read of a file. Raises InputError if that is several images."""
+        if isinstance(self.plane, str) or self.scene == ALL:
+            raise InputError("all planes or images of a file are several images; predict them with `pffnet predict`")
+        return Selection(
+            plane=self.plane, channels=self.channels, scene=self.scene, project=self.project, level=self.level
+        )
 
     @cached_property
     def exporters(self) -> Formats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from pffnet_d2.inference.backend import backend_for
 from pffnet_d2.inference.large import LargePrediction, Progress, TileModel, check_tiles, predict_large
 from pffnet_d2.inference.modality import lost_contrast, unlike_fluorescence
 from pffnet_d2.inference.options import ImageOptions, ModelOptions, kind_of
+from pffnet_d2.inference.own_scale import AUTO, predict_at_own_scale
 from pffnet_d2.masks.compose import label_map_and_indices
 
 if TYPE_CHECKING:
@@ -94,6 +96,7 @@ class Predictor:
             raise TypeError("give either options or the other arguments")
         self.backend = backend_for(options)
         self.facts = self.backend.facts
+        self.own_scale = options.diameter == AUTO
         self.scale = self.facts.scale_for(options.diameter)
         rule = options.normalisation_rule or BY_DEPTH[self.facts.normalisation]
         self.normalisation = replace(rule, invert=True) if options.invert else rule
@@ -161,6 +164,13 @@ class Predictor:
             )
         return max(round(enlarged[0]), 1), max(round(enlarged[1]), 1)
 
+    def at_scale(self, scale: float) -> Predictor:
+        """The same model, which sees images enlarged by this factor."""
+        other = copy.copy(self)
+        other.scale, other.own_scale = scale, False
+        other.__dict__.pop("identity", None)
+        return other
+
     def normalise(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
         """(H, W, 3) uint8 RGB as the network sees it. Raises InputError like ``to_rgb8``."""
         return to_rgb8(pixels, self.normalisation)
@@ -174,6 +184,8 @@ class Predictor:
         for image in images:
             if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
                 raise InputError(f"{kind_of(image)}: predict takes (H, W, 3) uint8 arrays, as normalise() makes them")
+        if self.own_scale:
+            return predict_at_own_scale(self, images)
         found: dict[int, Prediction] = {}
         for group in _of_equal_size(images):
             size = None if self.scale == 1 else self.network_size(*images[group[0]].shape[:2])
@@ -236,6 +248,8 @@ class Predictor:
         """Raises InputError if this model cannot predict in tiles of this size and overlap."""
         if options.tile is None:
             raise InputError("tile None: give a whole number")
+        if self.own_scale:
+            raise InputError("diameter auto measures objects in whole images; with tiles give the diameter in pixels")
         if self.facts.min_size:
             raise InputError(
                 f"INPUT.MIN_SIZE_TEST {self.facts.min_size} would resize every tile on its own; "

@@ -46,7 +46,7 @@ class TileFolder:
             out: folder for the results.
             name: of the results, a path below ``out`` without a file extension.
         """
-        self.out, self.target = out, out / name
+        self.out, self.name, self.target = out, name, out / name
         self.path = self.target.with_name(f"{self.target.name}.tiles")
 
     def alone(self) -> AbstractContextManager[None]:

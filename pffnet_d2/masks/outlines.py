@@ -7,11 +7,14 @@ exactly the pixels of its object, and filling the outlines gives the label map a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import scipy
 from numpy.typing import NDArray
+
+from pffnet_d2.masks.instance_mask import InstanceMask
 
 Ring = NDArray[np.int64]
 """(n, 2) corners x, y in pixels, n >= 4. The first corner is not repeated at the end."""
@@ -47,6 +50,35 @@ def outlines(label_map: NDArray[np.int32]) -> Iterator[tuple[int, list[Part]]]:
             stop += 1
         yield from _trace(label_map, windows[start:stop])
         start = stop
+
+
+def filled(parts: Sequence[Sequence[NDArray[Any]]], height: int, width: int) -> InstanceMask:
+    """Fill polygons: the inverse of :func:`outlines` for one object.
+
+    Args:
+        parts: polygons of one or more rings (n, 2) of corners x, y in pixels, closed or not. A point is inside a
+            polygon if it is inside an odd number of its rings, so rings within the first are holes. The polygons are
+            united.
+        height, width: of the image. What lies outside is cut off.
+
+    Returns:
+        The pixels whose centres are inside.
+    """
+    from skimage.draw import polygon
+
+    corners = np.concatenate([ring for part in parts for ring in part])
+    (x0, y0), (x1, y1) = np.floor(corners.min(axis=0)).astype(int), np.ceil(corners.max(axis=0)).astype(int)
+    top, left = max(y0, 0), max(x0, 0)
+    shape = (max(min(y1, height) - top, 0), max(min(x1, width) - left, 0))
+    union = np.zeros(shape, dtype=bool)
+    for part in parts:
+        inside = np.zeros(shape, dtype=bool)
+        for ring in part:
+            # Pixel centres become whole numbers, so that corners between pixels decide without rounding.
+            rows, columns = polygon(ring[:, 1] - 0.5 - top, ring[:, 0] - 0.5 - left, shape)
+            inside[rows, columns] ^= True
+        union |= inside
+    return InstanceMask.of(union, int(top), int(left))
 
 
 def _trace(

@@ -68,23 +68,25 @@ class ModelFacts:
         """The factor by which to multiply the caps for an image of this size in the network; at least 1."""
         return max(height * width / self.caps_area, 1.0) if self.caps_area > 0 else 1.0
 
-    def scale_for(self, diameter: float | None) -> float:
-        """The factor by which to enlarge images so that objects have the diameter that the model was trained on.
+    def scale_for(self, diameter: float | str | None) -> float:
+        """The factor by which to enlarge images so that objects have the diameter that the model was trained on; 1 for
+        "auto", which each image decides.
 
         Raises:
             InputError: the config does not state that diameter, or already resizes images.
         """
         if diameter is None:
             return 1.0
+        given = diameter if isinstance(diameter, str) else f"{diameter:g}"
         if self.diameter <= 0:
             raise InputError(
-                f"diameter {diameter:g}: the config does not state the diameter of the objects in training; add it, as "
+                f"diameter {given}: the config does not state the diameter of the objects in training; add it, as "
                 "in --opts MODEL.PFFNET.DIAMETER 24.0"
             )
         for key, side in {"MIN_SIZE_TEST": self.min_size, "SQUARE.TEST": self.square}.items():
             if side:
-                raise InputError(f"diameter {diameter:g}: INPUT.{key} resizes images already; set it to 0")
-        return self.diameter / diameter
+                raise InputError(f"diameter {given}: INPUT.{key} resizes images already; set it to 0")
+        return 1.0 if isinstance(diameter, str) else self.diameter / diameter
 
     def info(self) -> dict[str, Any]:
         """The JSON form; :meth:`from_info` reads it back."""

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.lazy import open_microscopy_image
 from pffnet_d2.imaging.microscopy import read_microscopy_image
-from pffnet_d2.imaging.ome_zarr import ZarrPlane, is_zarr
+from pffnet_d2.imaging.ome_zarr import ZarrImage, ZarrPlane, is_zarr
+from pffnet_d2.imaging.scene import Selection
 
 zarr = pytest.importorskip("zarr", reason="zarr is not installed")
 
@@ -65,9 +66,9 @@ def test_any_window(tmp_path: Path, version: str) -> None:
 def test_planes_and_channels(tmp_path: Path) -> None:
     pixels = pixels_of("tczyx")
     path = write(tmp_path / "a.zarr", pixels, "tczyx")
-    plane = ZarrPlane(path, {"T": 1, "Z": 2}, [1])
+    plane = ZarrPlane(ZarrImage(path), {"T": 1, "Z": 2}, [1])
     assert (plane[10:20, 5:60] == pixels[1, 1, 2, 10:20, 5:60]).all()
-    colours = ZarrPlane(path, {"T": 0, "Z": 3}, [2, 0, 1])
+    colours = ZarrPlane(ZarrImage(path), {"T": 0, "Z": 3}, [2, 0, 1])
     assert colours.shape == (50, 70, 3)
     assert (colours[:, 7:9] == np.moveaxis(pixels[0, [2, 0, 1], 3], 0, 2)[:, 7:9]).all()
     for wrong, words in (
@@ -78,7 +79,23 @@ def test_planes_and_channels(tmp_path: Path) -> None:
         ({"plane": {"T": 0, "Z": 0}, "channels": [3]}, "no channel 3"),
     ):
         with pytest.raises(InputError, match=rf"a\.zarr: .*({words})"):
-            ZarrPlane(path, **wrong)
+            ZarrPlane(ZarrImage(path), **wrong)
+
+
+def test_channels_by_name_all_channels_and_a_projection(tmp_path: Path) -> None:
+    """As for every other file."""
+    pixels = pixels_of("czyx")
+    path = write(tmp_path / "a.zarr", pixels, "czyx")
+    group = zarr.open_group(str(path), mode="r+")
+    group.attrs["omero"] = {"channels": [{"label": name} for name in ("DAPI", "GFP", "RFP")]}
+    chosen = Selection(channels=["GFP"], project="max")
+    with open_microscopy_image(path, chosen, every_channel=True) as image:
+        assert image.channel_names == ("DAPI", "GFP", "RFP")
+        assert image.channels is not None
+        assert (image.pixels[3:9, 5:7] == pixels[1].max(axis=0)[3:9, 5:7]).all()
+        assert (image.channels[3:9, 5:7] == np.moveaxis(pixels.max(axis=1), 0, 2)[3:9, 5:7]).all()
+    with pytest.raises(InputError, match=r"3 channels \(DAPI, GFP, RFP\); choose one by number or name"):
+        read_microscopy_image(path, plane={"Z": 0})
 
 
 def test_a_file_of_the_ome_zarr_package(tmp_path: Path) -> None:
@@ -93,18 +110,19 @@ def test_a_file_of_the_ome_zarr_package(tmp_path: Path) -> None:
         scale={"c": 1.0, "y": 500.0, "x": 250.0},
         axes_units={"y": "nanometer", "x": "nanometer"},
     )
-    plane = ZarrPlane(tmp_path / "a.zarr", channels=[2])
-    assert plane.pixel_size == (0.5, 0.25)
+    image = ZarrImage(tmp_path / "a.zarr")
+    assert image.pixel_size == (0.5, 0.25)
+    plane = ZarrPlane(image, channels=[2])
     assert (plane[:, :] == pixels[2]).all()
 
 
 @pytest.mark.parametrize(
-    ("asked", "side"), [(None, 50), (0, 50), (0.35, 50), (0.3, 50), (0.7, 25), (0.9, 25), (1.4, 13), (2.0, 13)]
+    ("asked", "side"), [(None, 50), (0.35, 50), (0.3, 50), (0.7, 25), (0.9, 25), (1.4, 13), (2.0, 13)]
 )
-def test_the_level_follows_the_pixel_size(tmp_path: Path, asked: float | None, side: int) -> None:
+def test_the_level_that_is_nearest(tmp_path: Path, asked: float | None, side: int) -> None:
     """The levels have geometric means of 0.354, 0.707 and 1.414 micrometres."""
     path = write(tmp_path / "a.zarr", pixels_of("yx"), unit="micrometer")
-    assert ZarrPlane(path, pixel_size=asked).shape[0] == side
+    assert ZarrPlane(ZarrImage(path, asked)).shape[0] == side
 
 
 def test_no_level_is_near(tmp_path: Path) -> None:
@@ -112,19 +130,19 @@ def test_no_level_is_near(tmp_path: Path) -> None:
     with pytest.raises(
         InputError, match=r"no level with pixels of 5 micrometres; it has 0\.353553, 0\.707107, 1\.41421"
     ):
-        ZarrPlane(path, pixel_size=5.0)
-    assert ZarrPlane(write(tmp_path / "b.zarr", pixels_of("yx")), pixel_size=5.0).shape == (50, 70)  # sizes unknown
+        ZarrImage(path, 5.0)
+    assert ZarrPlane(ZarrImage(write(tmp_path / "b.zarr", pixels_of("yx")), 5.0)).shape == (50, 70)  # sizes unknown
 
 
 def test_only_the_files_of_the_level_make_the_digest(tmp_path: Path) -> None:
     path = write(tmp_path / "a.zarr", pixels_of("yx"), unit="micrometer")
-    before = ZarrPlane(path).digest()
+    before = ZarrImage(path).digest()
     copied = shutil.copytree(path, tmp_path / "b.zarr")
-    assert ZarrPlane(copied).digest() == before
+    assert ZarrImage(copied).digest() == before
     zarr.open_array(str(path / "1"), mode="r+")[0, 0] = 1
-    assert ZarrPlane(path).digest() == before
+    assert ZarrImage(path).digest() == before
     zarr.open_array(str(path / "0"), mode="r+")[0, 0] = 1
-    assert ZarrPlane(path).digest() != before
+    assert ZarrImage(path).digest() != before
 
 
 def test_a_folder_of_one_or_several_images(tmp_path: Path) -> None:
@@ -132,13 +150,13 @@ def test_a_folder_of_one_or_several_images(tmp_path: Path) -> None:
     zarr.open_group(str(tmp_path / "a.zarr"), mode="w", zarr_format=2, attributes={"bioformats2raw.layout": 3})
     pixels = pixels_of("yx")
     write(tmp_path / "a.zarr" / "0", pixels)
-    assert (ZarrPlane(tmp_path / "a.zarr")[:, :] == pixels).all()
+    assert (ZarrPlane(ZarrImage(tmp_path / "a.zarr"))[:, :] == pixels).all()
     write(tmp_path / "a.zarr" / "1", pixels)
     with pytest.raises(InputError, match=r"a\.zarr: contains 2 images; name one, such as .*a\.zarr/0"):
-        ZarrPlane(tmp_path / "a.zarr")
+        ZarrImage(tmp_path / "a.zarr")
     zarr.open_group(str(tmp_path / "p.zarr"), mode="w", zarr_format=2, attributes={"plate": {}})
     with pytest.raises(InputError, match=r"p\.zarr: is a plate of several images; name one"):
-        ZarrPlane(tmp_path / "p.zarr")
+        ZarrImage(tmp_path / "p.zarr")
 
 
 def spoil_json(path: Path) -> None:

@@ -30,6 +30,11 @@ def picture(seed: int = 0, size: tuple[int, int] = (64, 96)) -> np.ndarray:
     return image
 
 
+def rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 def tree(folder: Path) -> list[str]:
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
@@ -121,6 +126,55 @@ def test_options(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     best.write_text("SCORE_THRESH: 0.99")
     assert predict(tiny_run, tmp_path / "plane.tif", "--thresholds", best, out=tmp_path / "z") == 0
     assert "1 of 1 images predicted, 0 objects" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--ring", "3"],
+        ["--tile", "64", "--overlap", "32"],
+        pytest.param(["--ring", "3", "--processes", "2"], marks=pytest.mark.slow),
+    ],
+)
+def test_tables_of_a_run(tiny_run: Path, tmp_path: Path, more: list[str]) -> None:
+    """One row per object, in the order of the images: whole, in tiles, among two processes."""
+    folder = tmp_path / "plate"
+    folder.mkdir()
+    stack = np.stack([picture(0), picture(1)])
+    names = {"axes": "CYX", "Channel": {"Name": ["DAPI", "GFP"]}, "PhysicalSizeX": 0.5, "PhysicalSizeY": 0.5}
+    for well in ("B02", "A01", "A02"):
+        tifffile.imwrite(folder / f"{well}.ome.tif", stack, metadata=names, photometric="minisblack")
+    (folder / "C01.tif").write_bytes(b"II*\0 no more")
+    chosen = ["--channels", "DAPI", "--measure", "area,mean", "--format", "label-tiff", folder]
+    out = tmp_path / "out"
+    assert predict(tiny_run, *chosen, *more, "--table", tmp_path / "all.csv", out=out) == 1
+    table = rows(tmp_path / "all.csv")
+    assert table == [row for well in ("A01", "A02", "B02") for row in rows(out / f"{well}.csv")]
+    label_map = tifffile.imread(out / "A01_labels.tif")
+    assert label_map.max() > 3
+    for row, label in zip(table, range(1, label_map.max() + 1), strict=False):
+        assert (row["image"], row["label"]) == ("A01.ome.tif", str(label))
+        assert float(row["area_um2"]) == np.count_nonzero(label_map == label) / 4
+        for channel, pixels in zip(("DAPI", "GFP"), stack, strict=True):
+            assert float(row[f"mean_{channel}"]) == pytest.approx(pixels[label_map == label].mean(), rel=1e-5)
+    assert ("ring_mean_GFP" in table[0]) == ("--ring" in more)
+    summary = [(row["well"], row["images"]) for row in rows(tmp_path / "all_summary.csv")]
+    assert summary == [("A01", "1"), ("A02", "1"), ("B02", "1")]
+
+
+def test_every_plane_is_an_image(tiny_run: Path, tmp_path: Path) -> None:
+    stack = np.stack([picture(0), picture(1)])
+    tifffile.imwrite(tmp_path / "a.tif", stack, imagej=True, metadata={"axes": "ZYX"})
+    out = tmp_path / "out"
+    for more in ([], ["--tile", "64", "--overlap", "32"]):
+        arguments = ["--plane", "all", "--format", "label-tiff,geojson", "--class-name", "Nucleus", *more]
+        assert predict(tiny_run, tmp_path / "a.tif", *arguments, out=out) == 0
+        assert tree(out) == ["a_Z0.geojson", "a_Z0_labels.tif", "a_Z1.geojson", "a_Z1_labels.tif"]
+        feature = json.loads((out / "a_Z1.geojson").read_text())["features"][0]
+        assert feature["properties"]["classification"]["name"] == "Nucleus"
+    assert predict(tiny_run, tmp_path / "a.tif", "--plane", "1", "--tile", "64", "--overlap", "32", out=out) == 0
+    one, other = (tifffile.imread(out / name) for name in ("a_labels.tif", "a_Z1_labels.tif"))
+    np.testing.assert_array_equal(one, other)
 
 
 def test_two_processes_give_what_one_gives(tiny_run: Path, images: Path, tmp_path: Path, one_thread: None) -> None:
@@ -230,7 +284,7 @@ MISTAKES: list[tuple[list[str], str]] = [
     (["--opts", "MODEL.NO_KEY", "1"], "MODEL.NO_KEY"),
     (["--normalisation", "gamma"], "normalisation gamma: use auto"),
     (["--plane", "Z"], "--plane Z: give a number"),
-    (["--channels", "red"], "--channels red: give numbers"),
+    (["--channels", "0,,1"], "--channels 0,,1: give numbers"),
     (["--channels", "0,1"], "give one (grey) or three"),
     (["--pixel-size", "-1"], "--pixel-size -1.0: give micrometres"),
     (["--threshold", "-1"], "--threshold -1.0: give a number from 0 to below 1"),

@@ -115,3 +115,12 @@ def test_parts_are_the_4_connected_components(label_map: np.ndarray) -> None:
         assert len(parts) == expected.max()
         masks = [filled([part], label_map.shape) for part in parts]
         assert {tuple(np.unique(expected[mask])) for mask in masks} == {(i,) for i in range(1, expected.max() + 1)}
+
+
+@given(hnp.arrays(np.int32, hnp.array_shapes(min_dims=2, max_dims=2, max_side=9), elements=st.integers(0, 3)))
+def test_filling_gives_the_objects_again(label_map: np.ndarray) -> None:
+    for label, parts in outlines(label_map):
+        mask = module.filled(parts, label_map.shape[0], label_map.shape[1])
+        full = np.zeros(label_map.shape, bool)
+        full[mask.window] = mask.mask
+        np.testing.assert_array_equal(full, label_map == label)

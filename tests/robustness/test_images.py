@@ -156,7 +156,7 @@ FILES: list[tuple[str, str, bytes | Callable[[], bytes], str, tuple[str, ...]]] 
     ("deep ppm", "a.ppm", DEEP_PPM, "", ("more than 8 bits per channel", "PNG or TIFF")),
     ("complex values", "a.tif", tif(GREY.astype(np.complex64)), "", ("complex64", "floating values")),
     ("nan", "a.tif", tif(NOT_FINITE), "", ("NaN or infinite", "replace them")),
-    ("two images", "a.tif", lambda: two_images(), "", ("contains 2 images", "by itself")),
+    ("two images", "a.tif", lambda: two_images(), "", ("contains 2 images", "--scene 0")),
 ]
 
 
@@ -234,6 +234,7 @@ PREPARED = {
     "gif of two frames": ("a stack of 2 planes", "save one plane"),
     "two channels": ("a stack of 2 planes", "save one plane"),
     "three channels": ("a stack of 3 planes", "save one plane"),
+    "two images": ("contains 2 images", "save the one you want by itself"),
     "nan": ("not finite", "replace them"),
     "empty file": DAMAGED,
     "empty png": DAMAGED,

@@ -140,9 +140,9 @@ CASES = [
     Case("an empty name", WHOLE + "''", (": no images in this folder",)),
     Case(
         "two images of one name",
-        WHOLE + ".",
-        ("a.png and a.tif: both give results out/a", "predict them separately"),
-        both(tif(), picture("a.png")),
+        WHOLE + "one two",
+        ("one/a.tif and two/a.tif: both give results out/a", "predict them separately"),
+        both(tif("one/a.tif"), tif("two/a.tif")),
     ),
     Case(
         "a result in the place of an image",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from pffnet_d2.data.readers.coco_json import CocoImage, read_coco
 from pffnet_d2.data.readers.labels import components, label_map, parts_of_one_id
 from pffnet_d2.data.readers.masks import one_mask_per_object
+from pffnet_d2.data.readers.outline_files import CELL_OUTLINES, GEOJSON, ROI, read_outlines
 from pffnet_d2.data.readers.source import SourceFile
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.read import decode_label_image
@@ -25,6 +26,10 @@ from pffnet_d2.masks.instance_mask import InstanceMask
 logger = logging.getLogger(__name__)
 
 IMAGE_ENDINGS = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp")
+EMPTY_ZIP = ".zip"
+OUTLINE_ENDINGS = (GEOJSON, ROI, EMPTY_ZIP)
+# What `pffnet predict` adds to the name of an image: label TIFFs and ROIs, and a picture, which is no truth.
+_RESULTS, _PICTURE = ("_labels", "_rois"), "_overlay"
 SPLIT_FOLDERS = ("train", "val", "test")
 Key = tuple[str, ...]  # folders below images/, then the name without suffix
 
@@ -51,7 +56,8 @@ def relative_paths(root: Path, files: list[SourceFile]) -> dict[Key, SourceFile]
     for file in files:
         parts = file.parts[len(root.parts) :]
         bare = [part.removesuffix(".zip") for part in parts]
-        path = tuple(part for i, part in enumerate(bare) if part == parts[i] or part != bare[i + 1])
+        last = len(bare) - 1  # an empty zip is a file
+        path = tuple(part for i, part in enumerate(bare) if i == last or part == parts[i] or part != bare[i + 1])
         if path in paths:
             raise InputError(f"{file}: is there twice, also as {paths[path]}; remove one")
         paths[path] = file
@@ -75,6 +81,7 @@ def find_images(
     coco: str = "",
     truth: str = "auto",
     fill_holes: bool = False,
+    outline: str = "",
     **_: Any,
 ) -> list[CustomImage]:
     """The images with their truth, sorted by path.
@@ -82,13 +89,15 @@ def find_images(
     Args:
         root: for messages.
         files: by their path below ``root``.
-        images, labels, label_suffix, coco, truth, fill_holes: the options of ``own``.
+        images, labels, label_suffix, coco, truth, fill_holes, outline: the options of ``own``.
 
     Raises:
         InputError: as ``own.records``.
     """
     if truth not in ("auto", "ids", "components"):
         raise InputError(f"option truth={truth}: give auto, ids or components")
+    if outline not in ("", *CELL_OUTLINES):
+        raise InputError(f"option outline={outline}: give {' or '.join(CELL_OUTLINES)}")
     image_folder = PurePosixPath(images).parts
     label_folder = PurePosixPath(labels).parts if labels else ("labels",)
     if not labels and not any(path[:1] == ("labels",) for path in files):
@@ -104,10 +113,7 @@ def find_images(
         items = _coco_images(files, chosen, image_folder)
     else:
         found = _find_files(files, image_folder, label_folder, label_suffix)
-        items = [
-            CustomImage(key, partial(_read, image), _truth_reader(masks, truth, fill_holes))
-            for key, image, masks in found
-        ]
+        items = [_image_with_truth(key, image, masks, truth, fill_holes, outline) for key, image, masks in found]
     if not items:
         raise InputError(f"{root}: holds no images; give images/ and labels/ (see docs/data.md)")
     twice = [name for name, n in Counter(item.image_id for item in items).items() if n > 1]
@@ -189,21 +195,69 @@ def _image_and_label_folder(
     have a suffix."""
     found = _Files()
     others = []
+    truths: list[tuple[SourceFile, Key]] = []
     for path, file in files.items():
         *folders, _ = path
         is_label = bool(label_suffix) and file.stem.endswith(label_suffix)
         in_labels = path[: len(label_folder)] == label_folder and (is_label or label_folder != image_folder)
         if not in_labels and path[: len(image_folder)] != image_folder:
             continue
-        if file.suffix not in IMAGE_ENDINGS:
-            others.append(file)
-        elif in_labels:
-            found.add_truth(file, (*folders[len(label_folder) :], file.stem.removesuffix(label_suffix)))
-        else:
+        if in_labels and file.suffix in (*IMAGE_ENDINGS, *OUTLINE_ENDINGS):
+            truths.append((file, (*folders[len(label_folder) :], file.stem.removesuffix(label_suffix))))
+        elif not in_labels and file.suffix in IMAGE_ENDINGS:
             found.add(file, (*folders[len(image_folder) :], file.stem))
+        else:
+            others.append(file)
+    for file, key in truths:
+        if key[-1].endswith(_PICTURE) and _without(key, _PICTURE) in found.images:
+            others.append(file)
+        else:
+            found.add_truth(file, _without_ending(key, found.images))
     if others:
         logger.warning("%d files are no images and left out, first %s", len(others), others[0])
     return found
+
+
+def _without_ending(key: Key, images: Container[Key]) -> Key:
+    """The key of a truth file without the ending that `pffnet predict` adds to the name of an image, if that leaves the
+    key of an image, or a folder of masks or ROIs of one."""
+    for ending in ("", *_RESULTS):
+        shorter = _without(key, ending)
+        folder = _without(key[:-1], ending) if len(key) > 1 else ()
+        if shorter in images:
+            return shorter
+        if folder in images:
+            return (*folder, key[-1])
+    return key
+
+
+def _without(key: Key, ending: str) -> Key:
+    return (*key[:-1], key[-1].removesuffix(ending))
+
+
+def _image_with_truth(
+    key: Key, image: SourceFile, truth: list[SourceFile] | SourceFile, form: str, fill_holes: bool, outline: str
+) -> CustomImage:
+    files = [truth] if isinstance(truth, SourceFile) else truth
+    by_outlines = [file for file in files if file.suffix in OUTLINE_ENDINGS]
+    if not by_outlines:
+        return CustomImage(key, partial(_read, image), _truth_reader(truth, form, fill_holes))
+    if len(by_outlines) < len(files):
+        raise InputError(f"{files[0]}: the truth of {'/'.join(key)} is masks and outlines; remove one of them")
+    # An empty zip has no ROIs: the image has no objects.
+    rois = [file for file in files if file.suffix != EMPTY_ZIP]
+    read = partial(_read_outlined, image, rois, outline)
+    return CustomImage(key, partial(_read, image), partial(_outlined_labels, image, read), read)
+
+
+def _read_outlined(image: SourceFile, files: list[SourceFile], outline: str) -> list[InstanceMask]:
+    height, width = _read(image).shape[:2]
+    return read_outlines(files, height, width, outline)
+
+
+def _outlined_labels(image: SourceFile, read: Callable[[], list[InstanceMask]]) -> npt.NDArray[np.int32]:
+    height, width = _read(image).shape[:2]
+    return masks_to_label_map(read(), height, width)
 
 
 def _truth_reader(

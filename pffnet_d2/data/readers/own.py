@@ -1,10 +1,14 @@
-"""A user's own images with truth in one of three forms, which is found by looking at the folder:
+"""A user's own images with truth in one of four forms, which is found by looking at the folder:
 
 - label images: images/<id>.png|tif|jpg|bmp and labels/<id>.png|tif (or masks/), one channel or a palette of 8, 16 or
   32 bit, 0 background, each object with its own id;
 - one mask per object: images/<id>.* and masks/<id>/<any>.*, or <id>/images/<id>.* and <id>/masks/<any>.* as in DSB2018;
+- outlines: images/<id>.* and labels/<id>.geojson as QuPath exports it, or labels/<id>.zip or <id>.roi as the ROI
+  Manager of ImageJ saves it;
 - COCO: one json with images and annotations (run lengths or polygons), at the top or named by the option ``coco``; its
   file_name leads to the images, from the json's folder or from the images folder.
+
+Results of ``pffnet predict`` may keep their names: labels/<id>_labels.tif and labels/<id>_rois.zip.
 
 There may be folders below images/ (plates, patients); labels/ then has the same ones. All of it may lie in zips.
 
@@ -53,6 +57,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "label_suffix": ("", "what the name of a label image has after the image's, as in cell1_masks.png"),
     "coco": ("", "the COCO json, where there are several"),
     "truth": ("auto", "label images hold ids, or only 0 and 1: then components makes each 8-connected one an object"),
+    "outline": ("", "of QuPath's cells, which have two: cell or nucleus"),
     "fill_holes": (False, "fill holes in masks of one object"),
     "category": ("object", "what the objects are"),
     "image_type": ("", f"type of the images: {', '.join(IMAGE_TYPES)}"),

@@ -84,7 +84,7 @@ def list_files(root: Path) -> list[SourceFile]:
         if path.suffix.lower() != ".zip":
             files.append(SourceFile(path))
         elif not path.with_suffix("").is_dir():
-            files.extend(_members(path))
+            files.extend(_members(path) or [SourceFile(path)])  # an empty zip stands for itself
     if not files:
         raise InputError(f"{root}: holds no files; give the folder that holds the downloaded files")
     return files

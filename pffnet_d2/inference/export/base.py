@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pffnet_d2.errors import InputError
+from pffnet_d2.inference.export.measure import Measured
 from pffnet_d2.inference.tiling import Box
 
 Scores = Mapping[str, NDArray[Any]]
@@ -31,6 +32,8 @@ class SourceImage:
     whole: bool  # whether the label map comes in one part; otherwise it comes in many, as tiles are finished
     pixel_size: tuple[float, float] | None = None  # height and width of a pixel, micrometres
     resolution: tuple[Any, Any, int] | None = None  # XResolution, YResolution and ResolutionUnit of a TIFF
+    measured: Measured | None = None  # what tables say of each object; None writes the default columns
+    class_name: str = "object"  # of the objects, in formats that name it
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ class Coco(Exporter):
     about = "COCO run lengths"
 
     def begin(self, path: Path, image: SourceImage) -> AbstractContextManager[Add]:
-        return _annotations(path, image.file_name, image.shape)
+        return _annotations(path, image.file_name, image.shape, image.class_name)
 
 
 def write_coco_image(

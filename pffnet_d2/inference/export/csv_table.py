@@ -14,17 +14,11 @@ from numpy.typing import NDArray
 from pffnet_d2.atomic_write import whole_file
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.export.base import Add, Exporter, Part, Scores, SourceImage
+from pffnet_d2.inference.export.measure import DEFAULT_SHAPES, SHAPE_TERMS, Measured, intensity_columns, shape_columns
 from pffnet_d2.inference.tiling import Box
 
 # Properties of skimage.measure.regionprops_table, with the power of the length unit in each.
-SHAPES = {
-    "area": 2,
-    "perimeter": 1,
-    "eccentricity": 0,
-    "axis_major_length": 1,
-    "axis_minor_length": 1,
-    "equivalent_diameter_area": 1,
-}
+SHAPES = {term: SHAPE_TERMS[term] for term in DEFAULT_SHAPES}
 INTENSITIES = ("intensity_mean", "intensity_min", "intensity_max", "intensity_std")
 
 
@@ -40,7 +34,7 @@ class Csv(Exporter):
         check_square(name, image.pixel_size)
 
     def begin(self, path: Path, image: SourceImage) -> AbstractContextManager[Add]:
-        return _rows(path, image.pixels, image.pixel_size)
+        return _rows(path, image.pixels, image.pixel_size, image.measured)
 
 
 def write_csv(
@@ -75,7 +69,10 @@ def write_csv(
 
 @contextmanager
 def _rows(
-    path: Path, pixels: Callable[[Box], NDArray[Any]] | None, pixel_size: tuple[float, float] | None
+    path: Path,
+    pixels: Callable[[Box], NDArray[Any]] | None,
+    pixel_size: tuple[float, float] | None,
+    measured: Measured | None = None,
 ) -> Iterator[Add]:
     check_square(str(path), pixel_size)
     header: list[str] = []
@@ -83,7 +80,7 @@ def _rows(
 
     def add(part: Part) -> None:
         nonlocal header, empty
-        table = measurements(part, pixels, pixel_size)
+        table = _chosen_table(part, measured, pixel_size) if measured else measurements(part, pixels, pixel_size)
         if not len(table["label"]):
             empty = empty or table
             return
@@ -133,6 +130,33 @@ def measurements(
     return table | {key.replace("-", "_"): found[key] for key in found if key.startswith("intensity")}
 
 
+def _chosen_table(part: Part, measured: Measured, pixel_size: tuple[float, float] | None) -> dict[str, Any]:
+    """Columns: image; label; the scores; position and box in pixels, and the position in micrometres if the size of a
+    pixel is known; the shape terms; the grey values of every channel."""
+    from skimage.measure import regionprops_table
+
+    (top, left), (height, width) = part.origin, part.labels.shape
+    found = regionprops_table(part.labels, properties=["label", "centroid", "bbox"])
+    table: dict[str, Any] = {"image": [measured.image] * len(found["label"]), "label": found["label"] + part.first - 1}
+    table |= {key: np.asarray(column) for key, column in part.scores.items()}
+    x, y = found["centroid-1"] + 0.5 + left, found["centroid-0"] + 0.5 + top
+    table |= {"centroid_x": x, "centroid_y": y}
+    if pixel_size:
+        table |= {"centroid_x_um": x * pixel_size[1], "centroid_y_um": y * pixel_size[0]}
+    table |= {"bbox_x": found["bbox-1"] + left, "bbox_y": found["bbox-0"] + top}
+    table |= {"bbox_width": found["bbox-3"] - found["bbox-1"], "bbox_height": found["bbox-2"] - found["bbox-0"]}
+    side = (pixel_size[0] * pixel_size[1]) ** 0.5 if pixel_size else 1.0
+    table |= dict(shape_columns(part.labels, measured.measures.shapes, side, "um" if pixel_size else "px"))
+    if measured.measures.intensities or measured.measures.ring:
+        values = measured.channels((top, left, top + height, left + width))
+        table |= dict(intensity_columns(part.labels, values, measured.names, measured.measures))
+    return table
+
+
 def _number(value: Any) -> int | str:
-    """Whole numbers unchanged, other numbers with six digits."""
+    """Whole numbers unchanged, other numbers with six digits; text unchanged; nothing where there is no number."""
+    if isinstance(value, str):
+        return value
+    if np.isnan(value):
+        return ""
     return int(value) if float(value).is_integer() else f"{value:.6g}"

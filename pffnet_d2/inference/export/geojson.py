@@ -30,7 +30,7 @@ class GeoJson(Exporter):
     streams = True
 
     def begin(self, path: Path, image: SourceImage) -> AbstractContextManager[Add]:
-        return _features(path, image.pixel_size)
+        return _features(path, image.pixel_size, image.class_name)
 
 
 def write_geojson(

@@ -1,0 +1,99 @@
+"""``--diameter auto``: which images get a second pass, and at which scale."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+
+pytest.importorskip("detectron2", reason="Detectron2 is not installed")
+
+from pffnet_d2 import Predictor
+from pffnet_d2.cli.main import main
+from pffnet_d2.errors import InputError
+from pffnet_d2.inference.own_scale import mean_diameter, predict_at_own_scale
+
+
+class StandIn:
+    """Knows diameter 20 and finds one square of ``side`` pixels, or nothing for side 0, at whatever scale."""
+
+    cfg = SimpleNamespace(MODEL=SimpleNamespace(PFFNET=SimpleNamespace(DIAMETER=20.0)))
+
+    def __init__(self, side: int, scale: float = 1.0, largest: float = 100.0) -> None:
+        self.side, self.scale, self.largest = side, scale, largest
+
+    def at_scale(self, scale: float) -> StandIn:
+        return StandIn(self.side, scale, self.largest)
+
+    def network_size(self, height: int, width: int) -> tuple[int, int]:
+        if self.scale > self.largest:
+            raise InputError("too large")
+        return height, width
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[Any]:
+        found = []
+        for image in images:
+            labels = np.zeros(image.shape[:2], np.int32)
+            labels[: self.side, : self.side] = 1
+            found.append(SimpleNamespace(label_map=labels, scale=self.scale))
+        return found
+
+
+IMAGE = np.zeros((100, 100, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("side", "largest", "expected"),
+    [
+        (0, 100.0, 1.0),  # nothing was found
+        (18, 100.0, 1.0),  # diameter 20.3: close
+        (15, 100.0, 1.0),  # 16.9: 1.18 times too small
+        (5, 100.0, 20 / (10 / np.pi**0.5)),
+        (60, 100.0, 20 / (120 / np.pi**0.5)),
+        (5, 2.0, 1.0),  # the enlarged image would be too large
+    ],
+)
+def test_scale_of_the_second_pass(side: int, largest: float, expected: float) -> None:
+    standing_in: Any = StandIn(side, largest=largest)
+    (found,) = predict_at_own_scale(standing_in, [IMAGE])
+    assert found.scale == pytest.approx(expected)  # type: ignore[attr-defined]
+
+
+def test_mean_diameter() -> None:
+    labels = np.zeros((30, 30), np.int32)
+    assert mean_diameter(labels) == 0
+    labels[:2, :2], labels[10:14, 10:14] = 1, 3
+    assert mean_diameter(labels) == pytest.approx((2 * (4 / np.pi) ** 0.5 + 2 * (16 / np.pi) ** 0.5) / 2)
+
+
+def test_it_equals_the_diameter_given_by_hand(tiny_run: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    plain = Predictor(model=tiny_run, device="cpu")
+    diameter = mean_diameter(plain.predict([pixels])[0].label_map)
+    assert diameter > 0
+    options: Any = {"model": tiny_run, "device": "cpu", "opts": ["MODEL.PFFNET.DIAMETER", str(2 * diameter)]}
+    automatic, by_hand = Predictor(diameter="auto", **options), Predictor(diameter=diameter, **options)
+    assert by_hand.scale == pytest.approx(2)
+    expected = by_hand.predict([pixels])[0].label_map
+    np.testing.assert_array_equal(automatic.predict([pixels])[0].label_map, expected)
+    assert automatic.scale == 1.0  # unchanged for the next image
+
+
+def test_not_in_tiles_and_not_for_unknown_models(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((64, 64), np.uint16))
+    run = ["predict", str(tmp_path / "a.tif"), "--model", str(tiny_run), "--device", "cpu", "--diameter", "auto"]
+    for more, words in (
+        (["--tile", "64"], "diameter auto measures objects in whole images"),
+        (["--opts", "MODEL.PFFNET.DIAMETER", "0.0"], "diameter auto: the config does not state the diameter"),
+        (["--opts", "INPUT.SQUARE.TEST", "64"], "diameter auto: INPUT.SQUARE.TEST resizes images already"),
+    ):
+        assert main([*run, "--out", str(tmp_path / "out"), *more]) == 2
+        assert words in capsys.readouterr().err
+    assert main([*run, "--out", str(tmp_path / "out")]) == 0
