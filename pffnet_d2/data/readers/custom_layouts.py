@@ -81,8 +81,7 @@ def find_images(
     coco: str = "",
     truth: str = "auto",
     fill_holes: bool = False,
-    outline: str = "",
-    **_: Any,
+    **others: Any,
 ) -> list[CustomImage]:
     """The images with their truth, sorted by path.
 
@@ -96,6 +95,7 @@ def find_images(
     """
     if truth not in ("auto", "ids", "components"):
         raise InputError(f"option truth={truth}: give auto, ids or components")
+    outline = others.get("outline", "")
     if outline not in ("", *CELL_OUTLINES):
         raise InputError(f"option outline={outline}: give {' or '.join(CELL_OUTLINES)}")
     image_folder = PurePosixPath(images).parts
