@@ -81,7 +81,8 @@ def find_images(
     coco: str = "",
     truth: str = "auto",
     fill_holes: bool = False,
-    **others: Any,
+    outline: str = "",
+    **_: Any,
 ) -> list[CustomImage]:
     """The images with their truth, sorted by path.
 
@@ -95,7 +96,6 @@ def find_images(
     """
     if truth not in ("auto", "ids", "components"):
         raise InputError(f"option truth={truth}: give auto, ids or components")
-    outline = others.get("outline", "")
     if outline not in ("", *CELL_OUTLINES):
         raise InputError(f"option outline={outline}: give {' or '.join(CELL_OUTLINES)}")
     image_folder = PurePosixPath(images).parts
