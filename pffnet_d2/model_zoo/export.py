@@ -10,6 +10,7 @@ import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from pffnet_d2.model_zoo.find import ONNX, sha256
 from pffnet_d2.modeling.build import build_network
 from pffnet_d2.modeling.caps import scaled_caps
 from pffnet_d2.modeling.graph import DetectionGraph, outputs_of
+from pffnet_d2.modeling.meta_arch import PFFNet
 
 TORCHSCRIPT = "model.ts"
 # RoiAlign has half pixels from 16 on; of 18 on, the tracing exporter knows not every operation.
@@ -138,10 +140,13 @@ def export_with(
     Checkpointer(model).load(cfg.MODEL.WEIGHTS)
     bgr = cfg.INPUT.FORMAT == "BGR"
     graph = DetectionGraph(model, bgr=bgr, caps_area=cfg.MODEL.PFFNET.CAPS_AREA)
+    facts = ModelFacts.from_config(cfg, int(graph.model.backbone.size_divisibility or 1))
+    images = _images(facts.diameter)
+    with torch.no_grad():
+        expected = list(map(_original(model, cfg, facts, bgr), images))
     for branch in ("sem_seg_head", "fusion_head"):  # would be written to the file, but are not run
         if hasattr(model, branch):
             setattr(model, branch, None)
-    facts = ModelFacts.from_config(cfg, int(graph.model.backbone.size_divisibility or 1))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -151,7 +156,7 @@ def export_with(
         warnings.simplefilter("ignore")  # both exporters are deprecated; see docs/export.md
         file = folder / path.name
         run = write(graph, file, json.dumps(table))
-        checked = [_compared(run, _original(model, cfg, facts, bgr), image) for image in _images(facts.diameter)]
+        checked = [_compared(run(image), each, image) for image, each in zip(images, expected, strict=True)]
         os.replace(file, path)
     return Exported(path, [count for count, _ in checked], max(difference for _, difference in checked))
 
@@ -160,6 +165,10 @@ def _check_config(cfg: Any) -> None:
     """Check that a config asks for nothing but one run of the network on the image as it is. Raises InputError."""
     if list(cfg.MODEL.PFFNET.TTA):
         raise InputError("MODEL.PFFNET.TTA: a file contains one view of an image; set it to [] (--opts)")
+    if cfg.MODEL.PFFNET.get("SEMANTIC_POWER", 0.0):
+        raise InputError(
+            "MODEL.PFFNET.SEMANTIC_POWER: a file does not contain the semantic branch; set it to 0.0 (--opts)"
+        )
     for key, side in {"MIN_SIZE_TEST": cfg.INPUT.MIN_SIZE_TEST, "SQUARE.TEST": cfg.INPUT.SQUARE.TEST}.items():
         if side:
             raise InputError(
@@ -184,11 +193,13 @@ def _described(facts: ModelFacts) -> dict[str, Any]:
 
 def _original(model: nn.Module, cfg: Any, facts: ModelFacts, bgr: bool) -> Run:
     """The network itself, as a function of an image as the file takes it."""
+    # That of Detectron2's PanopticFPN always returns other maps as well.
+    inference = model.inference if isinstance(model, PFFNet) else partial(GeneralizedRCNN.inference, model)
 
     def run(image: NDArray[np.float32]) -> Outputs:
         seen = torch.from_numpy(np.ascontiguousarray(image[::-1]) if bgr else image)
         with scaled_caps(model, cfg, facts.cap_factor(*image.shape[1:])) as reached:
-            (found,) = GeneralizedRCNN.inference(model, [{"image": seen}], do_postprocess=False)
+            (found,) = inference([{"image": seen, "normalised": True}], do_postprocess=False)
         capped = {key.partition(" ")[0] for key in reached.of_image(0, 1, found)}
         fields = {"boxes": found.pred_boxes.tensor, "scores": found.scores, "masks": found.pred_masks[:, 0]}
         fields["class_scores"] = found.class_scores if found.has("class_scores") else found.scores
@@ -199,8 +210,8 @@ def _original(model: nn.Module, cfg: Any, facts: ModelFacts, bgr: bool) -> Run:
     return run
 
 
-def _compared(run: Run, original: Run, image: NDArray[np.float32]) -> tuple[int, float]:
-    """Compare a file with the network on an image.
+def _compared(found: Outputs, expected: Outputs, image: NDArray[np.float32]) -> tuple[int, float]:
+    """Compare what a file and the network find in an image.
 
     Returns:
         The number of detections, and the largest difference of scores and mask probabilities.
@@ -208,7 +219,6 @@ def _compared(run: Run, original: Run, image: NDArray[np.float32]) -> tuple[int,
     Raises:
         InputError: they differ.
     """
-    found, expected = run(image), original(image)
     size = "x".join(map(str, image.shape[1:]))
     wrong = f"the exported file was not kept: on an image of {size} pixels it does not equal the model"
     if any(value.shape != expected[name].shape for name, value in found.items()):
