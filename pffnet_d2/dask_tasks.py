@@ -87,8 +87,10 @@ def connected(options: ClusterOptions) -> Iterator[Any]:
         held.callback(logging.getLogger("distributed").setLevel, level)
         warnings.simplefilter("ignore")  # such as a port of the dashboard that is taken
         if options.workers is not None:
-            # A task whose worker dies is ours to start again (ATTEMPTS), not the scheduler's.
-            held.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 0}))
+            # A task whose worker dies is ours to start again (ATTEMPTS), not the scheduler's; and a worker whose disk is
+            # full, which is idle after each failure, must not steal what another one is to try again.
+            ours = {"distributed.scheduler.allowed-failures": 0, "distributed.scheduler.work-stealing": False}
+            held.enter_context(dask.config.set(ours))
             cluster = LocalCluster(
                 n_workers=options.workers,
                 threads_per_worker=1,
