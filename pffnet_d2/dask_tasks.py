@@ -80,15 +80,17 @@ def connected(options: ClusterOptions) -> Iterator[Any]:
         raise InputError(
             f"--workers and --scheduler need Dask ({error}); type: pip install 'pffnet_d2[cluster]'"
         ) from error
-    # Dask reports each lost connection with a traceback; what matters to the user is told in one line.
-    level = logging.getLogger("distributed").level
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
     with ExitStack() as held, warnings.catch_warnings():
-        held.callback(logging.getLogger("distributed").setLevel, level)
+        # Dask reports each lost connection with a traceback; what matters to the user is told in one line.
+        for logger in map(logging.getLogger, ("distributed", "distributed.client")):
+            held.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.CRITICAL)
         warnings.simplefilter("ignore")  # such as a port of the dashboard that is taken
         if options.workers is not None:
-            # A task whose worker dies is ours to start again (ATTEMPTS), not the scheduler's.
-            held.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": 0}))
+            # A task whose worker dies is ours to start again (ATTEMPTS), not the scheduler's. A worker whose disk is
+            # full is idle after each failure and must not steal what another one is to try again.
+            ours = {"distributed.scheduler.allowed-failures": 0, "distributed.scheduler.work-stealing": False}
+            held.enter_context(dask.config.set(ours))
             cluster = LocalCluster(
                 n_workers=options.workers,
                 threads_per_worker=1,

@@ -273,7 +273,7 @@ def test_a_full_disk_on_one_worker(
     assert bytes_of(tmp_path / "out") == bytes_of(tmp_path / "alone")
     summary = predict_files(job(images, tmp_path / "one", stand_in, ClusterOptions(workers=1)))
     assert summary.exit_code == 2
-    assert all("results cannot be written to" in outcome.error for outcome in summary.outcomes)
+    assert all("cannot be written (File too large)" in outcome.error for outcome in summary.outcomes)
     assert bytes_of(tmp_path / "one") == {}
 
 
