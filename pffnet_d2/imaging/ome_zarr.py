@@ -218,8 +218,7 @@ def _level_for(levels: Sequence[Level], wanted: float | None, name: str) -> Leve
     if not 1 / _NEAR <= sizes[nearest] / wanted <= _NEAR:
         listed = ", ".join(f"{size:g}" for size in sizes.values())
         raise InputError(
-            f"{name}: no level with pixels of {wanted:g} micrometres; it has {listed}: choose one of them "
-            "(--level)"
+            f"{name}: no level with pixels of {wanted:g} micrometres; it has {listed}: choose one of them (--level)"
         )
     return nearest
 
