@@ -165,7 +165,7 @@ def _check_config(cfg: Any) -> None:
     """Check that a config asks for nothing but one run of the network on the image as it is. Raises InputError."""
     if list(cfg.MODEL.PFFNET.TTA):
         raise InputError("MODEL.PFFNET.TTA: a file contains one view of an image; set it to [] (--opts)")
-    if cfg.MODEL.PFFNET.get("SEMANTIC_POWER", 0.0):
+    if cfg.MODEL.PFFNET.SEMANTIC_POWER:
         raise InputError(
             "MODEL.PFFNET.SEMANTIC_POWER: a file does not contain the semantic branch; set it to 0.0 (--opts)"
         )
