@@ -278,8 +278,9 @@ class Predictor:
 
     @cached_property
     def identity(self) -> str:
-        """A digest of the weights and the config. It does not depend on where their files are."""
-        return self.backend.identity(self.scale)
+        """Differs between models whose results may differ. It does not depend on where their files are."""
+        network = self.backend.identity(self.scale)
+        return f"{network} {AUTO}" if self.own_scale else network
 
 
 def _of_equal_size(images: Sequence[NDArray[Any]]) -> Iterator[list[int]]:

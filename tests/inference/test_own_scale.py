@@ -22,7 +22,7 @@ from pffnet_d2.inference.own_scale import mean_diameter, predict_at_own_scale
 class StandIn:
     """Knows diameter 20 and finds one square of ``side`` pixels, or nothing for side 0, at whatever scale."""
 
-    cfg = SimpleNamespace(MODEL=SimpleNamespace(PFFNET=SimpleNamespace(DIAMETER=20.0)))
+    facts = SimpleNamespace(diameter=20.0)
 
     def __init__(self, side: int, scale: float = 1.0, largest: float = 100.0) -> None:
         self.side, self.scale, self.largest = side, scale, largest

@@ -104,6 +104,13 @@ def check_square(name: str, pixel_size: tuple[float, float] | None) -> None:
         )
 
 
+def table_of(part: Part, image: SourceImage) -> dict[str, Any]:
+    """The columns of the table of an image, for the objects of a part of it."""
+    if image.measured:
+        return _chosen_table(part, image.measured, image.pixel_size)
+    return measurements(part, image.pixels, image.pixel_size)
+
+
 def measurements(
     part: Part, pixels: Callable[[Box], NDArray[Any]] | None, pixel_size: tuple[float, float] | None
 ) -> dict[str, Any]:

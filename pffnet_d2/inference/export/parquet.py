@@ -16,13 +16,13 @@ import numpy as np
 from pffnet_d2.atomic_write import move, whole_file, work_folder
 from pffnet_d2.inference.export import base
 from pffnet_d2.inference.export.base import Add, Exporter, Part, SourceImage
-from pffnet_d2.inference.export.csv_table import check_square, measurements
+from pffnet_d2.inference.export.csv_table import check_square, table_of
 
 PART = 10_000  # rows
 
 
 class Parquet(Exporter):
-    """The columns of ``csv_table.write_csv`` in full precision."""
+    """The columns of ``csv`` in full precision."""
 
     name = "parquet"
     ending = ".parquet"
@@ -60,9 +60,9 @@ def write_part(path: Path, image: SourceImage, parts: Iterable[Part]) -> None:
         image: their image.
         parts: none makes a table without rows.
     """
-    tables = [measurements(part, image.pixels, image.pixel_size) for part in parts]
+    tables = [table_of(part, image) for part in parts]
     nothing = Part(np.zeros((1, 1), np.int32))
-    _write(path, tables or [measurements(nothing, image.pixels, image.pixel_size)])
+    _write(path, tables or [table_of(nothing, image)])
 
 
 def _write(path: Path, tables: list[dict[str, Any]]) -> None:
@@ -72,9 +72,8 @@ def _write(path: Path, tables: list[dict[str, Any]]) -> None:
     # An image without objects has no columns of scores.
     names = max(tables, key=len)
     whole = {name: np.concatenate([table[name] for table in tables if name in table]) for name in names}
-    columns = {
-        name: values.astype(np.int64 if values.dtype.kind in "iu" else np.float64) for name, values in whole.items()
-    }
+    kinds = {"i": np.int64, "u": np.int64, "f": np.float64}
+    columns = {name: values.astype(kinds.get(values.dtype.kind, values.dtype)) for name, values in whole.items()}
     with whole_file(path, "wb") as file:
         parquet.write_table(pyarrow.table(columns), file, compression="zstd")
 
@@ -96,7 +95,7 @@ def _folder(path: Path, image: SourceImage) -> Iterator[Add]:
 
         def add(part: Part) -> None:
             nonlocal waiting, written
-            waiting.append(measurements(part, image.pixels, image.pixel_size))
+            waiting.append(table_of(part, image))
             if sum(len(table["label"]) for table in waiting) >= PART:
                 _write(part_file(made, written), waiting)
                 waiting, written = [], written + 1

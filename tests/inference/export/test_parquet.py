@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pyarrow import parquet as arrow
 from pffnet_d2.inference.export import parquet
 from pffnet_d2.inference.export.base import Part, SourceImage
 from pffnet_d2.inference.export.csv_table import write_csv
+from pffnet_d2.inference.export.measure import Measured, Measures
 from pffnet_d2.inference.export.parquet import Parquet
 
 
@@ -69,3 +71,21 @@ def test_tiles_without_objects_give_a_table_without_rows(tmp_path: Path) -> None
     table = arrow.read_table(tmp_path / "a.parquet")
     assert len(table) == 0
     assert "area_um2" in table.column_names
+
+
+def test_chosen_measures(tmp_path: Path) -> None:
+    """The columns of --measure, text among them."""
+    pixels = np.arange(81, dtype=np.uint8).reshape(9, 9)
+    labels = np.zeros((9, 9), np.int32)
+    labels[1:3, 1:5] = 1
+
+    def channels(box: tuple[int, int, int, int]) -> np.ndarray:
+        return pixels[box[0] : box[2], box[1] : box[3], None]
+
+    measured = Measured(Measures.parse("area,mean", 0), "plate/a.tif", channels, ("DAPI",))
+    image = replace(source(pixels, whole=True), measured=measured)
+    with Parquet().begin(tmp_path / "a.parquet", image) as add:
+        add(Part(labels, {"score": np.ones(1)}))
+    (row,) = arrow.read_table(tmp_path / "a.parquet").to_pylist()
+    assert (row["image"], row["label"], row["area_um2"]) == ("plate/a.tif", 1, 2.0)
+    assert row["mean_DAPI"] == pixels[1:3, 1:5].mean()
