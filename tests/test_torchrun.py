@@ -23,7 +23,7 @@ from pffnet_d2.launch import Launched
 ROOT = Path(__file__).resolve().parent.parent
 # A small network and few steps.
 OPTIONS = [
-    *("MODEL.DEVICE", "cpu", "INPUT.CROP.SIZE", "[64, 64]", "MODEL.FPN.OUT_CHANNELS", "16"),
+    *("MODEL.DEVICE", "cpu", "INPUT.CROP.SIZE", "[64, 64]"),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "50", "TEST.DETECTIONS_PER_IMAGE", "20", "SOLVER.IMS_PER_BATCH", "2"),
     *("SOLVER.CHECKPOINT_PERIOD", "2", "DATALOADER.NUM_WORKERS", "0", "SEED", "1", "TEST.EVAL_PERIOD", "0"),
 ]
