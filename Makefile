@@ -68,9 +68,9 @@ $(READY): Makefile setup.py $(wildcard third_party/detectron2/*)
 # An environment that works is kept, whatever Python made it: `make clean` before choosing another one.
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 		command -v $(PYTHON) >/dev/null \
-			|| { echo "make: $(PYTHON) is missing: install Python 3.10 or newer, or name one: make PYTHON=..." >&2; exit 1; }; \
-		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
-			|| { echo "make: $(PYTHON) is too old: install Python 3.10 or newer and name it: make PYTHON=..." >&2; exit 1; }; \
+			|| { echo "make: $(PYTHON) is missing: install Python 3.11 or newer, or name one: make PYTHON=..." >&2; exit 1; }; \
+		$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+			|| { echo "make: $(PYTHON) is too old: install Python 3.11 or newer and name it: make PYTHON=..." >&2; exit 1; }; \
 		$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 			|| { echo "make: $(PYTHON) cannot make an environment: install the system package python3-venv" >&2; exit 1; }; \
 		$(PYTHON) -m venv --clear $(VENV); \

@@ -36,7 +36,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=[*find_packages(include=["pffnet_d2", "pffnet_d2.*"]), "pffnet_d2.configs"],
     package_dir={"pffnet_d2.configs": "configs"},
     package_data={

@@ -248,7 +248,6 @@ def _ended(future: Any) -> tuple[Any, str, str]:
 def _scheduler_lost(client: Any) -> Iterator[None]:
     """Turn what Dask raises without its scheduler into one line."""
     from asyncio import CancelledError
-    from asyncio import TimeoutError as AsyncTimeout
 
     from distributed.client import FutureCancelledError
     from distributed.comm import CommClosedError
@@ -256,7 +255,7 @@ def _scheduler_lost(client: Any) -> Iterator[None]:
     address = getattr(client.scheduler, "addr", "")
     try:
         yield
-    except (CommClosedError, FutureCancelledError, CancelledError, AsyncTimeout) as error:
+    except (TimeoutError, CommClosedError, FutureCancelledError, CancelledError) as error:
         raise SchedulerLost(
             f"the Dask scheduler {address} is lost; start it and its workers and run the same command again: what is "
             "done is kept"

@@ -60,7 +60,7 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     (name,) = [name for name in wheel.namelist() if name.endswith(".dist-info/METADATA")]
     metadata = email.message_from_bytes(wheel.read(name))
     assert metadata["Version"] == pffnet_d2.__version__
-    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["Requires-Python"] == ">=3.11"
     assert set(metadata.get_all("Provides-Extra", [])) == {
         *("bioimageio", "codecs", "export", "fast", "hdf5", "lite", "napari", "onnx", "onnx-export", "test")
     }
