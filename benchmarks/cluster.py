@@ -225,17 +225,18 @@ def tasks(args: argparse.Namespace) -> None:
             (found,) = threshold([np.repeat(grey[:, :, None], 3, axis=2)])
             kept.keep(index, found, seam_of(View(found.label_map, found.scores), tiles, index))
         stored = sum(path.stat().st_size for path in kept.path.iterdir())
-        seconds, objects = time.process_time(), []
+        objects: list[Any] = []
+        seconds = time.process_time()
         decide(tiles, lambda index: kept.kept_seam(index), objects.append)  # type: ignore[arg-type,return-value]
         seconds = time.process_time() - seconds
     n, count = len(tiles.boxes()), sum(group.count for group in objects)
-    found = {
+    ratios = {
         "CPU of client and scheduler, ms a task": cpu,
         "decisions, ms of CPU a tile": seconds / n * 1000,
         "bytes of a task's message": message,
         "bytes a tile on storage": stored / n,
     }
-    report("cluster, tasks", f"{n} tiles of {args.tile}, {count} objects", found, wall_ms_a_task=wall)
+    report("cluster, tasks", f"{n} tiles of {args.tile}, {count} objects", ratios, wall_ms_a_task=wall)
 
 
 def main() -> None:
