@@ -81,14 +81,14 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pffnet_d2.config import config_path, read_config
 
     folder = tmp_path_factory.mktemp("tiny_run")
-    narrow = {"CONV_DIM": 16, "FC_DIM": 64}
+    narrow = {"CONV_DIM": 16, "FC_DIM": 256}
     keys = {
         "_BASE_": str(config_path("demo/PFFNet_R18_FPN.yaml")),
         "MODEL": {
             "DEVICE": "cpu",
             "FPN": {"OUT_CHANNELS": 32},
             "RPN": {"POST_NMS_TOPK_TEST": 50},
-            "ROI_BOX_HEAD": {"FC_DIM": 64},
+            "ROI_BOX_HEAD": {"FC_DIM": 256},
             "ROI_MASK_HEAD": {"CONV_DIM": 32, "FC_PATH_DIM": 1},
             "ROI_MASK_QUALITY_HEAD": narrow,
             "PFFNET": {"DIAMETER": 20.0, "IMAGES": "fluorescence", "LABEL_MAP": {"SCORE_THRESH": 0.01}},
