@@ -86,11 +86,12 @@ assert type(build_model(cfg)).__name__ == "PFFNet"
 
 
 def test_without_detectron2() -> None:
+    """And without onnxruntime, with which Predictor needs neither."""
     code = """
 import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "detectron2":
+        if name.partition(".")[0] in ("detectron2", "onnxruntime"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Blocked())
 import pffnet_d2

@@ -192,6 +192,8 @@ def test_what_needs_the_whole_image_is_not_streamed() -> None:
         "overlay",
         "geojson",
         "csv",
+        "ome-zarr",
+        "parquet",
     ]
     with pytest.raises(InputError, match="format coco cannot be written in tiles; with --tile choose from label-tiff,"):
         choose(["csv", "coco"], streaming=True)

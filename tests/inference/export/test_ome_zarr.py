@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 zarr = pytest.importorskip("zarr", reason="zarr is not installed")
 
-from pffnet_d2.imaging.ome_zarr import ZarrPlane  # noqa: E402
+from pffnet_d2.imaging.ome_zarr import ZarrImage, ZarrPlane  # noqa: E402
 from pffnet_d2.inference.export.base import Part, SourceImage  # noqa: E402
 from pffnet_d2.inference.export.ome_zarr import CHUNK, LabelPyramid, OmeZarr, create  # noqa: E402
 
@@ -57,8 +57,8 @@ def test_a_pyramid_of_every_second_pixel(tmp_path: Path, shape: tuple[int, int])
         (scale,) = dataset["coordinateTransformations"]
         assert scale == {"type": "scale", "scale": [0.25 * 2**level, 0.5 * 2**level]}
     assert max(array.shape) <= CHUNK
-    assert (ZarrPlane(path / "objects")[:, :] == labels).all()
-    assert ZarrPlane(path / "objects").pixel_size == (0.25, 0.5)
+    assert (ZarrPlane(ZarrImage(path / "objects"))[:, :] == labels).all()
+    assert ZarrImage(path / "objects").pixel_size == (0.25, 0.5)
 
 
 def test_ome_zarrs_own_reader(tmp_path: Path) -> None:
