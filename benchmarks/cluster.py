@@ -92,7 +92,11 @@ def write_slide(path: Path, side: int) -> None:
             array[y:y1, x:x1] = mosaic[y:y1, x:x1] if shown else noise[: y1 - y, : x1 - x]
     scale = [{"type": "scale", "scale": [0.5, 0.5]}]
     axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "yx"]
-    image = {"version": "0.4", "axes": axes, "datasets": [{"path": "0", "coordinateTransformations": scale}]}
+    image: dict[str, Any] = {
+        "version": "0.4",
+        "axes": axes,
+        "datasets": [{"path": "0", "coordinateTransformations": scale}],
+    }
     group.attrs["multiscales"] = [image]
 
 
