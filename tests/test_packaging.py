@@ -62,7 +62,8 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert metadata["Version"] == pffnet_d2.__version__
     assert metadata["Requires-Python"] == ">=3.11"
     assert set(metadata.get_all("Provides-Extra", [])) == {
-        *("bioimageio", "codecs", "export", "fast", "hdf5", "lite", "napari", "onnx", "onnx-export", "test")
+        *("bioimageio", "cluster", "codecs", "czi", "export", "fast", "formats", "hdf5", "lite", "napari"),
+        *("ome-zarr", "onnx", "onnx-export", "slides", "tables", "test"),
     }
     # Chosen by the user, or not on the index: requiring them would break an installation that has them.
     required = {line.split(">")[0].split(";")[0].lower() for line in metadata.get_all("Requires-Dist", [])}
