@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.axes import channel_axis_of, check_choice, choice
+from pffnet_d2.imaging.scene import ArrayPlane, long_axes
 
 # Factors that convert the units of NGFF's axes to micrometres.
 UNITS = {
@@ -83,9 +82,9 @@ class ZarrImage:
             raise InputError(
                 f"{path}: its axes {self.axes} of {self.array.shape} are not understood; save it as T, C, Z, Y, X"
             )
-        self.sizes = dict(zip(self.axes, map(int, self.array.shape), strict=True))
-        self.long_axes = {axis: n for axis, n in self.sizes.items() if n > 1 and axis not in "YX"}
-        self.channel_names = labels if all(labels) and len(labels) == self.sizes.get("C", 1) else ()
+        sizes = dict(zip(self.axes, map(int, self.array.shape), strict=True))
+        self.long_axes = long_axes(sizes)
+        self.channel_names = labels if all(labels) and len(labels) == sizes.get("C", 1) else ()
 
     def files(self) -> list[Path]:
         """The metadata of the image and all files of the level that is read, sorted."""
@@ -102,7 +101,7 @@ class ZarrImage:
         return found.hexdigest()
 
 
-class ZarrPlane:
+class ZarrPlane(ArrayPlane):
     """One plane of an OME-Zarr image; ``plane[y0:y1, x0:x1]`` reads the chunks of a window.
 
     Chunks that are not in the folder read as the array's fill value, as Zarr defines it: writers leave out chunks of
@@ -123,30 +122,12 @@ class ZarrPlane:
         Raises:
             InputError: ``plane`` and ``channels`` do not choose one plane.
         """
-        self.image, self._name, self._channels, self._axes = image, image.name, channels, image.axes
-        long = image.long_axes
-        check_choice(long, self._name, plane, channels, False)
-        self._channel_axis = channel_axis_of(long, channels, False)
-        stack = {axis: n for axis, n in long.items() if axis != self._channel_axis}
-        self._index = {axis: 0 for axis in image.sizes if axis not in "YX"} | choice(stack, self._name, plane)
-        self.dtype = image.array.dtype
-        many = len(channels) if channels is not None else 1
-        self.shape: tuple[int, ...] = (image.sizes["Y"], image.sizes["X"], *((many,) if many > 1 else ()))
-        self.ndim = len(self.shape)
+        super().__init__(image.array, image.axes, image.name, plane, channels, rgb=False)
+        self.image = image
 
     def __getitem__(self, key: tuple[slice, slice]) -> NDArray[Any]:
-        rows, columns = key
-        with _damage_named(self._name):
-            if self._channels is None:
-                return self._read(self._index, rows, columns)
-            axis = self._channel_axis
-            read = [self._read(self._index | ({axis: c} if axis else {}), rows, columns) for c in self._channels]
-        return read[0] if len(read) == 1 else np.stack(read, axis=2)
-
-    def _read(self, index: Mapping[str, int], rows: slice, columns: slice) -> NDArray[Any]:
-        where = {"Y": rows, "X": columns, **index}
-        values = np.asarray(self.image.array[tuple(where[axis] for axis in self._axes)])
-        return values if self._axes.index("Y") < self._axes.index("X") else values.T
+        with _damage_named(self.image.name):
+            return super().__getitem__(key)
 
 
 def _image_of(path: Path) -> tuple[Path, dict[str, Any]]:
