@@ -8,7 +8,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,23 @@ def relative_paths(root: Path, files: list[SourceFile]) -> dict[Key, SourceFile]
     return paths
 
 
+class TruthForm(NamedTuple):
+    """How files of truth are read: the options ``truth``, ``fill_holes`` and ``outline`` of ``own``."""
+
+    truth: str
+    fill_holes: bool
+    outline: str
+
+
+def truth_form(*, truth: str = "auto", fill_holes: bool = False, outline: str = "", **_: Any) -> TruthForm:
+    """Choose the form of the truth. Raises InputError for one that does not exist."""
+    if truth not in ("auto", "ids", "components"):
+        raise InputError(f"option truth={truth}: give auto, ids or components")
+    if outline not in ("", *CELL_OUTLINES):
+        raise InputError(f"option outline={outline}: give {' or '.join(CELL_OUTLINES)}")
+    return TruthForm(truth, fill_holes, outline)
+
+
 def find_images(
     root: Path,
     files: dict[Key, SourceFile],
@@ -79,25 +96,20 @@ def find_images(
     labels: str = "",
     label_suffix: str = "",
     coco: str = "",
-    truth: str = "auto",
-    fill_holes: bool = False,
-    outline: str = "",
-    **_: Any,
+    **form: Any,
 ) -> list[CustomImage]:
     """The images with their truth, sorted by path.
 
     Args:
         root: for messages.
         files: by their path below ``root``.
-        images, labels, label_suffix, coco, truth, fill_holes, outline: the options of ``own``.
+        images, labels, label_suffix, coco: the options of ``own``.
+        form: those of ``truth_form``; others are left alone.
 
     Raises:
         InputError: as ``own.records``.
     """
-    if truth not in ("auto", "ids", "components"):
-        raise InputError(f"option truth={truth}: give auto, ids or components")
-    if outline not in ("", *CELL_OUTLINES):
-        raise InputError(f"option outline={outline}: give {' or '.join(CELL_OUTLINES)}")
+    read_as = truth_form(**form)
     image_folder = PurePosixPath(images).parts
     label_folder = PurePosixPath(labels).parts if labels else ("labels",)
     if not labels and not any(path[:1] == ("labels",) for path in files):
@@ -113,7 +125,7 @@ def find_images(
         items = _coco_images(files, chosen, image_folder)
     else:
         found = _find_files(files, image_folder, label_folder, label_suffix)
-        items = [_image_with_truth(key, image, masks, truth, fill_holes, outline) for key, image, masks in found]
+        items = [_image_with_truth(key, image, masks, read_as) for key, image, masks in found]
     if not items:
         raise InputError(f"{root}: holds no images; give images/ and labels/ (see docs/data.md)")
     twice = [name for name, n in Counter(item.image_id for item in items).items() if n > 1]
@@ -236,17 +248,17 @@ def _without(key: Key, ending: str) -> Key:
 
 
 def _image_with_truth(
-    key: Key, image: SourceFile, truth: list[SourceFile] | SourceFile, form: str, fill_holes: bool, outline: str
+    key: Key, image: SourceFile, truth: list[SourceFile] | SourceFile, form: TruthForm
 ) -> CustomImage:
     files = [truth] if isinstance(truth, SourceFile) else truth
     by_outlines = [file for file in files if file.suffix in OUTLINE_ENDINGS]
     if not by_outlines:
-        return CustomImage(key, partial(_read, image), _truth_reader(truth, form, fill_holes))
+        return CustomImage(key, partial(_read, image), _truth_reader(truth, form.truth, form.fill_holes))
     if len(by_outlines) < len(files):
         raise InputError(f"{files[0]}: the truth of {'/'.join(key)} is masks and outlines; remove one of them")
     # An empty zip has no ROIs: the image has no objects.
     rois = [file for file in files if file.suffix != EMPTY_ZIP]
-    read = partial(_read_outlined, image, rois, outline)
+    read = partial(_read_outlined, image, rois, form.outline)
     return CustomImage(key, partial(_read, image), partial(_outlined_labels, image, read), read)
 
 

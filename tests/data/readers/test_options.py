@@ -12,7 +12,9 @@ from pffnet_d2.data import readers
 from pffnet_d2.data.readers import READERS, custom_layouts, own
 
 # A user's own reader hands its options on.
-INSIDE: dict[str, list[Callable[..., Any]]] = {"own": [own._divide, custom_layouts.find_images]}
+INSIDE: dict[str, list[Callable[..., Any]]] = {
+    "own": [own._divide, custom_layouts.find_images, custom_layouts.truth_form]
+}
 
 
 def parameters(functions: list[Callable[..., Any]]) -> dict[str, Any]:
