@@ -36,21 +36,24 @@ from numpy.typing import NDArray
 from report import report
 
 from pffnet_d2.dask_tasks import ClusterOptions, connected, run_tasks
-from pffnet_d2.imaging.normalisation import AUTO, to_rgb8
+from pffnet_d2.imaging.normalisation import AUTO
 from pffnet_d2.inference.batch import Job, predict_files
-from pffnet_d2.inference.large import TileModel
 from pffnet_d2.inference.options import PredictOptions
 from pffnet_d2.inference.predictor import Predictor
 from pffnet_d2.inference.sources import Source
 from pffnet_d2.inference.summary import Summary
+from pffnet_d2.masks.compose import LabelMapRule
+from pffnet_d2.model_zoo.facts import ModelFacts
 
 PERIOD = 0.5  # seconds between two looks at memory
 
 
-class StandIn:
-    """A threshold with the interface of ``Predictor``."""
+class StandIn(Predictor):
+    """A threshold in the place of a network."""
 
-    normalisation, identity = AUTO, "threshold"
+    identity = "threshold"
+    facts = ModelFacts(LabelMapRule(), AUTO.name, images="", diameter=0.0, stride=32, caps_area=0, caps={})
+    normalisation, scale, own_scale, matching, matched = AUTO, 1.0, False, False, ""
 
     def __init__(self, seconds: float, options: PredictOptions) -> None:
         self.seconds = seconds
@@ -60,21 +63,6 @@ class StandIn:
         found = threshold(images)
         time.sleep(max(0.0, end - time.perf_counter()))  # so that other work on the machine changes little
         return found
-
-    def network_size(self, height: int, width: int) -> tuple[int, int]:
-        return height, width
-
-    def normalise(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
-        return to_rgb8(pixels, AUTO)
-
-    def doubt_of(self, pixels: NDArray[Any], rgb: NDArray[np.uint8]) -> str:
-        return ""
-
-    def check_tiles(self, options: PredictOptions) -> None:
-        """Any tile does."""
-
-    def tile_model(self) -> TileModel:
-        return TileModel(self.predict, self.identity, 32)
 
 
 def write_slide(path: Path, side: int) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from detectron2.utils import comm
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing import spawn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
@@ -104,7 +105,8 @@ class Launched:
         """None unless RANK and WORLD_SIZE are set.
 
         Raises:
-            InputError: a variable is missing or is not a number in range.
+            InputError: a variable is missing or is not a number in range; torchrun could not start the processes of
+                several machines again.
         """
         if "RANK" not in environment or "WORLD_SIZE" not in environment:
             return None
@@ -120,7 +122,18 @@ class Launched:
                 f"RANK {rank} of WORLD_SIZE {size}, LOCAL_RANK {local} of LOCAL_WORLD_SIZE {here}: out of range; start "
                 "with torchrun"
             )
+        if size > here and _whole(environment, "TORCHELASTIC_MAX_RESTARTS", "0") and _shares_store(environment):
+            raise InputError(
+                "torchrun --max-restarts on several machines: processes that are started again would find the "
+                "addresses of those that ended; give --rdzv-backend c10d and set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+            )
         return cls(rank, size, local, here, _whole(environment, "TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _shares_store(environment: Mapping[str, str]) -> bool:
+    """Whether the store in which processes publish their addresses outlives them, because it is torchrun's own. A
+    restart then reads what was written before it (https://github.com/pytorch/pytorch/issues/135712)."""
+    return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _whole(environment: Mapping[str, str], name: str, default: str = "") -> int:
@@ -155,8 +168,12 @@ def join_launched(work: Callable[..., Any], launched: Launched, *, gpus: bool, a
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // launched.local_world_size))
     try:
-        distributed.init_process_group("nccl" if gpus else "gloo", "env://", timeout=TIMEOUT)
-    except (distributed.DistError, ValueError) as error:
+        store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+        if launched.world_size == launched.local_world_size:  # machines may count restarts differently
+            store = distributed.PrefixStore(f"start {launched.restarts}", store)  # see _shares_store
+        backend = "nccl" if gpus else "gloo"
+        distributed.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=size)
+    except (RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"the processes of torchrun cannot connect ({reason}); check MASTER_ADDR and MASTER_PORT"
