@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.utils import comm
@@ -24,6 +24,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing import spawn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from pffnet_d2.dask_tasks import ClusterOptions, connected, run_tasks
 from pffnet_d2.errors import InputError, original
 
 TIMEOUT = timedelta(minutes=30)  # that of Detectron2's launch
@@ -217,6 +218,50 @@ def run_command(
     command = [sys.executable, "-m", "pffnet_d2.cli", *arguments]
     end = _end_with_parent if sys.platform == "linux" else None
     return subprocess.run(command, env=environment, cwd=directory, preexec_fn=end).returncode
+
+
+class _Place(NamedTuple):
+    """Where workers run commands, so that these find the same files as here."""
+
+    directory: str
+    variables: Mapping[str, str]
+
+
+def run_commands(
+    commands: Sequence[Sequence[str]], cluster: ClusterOptions | None, variables: Mapping[str, str]
+) -> Iterator[tuple[int, int]]:
+    """Run ``pffnet`` with each of these arguments, in separate processes: one after the other until one fails, or one
+    per worker of a Dask cluster at a time. There, one that fails runs a second time, and does not stop the others.
+
+    Args:
+        commands: arguments of the command line. Workers run them in the working directory of this process.
+        cluster: None runs them here.
+        variables: added to the environment of each.
+
+    Yields:
+        The number of a command that ended, from 0, and its exit code.
+
+    Raises:
+        InputError: there is no cluster, or it is lost.
+    """
+    if cluster is None:
+        for number, arguments in enumerate(commands):
+            code = run_command(arguments, variables=variables)
+            yield number, code
+            if code:
+                return
+        return
+    with connected(cluster) as client:
+        place = _Place(os.getcwd(), variables)
+        for done in run_tasks(client, _run_on_worker, place, list(enumerate(commands)), "command", bool):
+            number, arguments = done.task
+            if done.error:
+                print(f"pffnet {arguments[0]}: {done.error}", file=sys.stderr)
+            yield number, 1 if done.error else int(done.result or 0)
+
+
+def _run_on_worker(place: _Place, task: tuple[int, Sequence[str]]) -> int:
+    return run_command(task[1], directory=place.directory, variables=place.variables)
 
 
 def _end_with_parent() -> None:
