@@ -22,7 +22,9 @@ KNOWN = ["--opts", "MODEL.PFFNET.PIXEL_SIZE", "0.5"]
 MATCH = ["--match-pixel-size", *KNOWN]
 
 
-def write_image(path: Path, pixel: tuple[float, float] | None, seed: int = 0, size: tuple[int, int] = (64, 96)) -> Path:
+def write_image(
+    path: Path, pixel: tuple[float, float] | None, seed: int = 0, size: tuple[int, int] = (128, 192)
+) -> Path:
     """An OME-TIFF of noise with pixels of this height and width in micrometres."""
     pixels = np.random.default_rng(seed).integers(0, 255, (*size, 3), dtype=np.uint8)
     named = {} if pixel is None else {"PhysicalSizeY": pixel[0], "PhysicalSizeX": pixel[1]}
@@ -39,7 +41,7 @@ def labels(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
 
 
-@pytest.mark.parametrize("tiles", [[], ["--tile", "64"]])
+@pytest.mark.parametrize("tiles", [[], ["--tile", "128"]])
 def test_it_equals_the_diameter_of_the_same_scale(
     tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], tiles: list[str]
 ) -> None:
@@ -85,8 +87,8 @@ def test_the_size_that_is_given_replaces_that_of_the_file(tiny_run: Path, tmp_pa
         (None, [], "a.ome.tif: does not state the size of its pixels, which match-pixel-size needs"),
         (None, ["--tile", "64"], "a.ome.tif: does not state the size of its pixels"),
         ((0.5, 0.25), [], "a.ome.tif: its pixels of 0.5 x 0.25 um (height x width) are not square"),
-        ((0.05, 0.05), [], "64 x 96 pixels as 6 x 10, too small for an object; check the size of its pixels"),
-        ((500.0, 500.0), [], "64 x 96 pixels as 64000 x 96000, more than 33,554,432; check the size"),
+        ((0.05, 0.05), [], "128 x 192 pixels as 13 x 19, too small for an object; check the size of its pixels"),
+        ((500.0, 500.0), [], "128 x 192 pixels as 128000 x 192000, more than 33,554,432; check the size"),
         ((500.0, 500.0), ["--tile", "64"], "a.ome.tif: 500 um per pixel, resized 1e+03 times to the model's 0.5 um"),
         ((0.5, 0.5), ["--diameter", "20"], "--match-pixel-size and diameter 20.0: both resize images; give one"),
         ((0.5, 0.5), ["--diameter", "auto"], "--match-pixel-size and diameter auto: both resize images"),
