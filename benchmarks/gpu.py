@@ -150,9 +150,9 @@ def training(job: Job, name: str, config: str, opts: list[str]) -> list[dict[str
         short = ["SOLVER.MAX_ITER", steps, "SOLVER.STEPS", "()", "DATASETS.TEST", "()", "OUTPUT_DIR", trial]
         job.call(f"{name}.txt", *base, *opts, *short, **where)
         seconds = json.loads((trial / "metrics.json").read_text(encoding="utf-8").splitlines()[-1])["time"]
-        write_text(planned, json.dumps({"seconds": seconds, "iterations": max(4, int(60 * job.minutes / seconds))}))
+        write_text(planned, json.dumps({"seconds": seconds, "iterations": max(15, int(60 * job.minutes / seconds))}))
     plan = json.loads(planned.read_text(encoding="utf-8"))
-    count = 4 if job.small else plan["iterations"]
+    count = 15 if job.small else plan["iterations"]
     long = ["SOLVER.MAX_ITER", count, "SOLVER.STEPS", repr((count * 4 // 5, count * 14 // 15))]
     long += ["SOLVER.CHECKPOINT_PERIOD", max(1, int(60 / plan["seconds"])), "OUTPUT_DIR", folder]
     job.call(f"{name}.txt", *base, "--resume", *opts, *long, **where)
