@@ -3,9 +3,9 @@
     python tests/walk_wheel.py [PYTHON ...]
 
 Run by a Python that has this checkout's requirements. It builds the source archive and, from that, the wheel, into
-dist/. Each PYTHON (default: this one) then makes an environment in a temporary folder, installs the wheel and Detectron2
-there, and segments an image. The label map must be that of this checkout: at most one pixel in a thousand may differ,
-because another release of torch rounds differently. The exit code is 1 where one of them fails.
+dist/. Each PYTHON (default: this one) then makes an environment in a temporary folder, installs the wheel and
+Detectron2 there, and segments an image. The label map must be that of this checkout: at most one pixel in a thousand
+may differ, because another release of torch rounds differently. The exit code is 1 where one of them fails.
 """
 
 from __future__ import annotations
