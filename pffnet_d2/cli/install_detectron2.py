@@ -77,10 +77,12 @@ def _missing_requirements() -> list[str]:
     """What [torch] lists and is not installed. An OpenCV of another package is kept: two would overwrite each other.
 
     Raises:
-        InputError: this pffnet_d2 is a folder that was put on the path, not installed.
+        InputError: this pffnet_d2 is a folder that was put on the path, or was installed without its requirements.
     """
-    from packaging.requirements import Requirement
-
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        raise InputError("packaging is not installed; type: pip install packaging, then try again") from None
     try:
         lines = importlib.metadata.requires("pffnet_d2") or []
     except importlib.metadata.PackageNotFoundError:
