@@ -97,7 +97,7 @@ class Package:
     note: str = ""
 
     def __str__(self) -> str:
-        return f"  {self.name:<24}{self.version or self.problem}{f'  ({self.note})' if self.note else ''}"
+        return f"  {self.name:<33}{self.version or self.problem}{f'  ({self.note})' if self.note else ''}"
 
 
 @dataclass(frozen=True)

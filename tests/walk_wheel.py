@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -35,12 +36,6 @@ BIN = "Scripts" if os.name == "nt" else "bin"
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("pythons", nargs="*", metavar="PYTHON", default=[sys.executable])
-    parser.add_argument(
-        "--share",
-        type=Path,
-        metavar="DIR",
-        help="a site-packages folder on the path of the new environments, for packages too large to install again",
-    )
     args = parser.parse_args()
     with TemporaryDirectory(prefix="pffnet-walk-") as folder:
         work = Path(folder)
@@ -51,7 +46,7 @@ def main() -> int:
         if not expected.any():
             print("the image has no objects to compare")
             return 1
-        passed = [walk(python, wheel, work, expected, args.share) for python in args.pythons]
+        passed = [walk(python, wheel, work, expected) for python in args.pythons]
     return 0 if all(passed) else 1
 
 
@@ -92,21 +87,19 @@ def predict(python: Path, work: Path, name: str) -> np.ndarray:
     return np.asarray(tifffile.imread(work / name / "image_labels.tif"))
 
 
-def walk(python: str, wheel: Path, work: Path, expected: np.ndarray, share: Path | None) -> bool:
+def walk(python: str, wheel: Path, work: Path, expected: np.ndarray) -> bool:
     """Install and predict with another Python; whether the label map is the expected one."""
     environment = work / "environment"
     own = environment / BIN / "python"
     print(f"\n{python}")
     try:
         timed("make an environment", lambda: run(python, "-m", "venv", str(environment)))
-        if share is not None:
-            purelib = run(own, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
-            Path(purelib, "share.pth").write_text(f"{share.resolve()}\n")
         timed("pip install the wheel", lambda: run(own, "-m", "pip", "install", str(wheel)))
         pffnet = environment / BIN / "pffnet"
         timed("pffnet install-detectron2", lambda: run(pffnet, "install-detectron2", folder=work))
         timed("the same again", lambda: run(pffnet, "install-detectron2", folder=work))
-        print(run(pffnet, "env", folder=work))
+        lines = run(pffnet, "env", folder=work).splitlines()
+        print("\n".join(line for line in lines if re.match(r"python|  (torch|detectron2) ", line)))
         found = timed("pffnet predict", lambda: predict(own, work, "installed"))
         different = float(np.mean(found != expected))
         print(f"{found.max()} objects; {different:.2%} of the pixels differ from the checkout's")
