@@ -105,7 +105,7 @@ def walk(python: str, wheel: Path, work: Path, expected: np.ndarray) -> bool:
         print(f"{found.max()} objects; {different:.2%} of the pixels differ from the checkout's")
         return different <= MOST_DIFFERENT
     except subprocess.CalledProcessError as error:
-        print(f"failed: {error}\n{error.stdout}{error.stderr}")
+        print(f"failed: {error}")
         return False
     finally:
         shutil.rmtree(environment, ignore_errors=True)
@@ -122,7 +122,11 @@ def run(program: Path | str, *arguments: str, folder: Path | None = None) -> str
         key: value for key, value in os.environ.items() if ours or not key.startswith(("PYTHON", "VIRTUAL_ENV"))
     }
     command = [str(program), *arguments]
-    return subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True, check=True).stdout
+    done = subprocess.run(command, cwd=folder, env=settings, capture_output=True, text=True)
+    if done.returncode != 0:
+        print(done.stdout + done.stderr)
+    done.check_returncode()
+    return done.stdout
 
 
 def timed(step: str, do: Callable[[], Result]) -> Result:
