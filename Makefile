@@ -2,6 +2,7 @@
 # make test   lint and tests          make slow   the tests that take minutes
 # make lint   make bench   make setup   make clean
 # make wheel  builds dist/ and walks from the wheel to a label map in new environments, of every Python of PYTHONS
+# make gpu    everything that a CUDA machine can tell: output/gpu/report.md (GPU="--cpu": small, on the CPU)
 # make napari tests the napari plugin on a virtual display, in an environment of its own: output/napari.png
 #
 # The first of them installs everything into .venv; later ones install nothing until a requirement changes.
@@ -26,10 +27,13 @@ DISPLAY_PACKAGES := xvfb xauth libgl1-mesa-dri libgl1 libegl1 libdbus-1-3 libfon
 	libxcb-xfixes0 libxcb-xinerama0
 ON_SCREEN := QT_QPA_PLATFORM=xcb LIBGL_ALWAYS_SOFTWARE=1 xvfb-run --auto-servernum --server-args "-screen 0 1400x900x24"
 
+# Arguments of benchmarks/gpu.py.
+GPU ?=
+
 # Threads that wait by spinning make a busy machine ten times slower, not a quiet one faster.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test slow lint bench wheel napari xvfb setup clean
+.PHONY: demo test slow lint bench gpu wheel napari xvfb setup clean
 
 demo: $(READY)
 	$(BIN)/python -m pffnet_d2.cli demo --out output/demo
@@ -50,6 +54,9 @@ bench: $(READY)
 
 wheel: $(READY)
 	$(BIN)/python tests/walk_wheel.py $(PYTHONS)
+
+gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py $(GPU)
 
 napari: | xvfb $(NAPARI)/ready
 	$(NAPARI)/bin/npe2 validate --imports pffnet_d2
