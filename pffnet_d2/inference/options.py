@@ -47,6 +47,8 @@ class ModelOptions:
         diameter: mean diameter of the objects in pixels, 2 sqrt(area / pi). Images are resized so that objects have
             the diameter that the network was trained on (MODEL.PFFNET.DIAMETER); results have the original size. None
             does not resize images. "auto" measures the objects of each image in a first pass.
+        match_pixel_size: resize each image so that its pixels have the size of those that the network was trained on
+            (MODEL.PFFNET.PIXEL_SIZE); results have the original size. Not with ``diameter``.
         device: "cpu", "cuda", "cuda:1"; None uses MODEL.DEVICE, or the CPU if that is a CUDA device and the machine
             has none.
         thresholds: keys of MODEL.PFFNET.LABEL_MAP to override, such as {"SCORE_THRESH": 0.4, "MASK_THRESH": 0.5}, or a
@@ -64,6 +66,7 @@ class ModelOptions:
     weights: AnyPath | None = None
     model: AnyPath | None = None
     diameter: float | str | None = None
+    match_pixel_size: bool = False
     device: str | None = None
     thresholds: Mapping[str, Any] | AnyPath | None = None
     normalisation: Normalisation | str | None = None
@@ -86,6 +89,8 @@ class ModelOptions:
         automatic = isinstance(diameter, str) and diameter == AUTO
         if diameter is not None and not automatic and not (is_number(diameter) and 0 < float(diameter) < float("inf")):
             raise InvalidOption("diameter", f"{diameter}: give the mean diameter of the objects in pixels, or auto")
+        if self.match_pixel_size and diameter is not None:
+            raise InvalidOption("match_pixel_size", f"and diameter {diameter}: both resize images; give one of them")
         if not isinstance(self.thresholds, (Mapping, str, os.PathLike, type(None))):
             raise InvalidOption(
                 "thresholds", f"{kind_of(self.thresholds)}: give a table such as {{'SCORE_THRESH': 0.4}}, or a file"
@@ -219,6 +224,8 @@ class PredictOptions(ModelOptions, ImageOptions):
     def __post_init__(self) -> None:
         ModelOptions.__post_init__(self)
         ImageOptions.__post_init__(self)
+        if self.match_pixel_size and self.pixel_size == 0:
+            raise InvalidOption("match_pixel_size", "needs the size of a pixel, and pixel_size 0 ignores it; change it")
 
 
 def kind_of(value: Any) -> str:
