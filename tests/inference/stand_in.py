@@ -38,6 +38,7 @@ class Threshold:
 
     normalisation = AUTO
     identity = "threshold"
+    precision = "float32"
 
     def __init__(self, options: PredictOptions) -> None:
         if os.environ.get("PFFNET_TEST_LOADS"):
