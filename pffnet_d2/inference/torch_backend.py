@@ -61,7 +61,7 @@ class TorchBackend(Backend):
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise DeviceMemoryError(str(error)) from None
-        found = [output["instances"] for output in outputs]
+        found = [_in_float32(output["instances"]) for output in outputs]
         return [Detected(each, reached.of_image(i, len(images), each)) for i, each in enumerate(found)]
 
     def chosen(self, instances: Instances, indices: Sequence[int]) -> Instances:
@@ -89,3 +89,11 @@ class TorchBackend(Backend):
             given.transform(T.ResizeTransform(height, width, *size))
         tensor = torch.from_numpy(np.ascontiguousarray(given.image.transpose(2, 0, 1)))
         return {"image": tensor, "height": height, "width": width, "normalised": True}
+
+
+def _in_float32(instances: Instances) -> Instances:
+    """The same instances; fields in bfloat16, which numpy does not know, become float32."""
+    for name, values in instances.get_fields().items():
+        if isinstance(values, torch.Tensor) and values.dtype == torch.bfloat16:
+            instances.set(name, values.float())
+    return instances
