@@ -42,7 +42,7 @@ class TorchBackend(Backend):
         stride = int(getattr(getattr(network, "backbone", None), "size_divisibility", 0) or 1)
         self.facts = ModelFacts.from_config(self.cfg, stride)
         self.device = self.cfg.MODEL.DEVICE
-        if self.device == "cpu":
+        if torch.device(self.device).type == "cpu":
             rearrange(network)
         self.precision = options.precision
         if options.precision == "auto":
@@ -50,11 +50,11 @@ class TorchBackend(Backend):
         self.model = for_inference(network, self.cfg)
         self._resize = T.AugmentationList(build_augmentations(self.cfg, is_train=False))
 
-    @torch.no_grad()
+    @torch.inference_mode()  # what `chosen` returns outside of it are ordinary tensors
     def detect(self, images: Sequence[NDArray[np.uint8]], size: tuple[int, int] | None, above: float) -> list[Detected]:
         inputs = [self.input_of(image, size) for image in images]
         factor = self.facts.cap_factor(*inputs[0]["image"].shape[-2:])
-        lower = torch.autocast(self.device.partition(":")[0], torch.bfloat16, enabled=self.precision == "bfloat16")
+        lower = torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bfloat16")
         try:
             with scaled_caps(self.model, self.cfg, factor) as reached, only_above(self.model, above), lower:
                 outputs = self.model(inputs)

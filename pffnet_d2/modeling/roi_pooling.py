@@ -11,6 +11,9 @@ from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
+# At 14 x 14 cells of 16 rows, the indices and weights of as many boxes take 77 MB.
+ROIS_PER_CALL = 2048
+
 
 class RowPooler(nn.Module):
     """What a ``ROIPooler`` of aligned ROIAligns returns, up to rounding. It has no gradient.
@@ -53,18 +56,34 @@ class RowPooler(nn.Module):
         image = torch.arange(len(box_lists)).repeat_interleave(counts)
         level = assign_boxes_to_levels(box_lists, *self.levels)
         table = torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in features]).float()
-        sizes = torch.tensor([x.shape[-2:] for x in features])
+        height, width = torch.tensor([x.shape[-2:] for x in features])[level].unbind(1)
         starts = torch.tensor([0, *accumulate(x[:, 0].numel() for x in features)])
-        height, width = sizes[level].unbind(1)
+        first = starts[level] + image * height * width
         boxes = boxes * torch.tensor(self.scales)[level][:, None]
+        pooled = table.new_empty(len(boxes), self.side, self.side, table.shape[1])
+        for at in range(0, len(boxes), ROIS_PER_CALL):
+            part = slice(at, at + ROIS_PER_CALL)
+            index, weight = self._bags(boxes[part], height[part], width[part], first[part])
+            cells = F.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
+            pooled[part] = cells.view(-1, *pooled.shape[1:])
+        return pooled.permute(0, 3, 1, 2)
+
+    def _bags(self, boxes: Tensor, height: Tensor, width: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows of the table that each cell of the output sums, (k * side * side, bag) int64, and their
+        weights.
+
+        Args:
+            boxes: (k, 4) in pixels of their level.
+            height, width: (k,) of their level.
+            first: (k,) the row of the first pixel of their level in their image.
+        """
         row, row_weight = self._samples(boxes[:, 1], boxes[:, 3], height)
         column, column_weight = self._samples(boxes[:, 0], boxes[:, 2], width)
-        row = row * width[:, None, None] + (starts[level] + image * height * width)[:, None, None]
+        row = row * width[:, None, None] + first[:, None, None]
         index = row[:, :, None, :, None] + column[:, None, :, None, :]
         weight = row_weight[:, :, None, :, None] * column_weight[:, None, :, None, :]
         bag = (2 * self.samples) ** 2
-        cells = F.embedding_bag(index.reshape(-1, bag), table, mode="sum", per_sample_weights=weight.reshape(-1, bag))
-        return cells.view(-1, self.side, self.side, table.shape[1]).permute(0, 3, 1, 2)
+        return index.reshape(-1, bag), weight.reshape(-1, bag)
 
     def _samples(self, low: Tensor, high: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """Return the neighbours of the sampled places along one axis: their positions (K, side, 2 * samples) int64,

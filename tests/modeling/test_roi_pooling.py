@@ -9,6 +9,7 @@ from detectron2.structures import Boxes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pffnet_d2.modeling import roi_pooling
 from pffnet_d2.modeling.roi_pooling import RowPooler
 
 SCALES = [1 / 4, 1 / 8, 1 / 16]
@@ -43,6 +44,12 @@ BOX = st.tuples(COORDINATE, COORDINATE, st.floats(0, 120, width=32), st.floats(0
 def test_equals_detectron2(images: list[list[tuple[float, ...]]], shape: tuple[int, int]) -> None:
     boxes = [Boxes(torch.tensor([(x, y, x + w, y + h) for x, y, w, h in each]).reshape(-1, 4)) for each in images]
     assert_equal_pools(pooler(shape[0], samples=shape[1]), maps(len(images)), boxes)
+
+
+def test_more_boxes_than_are_pooled_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roi_pooling, "ROIS_PER_CALL", 3)
+    boxes = [Boxes(torch.rand(count, 4) * 40 + torch.tensor([0.0, 0.0, 40.0, 40.0])) for count in (4, 3)]
+    assert_equal_pools(pooler(), maps(2), boxes)
 
 
 def test_one_level() -> None:
