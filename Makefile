@@ -1,6 +1,7 @@
 # make demo   train on generated images, evaluate, draw: output/demo
 # make test   lint and tests          make slow   the tests that take minutes
 # make lint   make bench   make setup   make clean
+# make docs   the documentation as a site: output/site          make tutorials   runs docs/tutorials: output/tutorials
 # make napari tests the napari plugin on a virtual display, in an environment of its own: output/napari.png
 #
 # The first of them installs everything into .venv; later ones install nothing until a requirement changes.
@@ -22,10 +23,13 @@ DISPLAY_PACKAGES := xvfb xauth libgl1-mesa-dri libgl1 libegl1 libdbus-1-3 libfon
 	libxcb-xfixes0 libxcb-xinerama0
 ON_SCREEN := QT_QPA_PLATFORM=xcb LIBGL_ALWAYS_SOFTWARE=1 xvfb-run --auto-servernum --server-args "-screen 0 1400x900x24"
 
+# The site is made from text alone, so its environment has no torch.
+DOCS := $(VENV)-docs
+
 # Threads that wait by spinning make a busy machine ten times slower, not a quiet one faster.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test slow lint bench napari xvfb setup clean
+.PHONY: demo test slow lint bench docs tutorials napari xvfb setup clean
 
 demo: $(READY)
 	$(BIN)/python -m pffnet_d2.cli demo --out output/demo
@@ -43,6 +47,17 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
+
+docs: $(DOCS)/ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+$(DOCS)/ready: setup.py
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install -e '.[docs]'
+	@touch $@
+
+tutorials: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python docs/tutorials/run.py --out output/tutorials
 
 napari: | xvfb $(NAPARI)/ready
 	$(NAPARI)/bin/npe2 validate --imports pffnet_d2
@@ -85,5 +100,5 @@ $(READY): Makefile setup.py $(wildcard third_party/detectron2/*)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(NAPARI) build dist pffnet_d2.egg-info output/demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NAPARI) $(DOCS) build dist pffnet_d2.egg-info output/demo output/site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -28,6 +28,9 @@ OPTIONAL = {
 # Not needed by the tests, except those of `make napari`. Includes Qt.
 NAPARI = ["napari[pyqt6]>=0.6.6"]
 
+# The documentation as a site, by `make docs`. These are releases before mkdocs 2, which has no plugins.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26"]
+
 setup(
     name="pffnet_d2",
     version=re.findall(r'^VERSION = "(.+)"$', (ROOT / "pffnet_d2/env.py").read_text(), re.MULTILINE)[0],
@@ -70,6 +73,7 @@ setup(
         **OPTIONAL,
         # Not for the tests, which skip it: fifty packages. Its description of models fails with pydantic 2.14.
         "bioimageio": ["bioimageio.core>=0.11", *OPTIONAL["onnx-export"], "pydantic<2.12"],
+        "docs": DOCS,
         "napari": NAPARI,
         # ruff and mypy are held: another release formats and judges differently.
         "test": [
