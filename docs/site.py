@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.exceptions import PluginError
-from mkdocs.structure.files import File, Files
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
 
 ROOT = Path(__file__).parents[1]
 STYLE = "docs/site.css"
@@ -25,10 +26,10 @@ _LOADED_LINKS = {"stylesheet", "preconnect", "preload", "prefetch", "dns-prefetc
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """The files of the theme, and those of :func:`site_files` under their paths in the repository."""
+    from mkdocs.structure.files import File, Files
+
     found = [file for file in files if file.src_dir != config.docs_dir]
-    pages = [
-        File.generated(config, name, abs_src_path=str(ROOT / name)) for name in sorted(site_files(ROOT) | {STYLE})
-    ]
+    pages = [File.generated(config, name, abs_src_path=str(ROOT / name)) for name in sorted(site_files(ROOT) | {STYLE})]
     return Files([*found, *pages])
 
 
@@ -55,6 +56,8 @@ def on_page_content(html: str, **_: object) -> str:
 
 def on_post_build(config: MkDocsConfig) -> None:
     """Raises PluginError if a page or a style sheet would load anything from another host when it is viewed."""
+    from mkdocs.exceptions import PluginError
+
     problems = []
     for path in sorted(Path(config.site_dir).rglob("*.*")):
         if path.suffix == ".html":

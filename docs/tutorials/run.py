@@ -122,7 +122,9 @@ def make_picture(source: Path, picture: Path) -> None:
     encoded = io.BytesIO()
     image.quantize(128, dither=Image.Dither.NONE).save(encoded, "PNG", optimize=True)
     if encoded.tell() > MAX_BYTES:
-        raise TutorialError(f"{picture}: {encoded.tell()} bytes are more than {MAX_BYTES}; show a part of {source.name}")
+        raise TutorialError(
+            f"{picture}: {encoded.tell()} bytes are more than {MAX_BYTES}; show a part of {source.name}"
+        )
     picture.parent.mkdir(parents=True, exist_ok=True)
     picture.write_bytes(encoded.getvalue())
 
