@@ -51,7 +51,7 @@ bench: $(READY)
 docs: $(DOCS)/ready
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
 
-$(DOCS)/ready: setup.py
+$(DOCS)/ready: $(wildcard setup.py pyproject.toml)
 	$(PYTHON) -m venv --clear $(DOCS)
 	$(DOCS)/bin/python -m pip install -e '.[docs]'
 	@touch $@
