@@ -159,7 +159,7 @@ def _row(text: str) -> str:
     wrong, separator, remedy = text.rpartition("; ")
     if not separator:
         wrong, separator, remedy = text.rpartition(": ")
-    return f"| {_code(wrong or remedy)} | {_plain(remedy) if wrong else ''} |"
+    return f"| {_code(wrong or '…')} | {_plain(remedy)} |"
 
 
 def _code(text: str) -> str:

@@ -28,7 +28,8 @@ import matplotlib
 from PIL import Image
 
 HERE = Path(__file__).parent
-WIDTH = 1200  # pixels of a picture, at most
+WIDTHS = (1200, 1000, 800, 600, 480)  # pixels of a picture
+COLOURS = 256
 MAX_BYTES = 150_000  # of a picture
 
 _BLOCK = re.compile(r"^```(bash|python|text)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -110,23 +111,26 @@ def _without_numbers(line: str) -> str:
 
 
 def make_picture(source: Path, picture: Path) -> None:
-    """Write a picture at most WIDTH pixels wide, as a PNG of few colours.
+    """Write a picture as a PNG of few colours, reduced until it has at most MAX_BYTES. A small one is doubled.
 
     Raises:
-        TutorialError: there is no such source, or the picture is larger than MAX_BYTES.
+        TutorialError: there is no such source, or the picture is too large even at the least width.
     """
     if not source.is_file():
         raise TutorialError(f"{picture}: the tutorial makes no {source.name}")
-    image = Image.open(source).convert("RGB")
-    image.thumbnail((WIDTH, WIDTH * 4))
-    encoded = io.BytesIO()
-    image.quantize(128, dither=Image.Dither.NONE).save(encoded, "PNG", optimize=True)
-    if encoded.tell() > MAX_BYTES:
-        raise TutorialError(
-            f"{picture}: {encoded.tell()} bytes are more than {MAX_BYTES}; show a part of {source.name}"
-        )
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    picture.write_bytes(encoded.getvalue())
+    original = Image.open(source).convert("RGB")
+    if original.width < WIDTHS[-1]:
+        original = original.resize((2 * original.width, 2 * original.height), Image.Resampling.NEAREST)
+    for width in WIDTHS:
+        image = original.copy()
+        image.thumbnail((width, width * 4))
+        encoded = io.BytesIO()
+        image.quantize(COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(encoded, "PNG", optimize=True)
+        if encoded.tell() <= MAX_BYTES:
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            picture.write_bytes(encoded.getvalue())
+            return
+    raise TutorialError(f"{picture}: {encoded.tell()} bytes are more than {MAX_BYTES}; show a part of {source.name}")
 
 
 def main() -> int:
