@@ -63,7 +63,7 @@ def test_a_block_that_fails_is_named(tmp_path: Path, blocks: list[tuple[str, str
 def test_pictures_are_small_or_refused(tmp_path: Path) -> None:
     wide, noise, made = tmp_path / "wide.png", tmp_path / "noise.png", tmp_path / "pictures/made.png"
     Image.fromarray(np.zeros((300, 2400, 3), np.uint8)).save(wide)
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (800, 1200, 3), dtype=np.uint8)).save(noise)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (1600, 480, 3), dtype=np.uint8)).save(noise)
     tutorials.make_picture(wide, made)
     assert Image.open(made).size == (1200, 150)
     for source, message in ((noise, "show a part of noise.png"), (tmp_path / "none.png", "makes no none.png")):
