@@ -65,7 +65,7 @@ def test_pictures_are_small_or_refused(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((300, 2400, 3), np.uint8)).save(wide)
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (1600, 480, 3), dtype=np.uint8)).save(noise)
     tutorials.make_picture(wide, made)
-    assert Image.open(made).size == (1200, 150)
+    assert Image.open(made).size == (1600, 200)
     for source, message in ((noise, "show a part of noise.png"), (tmp_path / "none.png", "makes no none.png")):
         with pytest.raises(tutorials.TutorialError, match=message):
             tutorials.make_picture(source, tmp_path / "refused.png")

@@ -28,7 +28,7 @@ import matplotlib
 from PIL import Image
 
 HERE = Path(__file__).parent
-WIDTHS = (1200, 1000, 800, 600, 480)  # pixels of a picture
+WIDTHS = (1600, 1200, 1000, 800, 600, 480)  # pixels of a picture
 COLOURS = 256
 MAX_BYTES = 150_000  # of a picture
 
