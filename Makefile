@@ -2,6 +2,7 @@
 # make test   lint and tests          make slow   the tests that take minutes
 # make lint   make bench   make setup   make clean
 # make docs   the documentation as a site: output/site          make tutorials   runs docs/tutorials: output/tutorials
+# make gpu    everything that a CUDA machine can tell: output/gpu/report.md (GPU="--cpu": small, on the CPU)
 # make napari tests the napari plugin on a virtual display, in an environment of its own: output/napari.png
 #
 # The first of them installs everything into .venv; later ones install nothing until a requirement changes.
@@ -25,11 +26,14 @@ ON_SCREEN := QT_QPA_PLATFORM=xcb LIBGL_ALWAYS_SOFTWARE=1 xvfb-run --auto-servern
 
 # The site is made from text alone, so its environment has no torch.
 DOCS := $(VENV)-docs
+# Arguments of benchmarks/gpu.py.
+GPU ?=
 
 # Threads that wait by spinning make a busy machine ten times slower, not a quiet one faster.
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .PHONY: demo test slow lint bench docs tutorials napari xvfb setup clean
+.PHONY: demo test slow lint bench gpu napari xvfb setup clean
 
 demo: $(READY)
 	$(BIN)/python -m pffnet_d2.cli demo --out output/demo
@@ -58,6 +62,8 @@ $(DOCS)/ready: $(wildcard setup.py pyproject.toml)
 
 tutorials: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python docs/tutorials/run.py --out output/tutorials
+gpu: $(READY)
+	$(BIN)/python benchmarks/gpu.py $(GPU)
 
 napari: | xvfb $(NAPARI)/ready
 	$(NAPARI)/bin/npe2 validate --imports pffnet_d2
