@@ -32,8 +32,7 @@ GPU ?=
 # Threads that wait by spinning make a busy machine ten times slower, not a quiet one faster.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test slow lint bench docs tutorials napari xvfb setup clean
-.PHONY: demo test slow lint bench gpu napari xvfb setup clean
+.PHONY: demo test slow lint bench gpu docs tutorials napari xvfb setup clean
 
 demo: $(READY)
 	$(BIN)/python -m pffnet_d2.cli demo --out output/demo
@@ -62,6 +61,7 @@ $(DOCS)/ready: $(wildcard setup.py pyproject.toml)
 
 tutorials: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python docs/tutorials/run.py --out output/tutorials
+
 gpu: $(READY)
 	$(BIN)/python benchmarks/gpu.py $(GPU)
 
