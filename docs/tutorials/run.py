@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import os
 import re
 import shutil
 import subprocess
@@ -139,12 +140,15 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for what the tutorials write")
     parser.add_argument("--update", action="store_true", help="replace the pictures of the pages")
     args = parser.parse_args()
+    known = [page for page in sorted(HERE.glob("*.md")) if blocks(page.read_text(encoding="utf-8"))]
+    if unknown := set(args.tutorials) - {page.stem for page in known}:
+        parser.error(f"{min(unknown)}: no such tutorial; choose from {', '.join(page.stem for page in known)}")
     matplotlib.use("Agg")
     out, failed = args.out.absolute(), 0
-    for page in [HERE / f"{name}.md" for name in args.tutorials] or sorted(HERE.glob("*.md")):
-        if not blocks(page.read_text(encoding="utf-8")):
+    for page in known:
+        if args.tutorials and page.stem not in args.tutorials:
             continue
-        start = time.perf_counter()
+        start, used = time.perf_counter(), _processor_time()
         try:
             run(page, out / page.stem)
             for picture, file in pictures(page.read_text(encoding="utf-8")).items():
@@ -152,8 +156,14 @@ def main() -> int:
         except TutorialError as error:
             failed += 1
             print(error, file=sys.stderr)
-        print(f"{page.stem}: {time.perf_counter() - start:.0f} s", flush=True)
+        wall = time.perf_counter() - start
+        print(f"{page.stem}: {wall:.0f} s, {_processor_time() - used:.0f} s of processor time", flush=True)
     return min(failed, 1)
+
+
+def _processor_time() -> float:
+    """Seconds of this process and of those that it started and that have ended."""
+    return sum(os.times()[:4])
 
 
 if __name__ == "__main__":
