@@ -18,6 +18,9 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/errors.md"
 
+# How a remedy begins that follows a colon, which may as well follow the name of a file.
+_REQUEST = re.compile(r"(choose|fetch|give|leave|name|run|set|type|use|write)\b")
+
 
 class Group(NamedTuple):
     """A section of the page: its title, the usual causes, and the modules of pffnet_d2 (folders end with /)."""
@@ -158,7 +161,9 @@ def page(package: Path) -> str:
 def _row(text: str) -> str:
     wrong, separator, remedy = text.rpartition("; ")
     if not separator:
-        wrong, separator, remedy = text.rpartition(": ")
+        wrong, _, remedy = text.rpartition(": ")
+        if not _REQUEST.match(remedy):
+            wrong, remedy = text, ""
     return f"| {_code(wrong or '…')} | {_plain(remedy)} |"
 
 
