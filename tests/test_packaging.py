@@ -62,7 +62,7 @@ def test_metadata(wheel: zipfile.ZipFile) -> None:
     assert metadata["Version"] == pffnet_d2.__version__
     assert metadata["Requires-Python"] == ">=3.11"
     assert set(metadata.get_all("Provides-Extra", [])) == {
-        *("bioimageio", "cluster", "codecs", "czi", "export", "fast", "formats", "hdf5", "lite", "napari"),
+        *("bioimageio", "cluster", "codecs", "czi", "docs", "export", "fast", "formats", "hdf5", "lite", "napari"),
         *("ome-zarr", "onnx", "onnx-export", "slides", "tables", "test"),
     }
     # Chosen by the user, or not on the index: requiring them would break an installation that has them.
