@@ -28,8 +28,9 @@ OPTIONAL = {
 # Not needed by the tests, except those of `make napari`. Includes Qt.
 NAPARI = ["napari[pyqt6]>=0.6.6"]
 
-# The documentation as a site, by `make docs`. These are releases before mkdocs 2, which has no plugins.
-DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26"]
+# The documentation as a site, by `make docs`. These are releases before mkdocs 2, which has no plugins; ruff breaks
+# long signatures.
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5,<10", "mkdocstrings[python]>=0.26", "ruff>=0.17.5,<0.18"]
 
 setup(
     name="pffnet_d2",
