@@ -2,6 +2,7 @@
 # make test   lint and tests          make slow   the tests that take minutes
 # make lint   make bench   make setup   make clean
 # make wheel  builds dist/ and walks from the wheel to a label map in new environments, of every Python of PYTHONS
+# make docs   the documentation as a site: output/site          make tutorials   runs docs/tutorials: output/tutorials
 # make gpu    everything that a CUDA machine can tell: output/gpu/report.md (GPU="--cpu": small, on the CPU)
 # make napari tests the napari plugin on a virtual display, in an environment of its own: output/napari.png
 #
@@ -27,13 +28,15 @@ DISPLAY_PACKAGES := xvfb xauth libgl1-mesa-dri libgl1 libegl1 libdbus-1-3 libfon
 	libxcb-xfixes0 libxcb-xinerama0
 ON_SCREEN := QT_QPA_PLATFORM=xcb LIBGL_ALWAYS_SOFTWARE=1 xvfb-run --auto-servernum --server-args "-screen 0 1400x900x24"
 
+# The site is made from text alone, so its environment has no torch.
+DOCS := $(VENV)-docs
 # Arguments of benchmarks/gpu.py.
 GPU ?=
 
 # Threads that wait by spinning make a busy machine ten times slower, not a quiet one faster.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test slow lint bench gpu wheel napari xvfb setup clean
+.PHONY: demo test slow lint bench gpu wheel docs tutorials napari xvfb setup clean
 
 demo: $(READY)
 	$(BIN)/python -m pffnet_d2.cli demo --out output/demo
@@ -54,6 +57,17 @@ bench: $(READY)
 
 wheel: $(READY)
 	$(BIN)/python tests/walk_wheel.py $(PYTHONS)
+
+docs: $(DOCS)/ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+$(DOCS)/ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install -e '.[docs]'
+	@touch $@
+
+tutorials: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python docs/tutorials/run.py --out output/tutorials
 
 gpu: $(READY)
 	$(BIN)/python benchmarks/gpu.py $(GPU)
@@ -97,5 +111,5 @@ $(READY): Makefile setup.py pyproject.toml $(wildcard third_party/detectron2/*)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(NAPARI) build dist pffnet_d2.egg-info output/demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NAPARI) $(DOCS) build dist pffnet_d2.egg-info output/demo output/site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -35,7 +35,7 @@ def commands(page: Path) -> list[str]:
         elif fenced or line.startswith("    "):
             text = re.sub(r"\s#.*", "", line).strip().replace(".venv/bin/", "")
             text = re.sub(r"^([A-Z]\w*=\S+ )+", "", text)
-            if re.match(r"(pffnet|make|python (train_net\.py|benchmarks/|-m pffnet_d2)) ?", text):
+            if re.match(r"(pffnet|make)( |$)|python (train_net\.py|benchmarks/|-m pffnet_d2)", text):
                 found.append(text)
     return found
 
