@@ -42,7 +42,7 @@ demo: $(READY)
 	$(BIN)/python -m pffnet_d2.cli demo --out output/demo
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 
 slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow

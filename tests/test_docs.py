@@ -89,7 +89,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.startswith("http") or file.exists(), target
         assert target.startswith("http") or not anchor or anchor in anchors(file), f"{target}#{anchor}"
     for name in re.findall(r"`(configs/[\w/]+\.yaml|docs/[\w/-]+\.md|benchmarks/\w+\.py)`", text):
-        assert (ROOT / name).exists(), name
+        assert "NAME" in name or (ROOT / name).exists(), name
 
 
 def test_comments_name_pages_that_exist() -> None:
