@@ -2,13 +2,15 @@
 
     python benchmarks/ablation.py --config dsb2018/PFFNet_R18_FPN.yaml --train dsb2018_fold0of5_train
         --val dsb2018_fold0of5_val [--iterations 1000] [--seeds 1 2 3] [--variants Without_fusion MaskRCNN_GN ...]
-        [--out output/ablation] [KEY VALUE ...]
+        [--out output/ablation] [--workers 2 | --scheduler tcp://10.0.0.1:8786] [KEY VALUE ...]
 
 A variant is a file of configs/ablations or configs/methods, which is laid over the config. First a few training
 steps of all of them are timed by turns, and each gets as many iterations as fit into the time of the config's own.
 Then every seed of every variant is trained and evaluated, and OUT gets report.md, report.csv and boxes.png: means over
 images, paired tests on scores averaged over seeds, and the spread of the seeds. Called again it goes on where it
 stopped. Hours on a CPU core; several calls with other ``--seeds`` may share OUT once its iterations.json is there.
+With ``--workers`` or ``--scheduler`` each worker of a Dask cluster trains one at a time (docs/cluster.md); the steps
+are timed in this process, so its machine should be like those of the workers.
 """
 
 from __future__ import annotations
@@ -27,12 +29,16 @@ from detectron2.utils.events import EventStorage
 
 from pffnet_d2 import engine
 from pffnet_d2.atomic_write import write_text
+from pffnet_d2.cli.arguments import add_cluster
 from pffnet_d2.config import PARTS, config_path, read_config
+from pffnet_d2.dask_tasks import ClusterOptions
 from pffnet_d2.data.catalog import register_all
+from pffnet_d2.data.prepared import root
 from pffnet_d2.device import device_here
+from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.report import Report, merge_runs
 from pffnet_d2.evaluation.scores import CSV, read_scores
-from pffnet_d2.launch import run_command
+from pffnet_d2.launch import run_commands
 
 SHOWN = ("AJI", "AJI_plus", "Dice", "F1", "PQ", "DSB_mAP")
 VARIANTS = ("Without_fusion", "Without_consistency", "Without_quality", "Fusion_detached", "MaskRCNN_GN")
@@ -83,6 +89,29 @@ def schedule(iterations: int) -> list[str]:
     return ["SOLVER.MAX_ITER", str(iterations), "SOLVER.STEPS", str(steps), "SOLVER.CHECKPOINT_PERIOD", str(iterations)]
 
 
+class Run(NamedTuple):
+    """A training: its OUTPUT_DIR and the arguments of ``pffnet``."""
+
+    folder: Path
+    arguments: list[str]
+
+
+def planned_runs(args: argparse.Namespace, config: str, variants: Mapping[str, Variant]) -> list[Run]:
+    """The trainings that are not done, each with as many iterations as ``iterations.json`` of OUT says."""
+    iterations = json.loads((args.out / "iterations.json").read_text(encoding="utf-8"))
+    print("iterations in equal time: " + ", ".join(f"{name} {iterations[name]}" for name in variants))
+    runs = []
+    for seed in args.seeds:
+        for name, variant in variants.items():
+            folder = args.out / name / f"seed{seed}"
+            if (folder / "inference" / args.val / CSV).is_file():
+                continue
+            flags = ["--config-file", config, "--resume", *(w for file in variant.methods for w in ("--method", file))]
+            opts = [*variant.opts, *schedule(iterations[name]), "SEED", str(seed), "OUTPUT_DIR", str(folder)]
+            runs.append(Run(folder, ["train", *flags, *opts]))
+    return runs
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="dsb2018/PFFNet_R18_FPN.yaml", help="under configs/")
@@ -92,8 +121,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--variants", nargs="+", default=VARIANTS)
     parser.add_argument("--out", type=Path, default=Path("output/ablation"))
+    add_cluster(parser)
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="for all of them")
     args = parser.parse_args()
+    try:
+        ablation(args)
+    except InputError as error:
+        raise SystemExit(f"ablation: {error}") from error
+
+
+def ablation(args: argparse.Namespace) -> None:
+    """Time, train, evaluate, report.
+
+    Raises:
+        InputError: a config, a data set or the cluster cannot be used.
+        SystemExit: a training failed.
+    """
     register_all()
     config = str(config_path(args.config))
     data = ["DATASETS.TRAIN", f"('{args.train}',)", "DATASETS.TEST", f"('{args.val}',)", *args.opts]
@@ -105,18 +148,15 @@ def main() -> None:
     if not planned.is_file():
         seconds = step_seconds(config, variants)
         write_text(planned, json.dumps({v: round(args.iterations * seconds[base] / s) for v, s in seconds.items()}))
-    iterations = json.loads(planned.read_text(encoding="utf-8"))
-    print("iterations in equal time: " + ", ".join(f"{name} {iterations[name]}" for name in variants))
-
-    for seed in args.seeds:
-        for name, variant in variants.items():
-            folder = args.out / name / f"seed{seed}"
-            if (folder / "inference" / args.val / CSV).is_file():
-                continue
-            flags = ["--config-file", config, "--resume", *(w for file in variant.methods for w in ("--method", file))]
-            opts = [*variant.opts, *schedule(iterations[name]), "SEED", str(seed), "OUTPUT_DIR", str(folder)]
-            if code := run_command(["train", *flags, *opts]):
-                raise SystemExit(f"{folder}: training ended with exit code {code}")
+    runs = planned_runs(args, config, variants)
+    cluster, variables = (
+        ClusterOptions.given(args.workers, args.scheduler),
+        {"DETECTRON2_DATASETS": str(root().absolute())},
+    )
+    ended = run_commands([run.arguments for run in runs], cluster, variables)
+    failed = [f"{runs[number].folder}: training ended with exit code {code}" for number, code in ended if code]
+    if failed:
+        raise SystemExit("\n".join(failed))
 
     parts = {
         name: [read_scores(file.parent) for file in sorted((args.out / name).glob(f"seed*/inference/{args.val}/{CSV}"))]

@@ -1,13 +1,15 @@
 """What does a cluster cost? Memory of each process over time, tasks per second, overhead against plain processes.
 
     python benchmarks/cluster.py slide [--side 30000] [--tile 1024] [--workers 2] [--out output/cluster]
+    python benchmarks/cluster.py slide --side 8192 --model nuclei --fields bbbc039/images
     python benchmarks/cluster.py images [--images 200] [--seconds 0.5] [--workers 2] [--repeat 3]
     python benchmarks/cluster.py tasks [--workers 2]
 
 First form: a slide (OME-Zarr, a mosaic of one generated image on a background that covers a third of it) is predicted
 in tiles with a threshold instead of a network, so that reading, stitching and writing (labels as OME-Zarr, Parquet) are
 what is measured. Writes memory.png, the resident memory of this process (client and scheduler) and of each worker over
-time, and prints its peaks and tiles per second. ``--model NAME`` predicts with a network instead.
+time, and prints its peaks and tiles per second. ``--model NAME`` predicts with a network instead, and ``--fields``
+lays the images of a folder side by side, without background.
 
 Second form: images that a model keeps busy for ``--seconds`` each, by ``--workers`` of Dask and by the plain processes
 of ``predict --processes``, which take turns. Prints the ratio of their times without their start, and with it.
@@ -20,10 +22,12 @@ tile takes on shared storage.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,53 +40,38 @@ from numpy.typing import NDArray
 from report import report
 
 from pffnet_d2.dask_tasks import ClusterOptions, connected, run_tasks
-from pffnet_d2.imaging.normalisation import AUTO, to_rgb8
+from pffnet_d2.imaging.normalisation import AUTO
 from pffnet_d2.inference.batch import Job, predict_files
-from pffnet_d2.inference.large import TileModel
 from pffnet_d2.inference.options import PredictOptions
 from pffnet_d2.inference.predictor import Predictor
 from pffnet_d2.inference.sources import Source
 from pffnet_d2.inference.summary import Summary
+from pffnet_d2.masks.compose import LabelMapRule
+from pffnet_d2.model_zoo.facts import ModelFacts
 
 PERIOD = 0.5  # seconds between two looks at memory
 
 
-class StandIn:
-    """A threshold with the interface of ``Predictor``."""
+class StandIn(Predictor):
+    """A threshold in the place of a network."""
 
-    normalisation, identity = AUTO, "threshold"
+    identity = "threshold"
+    facts = ModelFacts(LabelMapRule(), AUTO.name, images="", diameter=0.0, stride=32, caps_area=0, caps={})
+    normalisation, scale, own_scale, matching, matched = AUTO, 1.0, False, False, ""
 
     def __init__(self, seconds: float, options: PredictOptions) -> None:
         self.seconds = seconds
 
-    def predict(self, images: list[NDArray[np.uint8]]) -> list[Any]:
+    def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Any]:
         end = time.perf_counter() + self.seconds * len(images)
-        found = threshold(images)
+        found = threshold(list(images))
         time.sleep(max(0.0, end - time.perf_counter()))  # so that other work on the machine changes little
         return found
 
-    def network_size(self, height: int, width: int) -> tuple[int, int]:
-        return height, width
 
-    def normalise(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
-        return to_rgb8(pixels, AUTO)
-
-    def doubt_of(self, pixels: NDArray[Any], rgb: NDArray[np.uint8]) -> str:
-        return ""
-
-    def check_tiles(self, options: PredictOptions) -> None:
-        """Any tile does."""
-
-    def tile_model(self) -> TileModel:
-        return TileModel(self.predict, self.identity, 32)
-
-
-def write_slide(path: Path, side: int) -> None:
-    """An OME-Zarr without a pyramid; the right third is noise."""
-    import zarr
-
-    group = zarr.open_group(str(path), mode="w", zarr_format=2)
-    array = group.create_array("0", shape=(side, side), chunks=(1024, 1024), dtype="uint8")
+def _lay_pieces(array: Any) -> None:
+    """One generated image again and again; the right third is noise."""
+    side = array.shape[0]
     nuclei, noise = piece(), np.random.default_rng(0).integers(0, 4, (1024, 1024)).astype(np.uint8)
     mosaic = Mosaic(nuclei, side)
     for y in range(0, side, 1024):
@@ -90,6 +79,28 @@ def write_slide(path: Path, side: int) -> None:
             y1, x1 = min(y + 1024, side), min(x + 1024, side)
             shown = x < side * 2 // 3
             array[y:y1, x:x1] = mosaic[y:y1, x:x1] if shown else noise[: y1 - y, : x1 - x]
+
+
+def _lay(array: Any, files: list[Path]) -> None:
+    """Images of one size in rows, the first again after the last."""
+    height, width = tifffile.imread(files[0]).shape
+    again = itertools.cycle(files)
+    for y in range(0, array.shape[0], height):
+        for x in range(0, array.shape[1], width):
+            y1, x1 = min(y + height, array.shape[0]), min(x + width, array.shape[1])
+            array[y:y1, x:x1] = tifffile.imread(next(again))[: y1 - y, : x1 - x]
+
+
+def write_slide(path: Path, side: int, fields: Path | None) -> None:
+    """An OME-Zarr without a pyramid, of the images of a folder or of a generated one."""
+    import zarr
+
+    group = zarr.open_group(str(path), mode="w", zarr_format=2)
+    array = group.create_array("0", shape=(side, side), chunks=(1024, 1024), dtype="uint16" if fields else "uint8")
+    if fields:
+        _lay(array, sorted(fields.glob("*.tif")))
+    else:
+        _lay_pieces(array)
     scale = [{"type": "scale", "scale": [0.5, 0.5]}]
     axes = [{"name": axis, "type": "space", "unit": "micrometer"} for axis in "yx"]
     image: dict[str, Any] = {
@@ -144,7 +155,7 @@ def slide(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"slide{args.side}.zarr"
     if not path.exists():
-        write_slide(path, args.side)
+        write_slide(path, args.side, args.fields)
     model: Any = Predictor if args.model else partial(StandIn, 0.0)
     options = PredictOptions(
         model=args.model, tile=args.tile, overlap=64, tissue="auto", formats=("ome-zarr", "parquet"), pixel_size=0.5
@@ -250,6 +261,7 @@ def main() -> None:
     parser.add_argument("--tile", type=int, default=1024)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--model", help="such as nuclei; default: a threshold")
+    parser.add_argument("--fields", type=Path, help="a folder of 16-bit TIFFs of one size")
     parser.add_argument("--out", type=Path, default=Path("output/cluster"))
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=0.5)

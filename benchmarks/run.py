@@ -24,7 +24,7 @@ import torch
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- measured: written by benchmarks/run.py -->", "<!-- end -->"
-NOT_BENCHMARKS = ("ablation.py", "inputs.py", "report.py", "run.py")  # the first trains for hours
+NOT_BENCHMARKS = ("ablation.py", "gpu.py", "inputs.py", "report.py", "run.py")  # the first trains for hours
 
 
 def run(script: Path, options: dict[str, list[str]]) -> list[dict[str, Any]]:

@@ -54,6 +54,11 @@ class ClusterOptions:
         if self.workers is not None and self.workers < 1:
             raise InputError(f"{self.workers} workers: must be at least 1")
 
+    @classmethod
+    def given(cls, workers: int | None, scheduler: str | None) -> ClusterOptions | None:
+        """None, for this process, if neither is given."""
+        return None if workers is None and scheduler is None else cls(workers, scheduler)
+
 
 @dataclass(frozen=True)
 class Done(Generic[Task, Result]):

@@ -15,14 +15,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from detectron2.utils import comm
 from torch import distributed
+from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing import spawn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
+from pffnet_d2.dask_tasks import ClusterOptions, connected, run_tasks
 from pffnet_d2.errors import InputError, original
 
 TIMEOUT = timedelta(minutes=30)  # that of Detectron2's launch
@@ -104,7 +106,8 @@ class Launched:
         """None unless RANK and WORLD_SIZE are set.
 
         Raises:
-            InputError: a variable is missing or is not a number in range.
+            InputError: a variable is missing or is not a number in range; torchrun could not start the processes of
+                several machines again.
         """
         if "RANK" not in environment or "WORLD_SIZE" not in environment:
             return None
@@ -120,7 +123,18 @@ class Launched:
                 f"RANK {rank} of WORLD_SIZE {size}, LOCAL_RANK {local} of LOCAL_WORLD_SIZE {here}: out of range; start "
                 "with torchrun"
             )
+        if size > here and _whole(environment, "TORCHELASTIC_MAX_RESTARTS", "0") and _shares_store(environment):
+            raise InputError(
+                "torchrun --max-restarts on several machines: processes that are started again would find the "
+                "addresses of those that ended; give --rdzv-backend c10d and set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"
+            )
         return cls(rank, size, local, here, _whole(environment, "TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def _shares_store(environment: Mapping[str, str]) -> bool:
+    """Whether the store in which processes publish their addresses outlives them, because it is torchrun's own. A
+    restart then reads what was written before it (https://github.com/pytorch/pytorch/issues/135712)."""
+    return environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _whole(environment: Mapping[str, str], name: str, default: str = "") -> int:
@@ -155,8 +169,12 @@ def join_launched(work: Callable[..., Any], launched: Launched, *, gpus: bool, a
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, torch.get_num_threads() // launched.local_world_size))
     try:
-        distributed.init_process_group("nccl" if gpus else "gloo", "env://", timeout=TIMEOUT)
-    except (distributed.DistError, ValueError) as error:
+        store, rank, size = next(rendezvous("env://", timeout=TIMEOUT))
+        if launched.world_size == launched.local_world_size:  # machines may count restarts differently
+            store = distributed.PrefixStore(f"start {launched.restarts}", store)  # see _shares_store
+        backend = "nccl" if gpus else "gloo"
+        distributed.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=size)
+    except (RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"the processes of torchrun cannot connect ({reason}); check MASTER_ADDR and MASTER_PORT"
@@ -200,6 +218,50 @@ def run_command(
     command = [sys.executable, "-m", "pffnet_d2.cli", *arguments]
     end = _end_with_parent if sys.platform == "linux" else None
     return subprocess.run(command, env=environment, cwd=directory, preexec_fn=end).returncode
+
+
+class _Place(NamedTuple):
+    """Where workers run commands, so that these find the same files as here."""
+
+    directory: str
+    variables: Mapping[str, str]
+
+
+def run_commands(
+    commands: Sequence[Sequence[str]], cluster: ClusterOptions | None, variables: Mapping[str, str]
+) -> Iterator[tuple[int, int]]:
+    """Run ``pffnet`` with each of these arguments, in separate processes: one after the other until one fails, or one
+    per worker of a Dask cluster at a time. There, one that fails runs a second time, and does not stop the others.
+
+    Args:
+        commands: arguments of the command line. Workers run them in the working directory of this process.
+        cluster: None runs them here.
+        variables: added to the environment of each.
+
+    Yields:
+        The number of a command that ended, from 0, and its exit code.
+
+    Raises:
+        InputError: there is no cluster, or it is lost.
+    """
+    if cluster is None:
+        for number, arguments in enumerate(commands):
+            code = run_command(arguments, variables=variables)
+            yield number, code
+            if code:
+                return
+        return
+    with connected(cluster) as client:
+        place = _Place(os.getcwd(), variables)
+        for done in run_tasks(client, _run_on_worker, place, list(enumerate(commands)), "command", bool):
+            number, arguments = done.task
+            if done.error:
+                print(f"pffnet {arguments[0]}: {done.error}", file=sys.stderr)
+            yield number, 1 if done.error else int(done.result or 0)
+
+
+def _run_on_worker(place: _Place, task: tuple[int, Sequence[str]]) -> int:
+    return run_command(task[1], directory=place.directory, variables=place.variables)
 
 
 def _end_with_parent() -> None:

@@ -69,6 +69,15 @@ def datasets(prepared_phantoms: Path) -> Iterator[Path]:
         yield prepared_phantoms
 
 
+@pytest.fixture
+def scheduler() -> Iterator[str]:
+    """The address of a Dask cluster of one worker in a thread of this process, which costs no imports."""
+    distributed = pytest.importorskip("distributed", reason="Dask's distributed is not installed")
+    quiet = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**quiet, silence_logs=50) as cluster:
+        yield cluster.scheduler_address
+
+
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of config.yaml and model_final.pth as training leaves them, of a narrow PFFNet with random weights that

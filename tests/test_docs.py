@@ -19,7 +19,7 @@ from pffnet_d2.data.readers import READERS
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
+    *(ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "CODE_OF_CONDUCT.md")),
     ROOT / "datasets/README.md",
     ROOT / "third_party/detectron2/README.md",
     *sorted((ROOT / "docs").rglob("*.md")),

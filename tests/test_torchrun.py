@@ -21,11 +21,23 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.launch import Launched
 
 ROOT = Path(__file__).resolve().parent.parent
+PATIENCE = 900  # seconds for four steps; minutes on a busy machine
 # A small network and few steps.
 OPTIONS = [
     *("MODEL.DEVICE", "cpu", "INPUT.CROP.SIZE", "[64, 64]"),
     *("MODEL.RPN.POST_NMS_TOPK_TEST", "50", "TEST.DETECTIONS_PER_IMAGE", "20", "SOLVER.IMS_PER_BATCH", "2"),
-    *("SOLVER.CHECKPOINT_PERIOD", "2", "DATALOADER.NUM_WORKERS", "0", "SEED", "1", "TEST.EVAL_PERIOD", "0"),
+    *(
+        "SOLVER.MAX_ITER",
+        "4",
+        "SOLVER.CHECKPOINT_PERIOD",
+        "2",
+        "DATALOADER.NUM_WORKERS",
+        "0",
+        "SEED",
+        "1",
+        "TEST.EVAL_PERIOD",
+        "0",
+    ),
 ]
 
 
@@ -48,6 +60,10 @@ def test_the_place_of_a_process() -> None:
         ({"LOCAL_RANK": None, "MASTER_ADDR": None}, "set but LOCAL_RANK and MASTER_ADDR not"),
         ({"RANK": "two"}, "RANK 'two' in the environment: not a whole number"),
         ({"RANK": "2"}, "RANK 2 of WORLD_SIZE 2, LOCAL_RANK 0 of LOCAL_WORLD_SIZE 1: out of range"),
+        (
+            {"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_USE_AGENT_STORE": "True"},
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1",
+        ),
         ({"LOCAL_RANK": "-1"}, "LOCAL_RANK -1 of LOCAL_WORLD_SIZE 1: out of range"),
     ],
 )
@@ -57,18 +73,42 @@ def test_an_environment_that_cannot_be(changed: dict[str, str | None], words: st
         Launched.from_environment({name: value for name, value in whole.items() if value is not None})
 
 
-def torchrun(folder: Path, steps: int, *flags: str) -> subprocess.Popen[str]:
-    launcher = [sys.executable, "-m", "torch.distributed.run", *flags]
-    training = ["--config-file", str(config_path("demo/PFFNet_R18_FPN.yaml")), "--cpu-ranks", "1"]
-    options = [*OPTIONS, "SOLVER.MAX_ITER", str(steps), "OUTPUT_DIR", str(folder)]
-    environment = {**os.environ, "DETECTRON2_DATASETS": str(folder.parent / "datasets"), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*launcher, str(ROOT / "train_net.py"), *training, *options],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+class Launch:
+    """torchrun, which trains in a folder. What its processes print goes to a file: nobody reads a pipe meanwhile, and a
+    full pipe stops them."""
+
+    def __init__(self, folder: Path, *flags: str, machine: int = 0, **variables: str) -> None:
+        launcher = [sys.executable, "-m", "torch.distributed.run", *flags, str(ROOT / "train_net.py")]
+        training = ["--config-file", str(config_path("demo/PFFNet_R18_FPN.yaml")), "--cpu-ranks", "1"]
+        datasets = {"DETECTRON2_DATASETS": str(folder.parent / "datasets"), "OMP_NUM_THREADS": "1"}
+        folder.mkdir(exist_ok=True)
+        self.log = folder.parent / f"{folder.name}{machine}.txt"
+        with self.log.open("w") as said:
+            self.process = subprocess.Popen(
+                [*launcher, *training, *OPTIONS, "OUTPUT_DIR", str(folder)],
+                env={**os.environ, **datasets, **variables},
+                stdout=said,
+                stderr=subprocess.STDOUT,
+            )
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def check_it_trains(self) -> None:
+        assert self.process.poll() is None, self.said()[-2000:]
+
+    def check_it_ends_well(self) -> None:
+        try:
+            code = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.terminate()  # torchrun ends its processes
+            raise
+        assert code == 0, self.said()[-2000:]
+
+    def ranks(self) -> list[int]:
+        """Process ids of the training processes."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        return [int(pid) for pid in children if b"train_net.py" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -76,47 +116,54 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def free_port() -> int:
+def free_port() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-        return port
+        return str(free.getsockname()[1])
 
 
 @pytest.mark.slow
 def test_two_machines_and_a_rank_that_dies(tmp_path: Path) -> None:
     """Two launches train as one with two processes does. Where a rank is killed, all go on from the last checkpoint and
-    end with the same weights."""
+    end with the same weights, on one machine and on two."""
     prepare("phantoms", None, tmp_path / "datasets", Selection(count=3))
-    together = torchrun(tmp_path / "together", 4, "--standalone", "--nproc-per-node", "2")
-    assert together.wait() == 0, together.communicate()[0][-2000:]
+    Launch(tmp_path / "together", "--standalone", "--nproc-per-node", "2").check_it_ends_well()
 
-    port = free_port()
-    where = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", str(port)]
-    machines = [torchrun(tmp_path / "machines", 4, *where, "--node-rank", str(i)) for i in range(2)]
-    for machine in machines:
-        assert machine.wait() == 0, machine.communicate()[0][-2000:]
+    for machine in two_machines(tmp_path / "machines", "--master-addr", "127.0.0.1", "--master-port", free_port()):
+        machine.check_it_ends_well()
 
-    killed = tmp_path / "killed"
-    run = torchrun(killed, 4, "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
-    while not (killed / "last_checkpoint").exists():
-        assert run.poll() is None, run.communicate()[0][-2000:]
-        time.sleep(0.02)
-    os.kill(_a_rank(run.pid), signal.SIGKILL)
-    said, _ = run.communicate()
-    assert run.returncode == 0, said[-2000:]
-    assert re.search(r"Starting training from iteration [12]", said), said[-2000:]
+    alone = Launch(tmp_path / "killed", "--standalone", "--nproc-per-node", "2", "--max-restarts", "1")
+    kill_a_rank_of([alone], tmp_path / "killed")
+
+    restarts = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "--max-restarts", "1"]
+    own_stores = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    folder = tmp_path / "killed on two"
+    kill_a_rank_of(two_machines(folder, *restarts, **own_stores), folder)
 
     expected = weights(tmp_path / "together")
-    for folder in ("machines", "killed"):
-        found = weights(tmp_path / folder)
-        assert all(torch.equal(found[key], value) for key, value in expected.items()), folder
+    for name in ("machines", "killed", "killed on two"):
+        found = weights(tmp_path / name)
+        assert all(torch.equal(found[key], value) for key, value in expected.items()), name
 
 
-def _a_rank(launcher: int) -> int:
-    """The process id of a process that torchrun started."""
-    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
-    return int(children[-1])
+def two_machines(folder: Path, *flags: str, **variables: str) -> list[Launch]:
+    """Two launches of one process each."""
+    each = ["--nnodes", "2", "--nproc-per-node", "1", *flags]
+    return [Launch(folder, *each, "--node-rank", str(i), machine=i, **variables) for i in range(2)]
+
+
+def kill_a_rank_of(launches: list[Launch], folder: Path) -> None:
+    """Kill a training process after the first checkpoint, and check that all are started again from there."""
+    while not (folder / "last_checkpoint").exists():
+        for launch in launches:
+            launch.check_it_trains()
+        time.sleep(0.02)
+    os.kill(launches[-1].ranks()[-1], signal.SIGKILL)
+    for launch in launches:
+        launch.check_it_ends_well()
+    said = "".join(launch.said() for launch in launches)
+    assert "exitcode: -9" in said
+    assert re.search(r"Starting training from iteration 2\b", said), said[-2000:]
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")

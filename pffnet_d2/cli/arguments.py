@@ -74,9 +74,7 @@ def cluster_options(args: argparse.Namespace) -> ClusterOptions | None:
     """Where tasks run; None in this process. Raises InputError if both options are given."""
     from pffnet_d2.dask_tasks import ClusterOptions
 
-    if args.workers is None and args.scheduler is None:
-        return None
-    return ClusterOptions(args.workers, args.scheduler)
+    return ClusterOptions.given(args.workers, args.scheduler)
 
 
 def add_options(parser: argparse.ArgumentParser, help: str) -> None:

@@ -87,6 +87,12 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
         help="mean diameter of your nuclei: images are resized to the diameter the model knows, results are not; "
         "auto: measured in each image by a first pass",
     )
+    parser.add_argument(
+        "--match-pixel-size",
+        action="store_true",
+        help="resize images to the pixels that the model knows, by the size that each file states or --pixel-size; "
+        "results are not resized",
+    )
 
 
 def _add_reading(parser: argparse._ArgumentGroup) -> None:
@@ -240,6 +246,7 @@ def _options(args: argparse.Namespace) -> PredictOptions:
             weights=args.weights,
             model=args.model,
             diameter=args.diameter,
+            match_pixel_size=args.match_pixel_size,
             device=args.device,
             precision=args.precision,
             thresholds=_thresholds(args),

@@ -92,9 +92,12 @@ def _add_prediction(cfg: Any, CN: Any) -> None:
     # modeling/tta.py lists the names. Empty: the image is used once, as it is.
     cfg.MODEL.PFFNET.TTA = []
 
-    # What the model was made for; `pffnet package` and fine-tuning keep both keys.
+    # What the model was made for; `pffnet package` keeps these keys, and fine-tuning adapts them to its images.
     # Mean diameter of its objects in pixels, 2 sqrt(area / pi), which --diameter refers to; 0: unknown.
     cfg.MODEL.PFFNET.DIAMETER = 0.0
+    # Side in micrometres of a pixel of its images, to which --match-pixel-size resizes others; 0: unknown. Fine-tuning
+    # sets it to 0, because prepared images do not state theirs.
+    cfg.MODEL.PFFNET.PIXEL_SIZE = 0.0
     # "fluorescence" (bright objects on dark): other images cause a warning (inference/modality.py). "": no warning.
     cfg.MODEL.PFFNET.IMAGES = ""
     # Size in pixels of an image for which TEST.DETECTIONS_PER_IMAGE and MODEL.RPN.{PRE,POST}_NMS_TOPK_TEST are enough

@@ -193,6 +193,7 @@ VALUES: dict[str, Rule] = {
     "MODEL.PFFNET.LABEL_MAP.MAX_COVERED": _FRACTION,
     "MODEL.PFFNET.LABEL_MAP.MIN_SIZE": whole(0),
     "MODEL.PFFNET.DIAMETER": real(0),
+    "MODEL.PFFNET.PIXEL_SIZE": real(0),
     "MODEL.PFFNET.IMAGES": among("fluorescence", ""),
     "MODEL.PFFNET.FUSION.NAME": maybe(registered("pffnet_d2.modeling.fusion_head:FEATURE_FUSION_HEAD_REGISTRY"), ""),
     "MODEL.PFFNET.FUSION.LOSS_WEIGHT": _WEIGHT,

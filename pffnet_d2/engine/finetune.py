@@ -159,7 +159,8 @@ def prepare_own(source: Path, root: Path, options: Mapping[str, str]) -> list[st
 
 
 def adapt(cfg: CfgNode, splits: Sequence[str], *, measure_padding: bool) -> None:
-    """Set the keys that depend on the images: data sets, diameter of the objects, whether all look like fluorescence.
+    """Set the keys that depend on the images: data sets, diameter of the objects, size of a pixel (which is not known),
+    whether all look like fluorescence.
 
     Args:
         measure_padding: also set MODEL.PIXEL_MEAN to the median of each channel, so that padding looks like most of
@@ -174,6 +175,7 @@ def adapt(cfg: CfgNode, splits: Sequence[str], *, measure_padding: bool) -> None
     if not areas.size:
         raise InputError("no image for training has an object; give label images with ids from 1 on")
     cfg.MODEL.PFFNET.DIAMETER = round(float((2 * np.sqrt(areas / np.pi)).mean()), 2)
+    cfg.MODEL.PFFNET.PIXEL_SIZE = 0.0
 
     fluorescence = True
     counts = np.zeros((3, 256), np.int64)

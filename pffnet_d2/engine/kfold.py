@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -15,7 +14,7 @@ from tabulate import tabulate
 
 from pffnet_d2.atomic_write import write_text
 from pffnet_d2.config import read_config
-from pffnet_d2.dask_tasks import ClusterOptions, connected, run_tasks
+from pffnet_d2.dask_tasks import ClusterOptions
 from pffnet_d2.data.catalog import register_all
 from pffnet_d2.data.folds import check_folds
 from pffnet_d2.data.prepare import OWN, Selection, prepare
@@ -26,7 +25,7 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.report import SHOWN, Report, merge_runs, shown_of
 from pffnet_d2.evaluation.scores import CSV, Row, read_scores
 from pffnet_d2.evaluation.statistics import Summary, summarise
-from pffnet_d2.launch import run_command
+from pffnet_d2.launch import run_commands
 
 
 class Fold(NamedTuple):
@@ -78,46 +77,24 @@ def _fold(train: str, val: str, folder: Path, opts: Sequence[str]) -> Fold:
 
 
 def _trained(folds: Sequence[Fold], args: argparse.Namespace) -> Iterator[tuple[Fold, int]]:
-    """Train the folds: one after the other until one fails, or one per worker of a Dask cluster. Their exit codes."""
-    if args.workers is None and args.scheduler is None:
-        for fold in folds:
-            code = train_fold(args, fold)
-            yield fold, code
-            if code:
-                return
-        return
-    with connected(ClusterOptions(args.workers, args.scheduler)) as client:
-        shared = _Place(args, os.getcwd(), str(root().absolute()))
-        for done in run_tasks(client, _train_on_worker, shared, folds, "fold", bool):
-            if done.error:
-                print(f"{done.task.folder}: {done.error}", file=sys.stderr)
-            yield done.task, 1 if done.error else int(done.result or 0)
+    """Train and evaluate folds. Yields each with its exit code."""
+    commands = [_command(args, fold) for fold in folds]
+    cluster = ClusterOptions.given(args.workers, args.scheduler)
+    for number, code in run_commands(commands, cluster, {"DETECTRON2_DATASETS": str(root().absolute())}):
+        fold = folds[number]
+        if not code:
+            # Evaluations during training write a file of this name in inference/; here it means that the fold is done.
+            scores = fold.folder / "inference" / fold.val / CSV
+            write_text(fold.folder / CSV, scores.read_text(encoding="utf-8"))
+        yield fold, code
 
 
-class _Place(NamedTuple):
-    """What workers need to train a fold: flags, the working directory and the root of the data sets."""
-
-    args: argparse.Namespace
-    directory: str
-    datasets: str
-
-
-def _train_on_worker(place: _Place, fold: Fold) -> int:
-    return train_fold(place.args, fold, directory=place.directory, variables={"DETECTRON2_DATASETS": place.datasets})
-
-
-def train_fold(args: argparse.Namespace, fold: Fold, **process: Any) -> int:
-    """Train and evaluate a fold in a process of its own; its exit code. ``process``: see ``run_command``."""
+def _command(args: argparse.Namespace, fold: Fold) -> list[str]:
+    """The arguments of ``pffnet`` that train and evaluate a fold."""
     flags = ["--config-file", args.config_file, "--resume", "--dist-url", args.dist_url]
     flags += [word for method in args.method for word in ("--method", method)]
     flags += ["--num-gpus", str(args.num_gpus), "--cpu-ranks", str(args.cpu_ranks)]
-    code = run_command(["train", *flags, *fold.opts], **process)
-    if not code:
-        # Evaluations during training write a file of this name in inference/; here it means that the fold is done.
-        folder = Path(process.get("directory", "")) / fold.folder
-        scores = folder / "inference" / fold.val / CSV
-        write_text(folder / CSV, scores.read_text(encoding="utf-8"))
-    return code
+    return ["train", *flags, *fold.opts]
 
 
 def _write_report(folds: Sequence[Fold], out: Path, name: str) -> None:

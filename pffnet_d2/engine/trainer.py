@@ -185,6 +185,13 @@ def train_or_evaluate(args: argparse.Namespace) -> dict[str, Any] | None:
     return results
 
 
+def _train_launched(args: argparse.Namespace, restarted: bool) -> None:
+    """The work of one of the processes that torchrun started. It starts all of them again if one fails: they go on from
+    the last checkpoint. Only the machine of the process that failed need count that as a restart."""
+    args.resume |= any(comm.all_gather(restarted))
+    train_or_evaluate(args)
+
+
 def run(argv: Sequence[str], command: str = "train") -> int:
     """``pffnet train --config-file FILE [--num-gpus N] [--resume] [--eval-only] [KEY VALUE ...]``, for scripts.
 
@@ -228,9 +235,7 @@ def start(args: argparse.Namespace, command: str = "train") -> int:
     if launched:
         if args.num_machines > 1:
             raise InputError("--num-machines is torchrun's --nnodes; leave it out where torchrun starts the processes")
-        # torchrun starts all processes again if one fails or a machine joins: they go on from the last checkpoint.
-        args.resume |= launched.restarts > 0
-        join_launched(train_or_evaluate, launched, gpus=bool(gpus), args=(args,))
+        join_launched(_train_launched, launched, gpus=bool(gpus), args=(args, launched.restarts > 0))
         return 0
     machines = {
         "num_machines": args.num_machines,

@@ -7,7 +7,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -190,14 +190,35 @@ def _share(job: Job, result: str) -> None:
         torch.save(([vars(outcome) for outcome in summary.outcomes], summary.seconds, summary.stages), result)
 
 
+@dataclass(frozen=True)
+class _Read:
+    """An image that was read."""
+
+    opened: MicroscopyImage
+    rgb: NDArray[np.uint8]  # as the network sees it, before it is resized
+    predictor: Predictor  # for the size of its pixels
+
+
+def _predictions(images: Mapping[int, _Read]) -> dict[int, Prediction]:
+    """Predicts images. Those of one scale are predicted together."""
+    groups: dict[float, list[int]] = {}
+    for index, image in images.items():
+        groups.setdefault(image.predictor.scale, []).append(index)
+    found: dict[int, Prediction] = {}
+    for group in groups.values():
+        predictor = images[group[0]].predictor
+        found |= zip(group, predictor.predict([images[index].rgb for index in group]), strict=True)
+    return found
+
+
 @dataclass
 class _Batch:
     """Images that are predicted together, from reading to writing."""
 
     indices: Sequence[int]
     outcomes: dict[int, Outcome] = field(default_factory=dict)  # of those that are done, or have failed
-    images: dict[int, tuple[MicroscopyImage, NDArray[np.uint8]]] = field(default_factory=dict)  # the others
-    predictions: list[Prediction] = field(default_factory=list)  # of ``images``
+    images: dict[int, _Read] = field(default_factory=dict)  # that were read
+    predictions: dict[int, Prediction] = field(default_factory=dict)
 
 
 class Worker:
@@ -296,28 +317,29 @@ class Worker:
     def _predict(self, batch: _Batch) -> None:
         with self._timed("predicting"):
             try:
-                batch.predictions = self.predictor.predict([rgb for _, rgb in batch.images.values()])
+                batch.predictions = _predictions(batch.images)
             except DeviceMemoryError:
                 batch.outcomes |= {index: Outcome(index, self._no_memory(index)) for index in batch.images}
-                batch.images = {}
 
     def _written(self, batch: _Batch) -> list[Outcome]:
         with self._timed("writing"):
-            for (index, (opened, rgb)), prediction in zip(batch.images.items(), batch.predictions, strict=True):
+            for index, prediction in batch.predictions.items():
+                image = batch.images[index]
                 try:
-                    self._write(self.job.sources[index], self._exported(index, opened, rgb), prediction)
-                    batch.outcomes[index] = self._outcome(index, opened.pixels, rgb, prediction)
+                    self._write(self.job.sources[index], self._exported(index, image), prediction)
+                    batch.outcomes[index] = self._outcome(index, image, prediction)
                 except InputError as error:
                     batch.outcomes[index] = Outcome(index, str(error))
         return [batch.outcomes[index] for index in batch.indices]
 
-    def _read(self, source: Source) -> tuple[MicroscopyImage, NDArray[np.uint8]]:
-        """Reads a file. Returns it and its image as the network sees it. Raises InputError naming the file."""
+    def _read(self, source: Source) -> _Read:
+        """Reads a file. Raises InputError naming it."""
         path, options = source.path, source.options(self.options)
         opened = read_selection(path, options.selection(), every_channel=options.measures_channels)
         try:
-            self.predictor.network_size(*opened.pixels.shape[:2])
-            return opened, self.predictor.normalise(opened.pixels)
+            predictor = self.predictor.for_pixels(options.scale_of(opened.pixel_size))
+            predictor.network_size(*opened.pixels.shape[:2])
+            return _Read(opened, predictor.normalise(opened.pixels), predictor)
         except InputError as error:
             raise InputError(f"{path}: {error}") from error
 
@@ -327,13 +349,14 @@ class Worker:
             "use a smaller --batch, --device cpu, or cut the image"
         )
 
-    def _exported(self, index: int, opened: MicroscopyImage, rgb: NDArray[np.uint8]) -> SourceImage:
-        pixels, source = opened.pixels, self.job.sources[index]
+    def _exported(self, index: int, read: _Read) -> SourceImage:
+        opened, source = read.opened, self.job.sources[index]
+        pixels = opened.pixels
         return SourceImage(
             source.path.name,
             (pixels.shape[0], pixels.shape[1]),
             partial(_window, pixels),
-            partial(_window, rgb),
+            partial(_window, read.rgb),
             whole=True,
             pixel_size=self.options.scale_of(opened.pixel_size),
             resolution=opened.resolution,
@@ -371,16 +394,18 @@ class Worker:
             message = str(error).partition(": ")[2] if str(error).startswith(str(out)) else str(error)
             raise InputError(f"{source.path}: {message}") from error
 
-    def _outcome(self, index: int, pixels: NDArray[Any], rgb: NDArray[np.uint8], prediction: Prediction) -> Outcome:
+    def _outcome(self, index: int, read: _Read, prediction: Prediction) -> Outcome:
+        pixels = read.opened.pixels
         normalisation = normalisation_of(pixels, self.predictor.normalisation)
         return Outcome(
             index,
             capped=prediction.capped,
-            doubt=self.predictor.doubt_of(pixels, rgb),
+            doubt=self.predictor.doubt_of(pixels, read.rgb),
             objects=int(prediction.label_map.max(initial=0)),
             pixels=prediction.label_map.size,
             normalisation=f"{pixels.dtype}: {describe(normalisation)}",
             precision=self.predictor.precision,
+            matched=read.predictor.matched,
         )
 
     # --- Images in tiles ---------------------------------------------------------------------------------------------
@@ -415,6 +440,7 @@ def outcome_of_tiles(index: int, path: Path, done: LargePrediction) -> Outcome:
         objects=done.objects,
         pixels=done.shape[0] * done.shape[1],
         normalisation=f"{done.dtype}: {describe(done.normalisation)}",
+        matched=done.matched,
     )
 
 

@@ -59,6 +59,9 @@ class TileModel:
     normalisation: Normalisation = AUTO
     doubt: Callable[[NDArray[np.uint8]], str] = lambda rgb: ""  # as ``Predictor.doubt``
     resized: Callable[[int, int], str] = lambda height, width: ""  # a warning if the model resizes such tiles
+    matched: str = ""  # how images are resized to the pixel size of training; empty if they are not
+    # The model for an image, given the size of its pixels, and the side of tiles (``Predictor.for_pixels``).
+    for_pixels: Callable[[tuple[float, float] | None, int], TileModel] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class LargePrediction:
     doubt: str = ""  # why the model may not suit the image, and what to do
     resized: str = ""  # a warning that tiles are resized, with what to do
     skipped: int = 0  # number of tiles of background that were not predicted
+    matched: str = ""  # as in ``TileModel``
 
     def warnings(self) -> list[str]:
         """Warnings for the user, one line each: the doubt and ``warnings_of_tiles``."""
@@ -185,9 +189,10 @@ class Run:
         progress: Progress = lambda done, total: None,
     ) -> None:
         assert options.tile is not None
-        self.model, self.image, self.folder, self.options = model, image, folder, options
+        self.image, self.folder, self.options = image, folder, options
         self.progress = progress
         self.tile = options.tile
+        self.model = _for_pixels(model, image, options.scale_of(image.source.pixel_size), options.tile)
         self.exporters = options.exporters.files
         self.exported = image.exported(options, label_of(image.path, folder.name, options))
         self.keeps_seams = False  # for results that many processes write
@@ -347,6 +352,7 @@ class Run:
             self.doubt,
             self.model.resized(self.boxes[0][2], self.boxes[0][3]),
             len(self.skipped),
+            self.model.matched,
         )
 
     def nothing(self, index: int) -> View:
@@ -383,6 +389,14 @@ class Run:
                     add(Part(rows, origin=(top, 0)))
                 top += len(rows)
         return counted
+
+
+def _for_pixels(model: TileModel, image: LargeImage, size: tuple[float, float] | None, tile: int) -> TileModel:
+    """The model for the pixels of an image. Raises InputError naming it."""
+    try:
+        return model.for_pixels(size, tile) if model.for_pixels else model
+    except InputError as error:
+        raise InputError(f"{image.name}: {error}") from error
 
 
 def _spread(tiles: list[Box]) -> list[Box]:

@@ -48,6 +48,8 @@ class ModelOptions:
         diameter: mean diameter of the objects in pixels, 2 sqrt(area / pi). Images are resized so that objects have
             the diameter that the network was trained on (MODEL.PFFNET.DIAMETER); results have the original size. None
             does not resize images. "auto" measures the objects of each image in a first pass.
+        match_pixel_size: resize each image so that its pixels have the size of those that the network was trained on
+            (MODEL.PFFNET.PIXEL_SIZE); results have the original size. Not with ``diameter``.
         device: "cpu", "cuda", "cuda:1"; None uses MODEL.DEVICE, or the CPU if that is a CUDA device and the machine
             has none.
         precision: of convolutions and matrix products: "float32", "bfloat16" or "auto", which is bfloat16 if the device
@@ -67,6 +69,7 @@ class ModelOptions:
     weights: AnyPath | None = None
     model: AnyPath | None = None
     diameter: float | str | None = None
+    match_pixel_size: bool = False
     device: str | None = None
     precision: str = "float32"
     thresholds: Mapping[str, Any] | AnyPath | None = None
@@ -94,6 +97,8 @@ class ModelOptions:
             raise InvalidOption(
                 "precision", f"{self.precision!r}: give {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
             )
+        if self.match_pixel_size and diameter is not None:
+            raise InvalidOption("match_pixel_size", f"and diameter {diameter}: both resize images; give one of them")
         if not isinstance(self.thresholds, (Mapping, str, os.PathLike, type(None))):
             raise InvalidOption(
                 "thresholds", f"{kind_of(self.thresholds)}: give a table such as {{'SCORE_THRESH': 0.4}}, or a file"
@@ -227,6 +232,8 @@ class PredictOptions(ModelOptions, ImageOptions):
     def __post_init__(self) -> None:
         ModelOptions.__post_init__(self)
         ImageOptions.__post_init__(self)
+        if self.match_pixel_size and self.pixel_size == 0:
+            raise InvalidOption("match_pixel_size", "needs the size of a pixel, and pixel_size 0 ignores it; change it")
 
 
 def kind_of(value: Any) -> str:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pffnet_d2.errors import DeviceMemoryError, InputError
 from pffnet_d2.imaging.lazy import Sliceable
-from pffnet_d2.imaging.microscopy import read_microscopy_image
+from pffnet_d2.imaging.microscopy import MicroscopyImage, read_microscopy_image
 from pffnet_d2.imaging.normalisation import BY_DEPTH, normalisation_of, to_rgb8
 from pffnet_d2.inference import caps
 from pffnet_d2.inference.backend import backend_for
@@ -81,14 +81,14 @@ class Predictor:
                 the package.
             weights: a checkpoint; None uses MODEL.WEIGHTS.
             options: all options in one object, instead of the other arguments.
-            others: ``model``, ``diameter``, ``device``, ``precision``, ``thresholds``, ``normalisation``, ``invert``
-                and ``opts``; see :class:`~pffnet_d2.inference.options.ModelOptions`.
+            others: ``model``, ``diameter``, ``match_pixel_size``, ``device``, ``precision``, ``thresholds``,
+                ``normalisation``, ``invert`` and ``opts``; see :class:`~pffnet_d2.inference.options.ModelOptions`.
 
         Raises:
             ImportError: something that the model needs is not installed; the message says how to install it.
             InputError: a file cannot be read; a key is unknown or its value is out of range; the weights do not belong
-                to the config; the device does not exist; the model's files are missing or damaged, or its diameter is
-                unknown; an argument has the wrong type.
+                to the config; the device does not exist; the model's files are missing or damaged, or its diameter or
+                pixel size is unknown; an argument has the wrong type.
         """
         if options is None:
             options = ModelOptions(config=config, weights=weights, **others)
@@ -98,6 +98,9 @@ class Predictor:
         self.facts = self.backend.facts
         self.own_scale = options.diameter == AUTO
         self.scale = self.facts.scale_for(options.diameter)
+        self.matching, self.matched = options.match_pixel_size, ""
+        if self.matching:
+            self.facts.check_matching()
         rule = options.normalisation_rule or BY_DEPTH[self.facts.normalisation]
         self.normalisation = replace(rule, invert=True) if options.invert else rule
         self.rule = self.facts.rule
@@ -130,11 +133,16 @@ class Predictor:
         """
         _check_image(image)
         if isinstance(image, (str, os.PathLike)):
-            name, pixels = os.fspath(image), read_microscopy_image(Path(image)).pixels
+            name, read = os.fspath(image), read_microscopy_image(Path(image))
         else:
-            name, pixels = "the image", np.asarray(image)
+            name, read = "the image", MicroscopyImage(np.asarray(image))
+        pixels = read.pixels
         rgb = self.normalise(pixels)
-        (prediction,) = self.predict([rgb])
+        try:
+            predictor = self.for_pixels(read.pixel_size)
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from error
+        (prediction,) = predictor.predict([rgb])
         for line in filter(None, (self.doubt_of(pixels, rgb), caps.warning(prediction.capped))):
             warnings.warn(f"{name}: {line}", stacklevel=2)
         return prediction
@@ -148,7 +156,8 @@ class Predictor:
         return lost_contrast(pixels, rgb, normalisation_of(pixels, self.normalisation)) or self.doubt(rgb)
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width at which an image passes through the network, for the diameter that was given.
+        """Height and width at which an image passes through the network, for the diameter or the size of pixels that
+        was given.
 
         Raises:
             InputError: the enlarged image has more than MAX_ENLARGED pixels, or an object of that diameter does not
@@ -156,6 +165,8 @@ class Predictor:
         """
         if self.scale == 1:
             return height, width
+        if self.matched:
+            return self._matched_size(height, width)
         diameter = self.facts.diameter / self.scale
         if diameter > max(height, width):
             raise InputError(
@@ -169,11 +180,43 @@ class Predictor:
             )
         return max(round(enlarged[0]), 1), max(round(enlarged[1]), 1)
 
+    def _matched_size(self, height: int, width: int) -> tuple[int, int]:
+        seen = max(round(height * self.scale), 1), max(round(width * self.scale), 1)
+        least = self.facts.diameter or self.facts.stride
+        fault = "too small for an object" if max(seen) < least else ""
+        if self.scale > 1 and seen[0] * seen[1] > MAX_ENLARGED:
+            fault = f"more than {MAX_ENLARGED:,}"
+        if fault:
+            raise InputError(
+                f"{self.matched}: the network would see its {height} x {width} pixels as {seen[0]} x {seen[1]}, "
+                f"{fault}; check the size of its pixels (--pixel-size), or leave --match-pixel-size out"
+            )
+        return seen
+
     def at_scale(self, scale: float) -> Predictor:
         """The same model, which sees images enlarged by this factor."""
         other = copy.copy(self)
-        other.scale, other.own_scale = scale, False
+        other.scale, other.own_scale, other.matching = scale, False, False
         other.__dict__.pop("identity", None)
+        return other
+
+    def for_pixels(self, size: tuple[float, float] | None) -> Predictor:
+        """The model as it sees an image whose pixels have this size: with ``match_pixel_size``, enlarged so that they
+        have that of training; otherwise this predictor.
+
+        Args:
+            size: height and width of a pixel in micrometres; None if it is not known.
+
+        Raises:
+            InputError: it is not known, or pixels are not square.
+        """
+        if not self.matching:
+            return self
+        other = self.at_scale(self.facts.scale_for_pixels(size))
+        other.matched = (
+            f"{self.facts.pixel_size * other.scale:.4g} um per pixel, resized {other.scale:.3g} times to the model's "
+            f"{self.facts.pixel_size:.4g} um"
+        )
         return other
 
     def normalise(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
@@ -184,8 +227,11 @@ class Predictor:
         """Predict normalised images, (H, W, 3) uint8 RGB. Images of the same size run as one batch.
 
         Raises:
-            InputError: an image is not such an array; see ``network_size``.
+            InputError: an image is not such an array; see ``network_size``; with ``match_pixel_size``, the size of the
+                pixels was not given (``for_pixels``).
         """
+        if self.matching:
+            raise InputError("match_pixel_size: give the size of a pixel, as in predictor.for_pixels((0.5, 0.5))")
         for image in images:
             if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
                 raise InputError(f"{kind_of(image)}: predict takes (H, W, 3) uint8 arrays, as normalise() makes them")
@@ -246,8 +292,20 @@ class Predictor:
     def tile_model(self) -> TileModel:
         """The model as tiles of large images are predicted with it."""
         return TileModel(
-            self._predict_tiles, self.identity, self.facts.stride, self.normalisation, self.doubt, self._resized
+            self._predict_tiles,
+            self.identity,
+            self.facts.stride,
+            self.normalisation,
+            self.doubt,
+            self._resized,
+            self.matched,
+            self._tile_model_for if self.matching else None,
         )
+
+    def _tile_model_for(self, size: tuple[float, float] | None, tile: int) -> TileModel:
+        matched = self.for_pixels(size)
+        matched.network_size(tile, tile)
+        return matched.tile_model()
 
     def check_tiles(self, options: ImageOptions) -> None:
         """Raises InputError if this model cannot predict in tiles of this size and overlap."""
@@ -285,7 +343,8 @@ class Predictor:
     def identity(self) -> str:
         """Differs between models whose results may differ. It does not depend on where their files are."""
         network = self.backend.identity(self.scale)
-        return f"{network} {AUTO}" if self.own_scale else network
+        by_image = AUTO if self.own_scale else "matches pixels" if self.matching else ""
+        return f"{network} {by_image}".rstrip()
 
 
 def _of_equal_size(images: Sequence[NDArray[Any]]) -> Iterator[list[int]]:

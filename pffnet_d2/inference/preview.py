@@ -44,9 +44,10 @@ def write_preview(path: Path, source: Source, options: PredictOptions) -> list[t
 
     own = source.options(options)
     predictor = Predictor(options=own)
-    pixels = read_selection(source.path, own.selection()).pixels
+    read = read_selection(source.path, own.selection())
     try:
-        rgb = predictor.normalise(pixels)
+        predictor = predictor.for_pixels(own.scale_of(read.pixel_size))
+        rgb = predictor.normalise(read.pixels)
         thresholds = thresholds_around(predictor.rule.score_threshold)
         maps = label_maps(predictor, rgb, thresholds)
     except InputError as error:

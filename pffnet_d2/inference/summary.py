@@ -21,6 +21,7 @@ class Outcome:
     pixels: int = 0
     normalisation: str = ""
     precision: str = ""  # in which the network computed; empty if a cluster's workers did it in tiles
+    matched: str = ""  # how it was resized to the pixel size of training; empty if it was not
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,16 @@ class Summary:
         return 0 if not self.failed else 2 if self.failed == len(self.outcomes) else 1
 
     def lines(self) -> list[str]:
-        """Lines for the user: the normalisations, the numbers of images and objects, and the speed."""
+        """Lines for the user: the normalisations, the pixel sizes that were matched, the numbers of images and objects,
+        and the speed."""
         done = [outcome for outcome in self.outcomes if not outcome.error]
         speed = len(done) / self.seconds, sum(outcome.pixels for outcome in done) / 1e6 / self.seconds
         total = sum(self.stages.values()) or 1.0
         shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in self.stages.items())
         precisions = "".join(f", {name}" for name in sorted({o.precision for o in done}) if name)
         said = [f"normalisation: {text} ({n} images)" for text, n in Counter(o.normalisation for o in done).items()]
+        matched = Counter(o.matched for o in done if o.matched)
+        said += [f"pixel size: {text} ({n} images)" for text, n in matched.items()]
         return [
             *said,
             f"{len(done)} of {len(self.outcomes)} images predicted, {sum(o.objects for o in done)} objects, "

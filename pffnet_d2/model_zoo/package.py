@@ -77,6 +77,7 @@ def package_model(
         "bytes": (out / WEIGHTS).stat().st_size,
         "images": cfg.MODEL.PFFNET.IMAGES,
         "diameter": cfg.MODEL.PFFNET.DIAMETER,
+        "pixel_size": cfg.MODEL.PFFNET.PIXEL_SIZE,
         "thresholds": dict(cfg.MODEL.PFFNET.LABEL_MAP),
         "normalisation": BY_DEPTH[cfg.MODEL.PFFNET.NORMALISATION].info(),
         "sha256": {name: sha256(out / name) for name in (CONFIG, WEIGHTS)},

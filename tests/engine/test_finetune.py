@@ -62,7 +62,7 @@ def test_five_images_one_command(packaged: Path, tmp_path: Path, capsys: pytest.
     cfg = read_config(str(out / "config.yaml"))
     radius = np.sqrt(np.count_nonzero(np.hypot(*np.mgrid[-10:11, -10:11]) <= 10) / np.pi)
     assert pytest.approx(2 * radius, abs=0.01) == cfg.MODEL.PFFNET.DIAMETER
-    assert cfg.MODEL.PFFNET.IMAGES == "fluorescence"
+    assert (cfg.MODEL.PFFNET.IMAGES, cfg.MODEL.PFFNET.PIXEL_SIZE) == ("fluorescence", 0)
     assert (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST) == (("own_train",), ())
 
     assert main(["predict", str(source / "images" / "0.png"), "--model", str(out), "--out", str(tmp_path / "r")]) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
+from pffnet_d2 import launch
 from pffnet_d2.cli.main import main, parse
 from pffnet_d2.config import config_path, read_config
 from pffnet_d2.data import synthetic
@@ -52,7 +54,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Stands in for training: the folds trained, each scored with the truth of its images against itself."""
     trained: list[str] = []
 
-    def run_command(arguments: list[str]) -> int:
+    def run_command(arguments: list[str], *, directory: str | None = None, variables: dict[str, str]) -> int:
+        assert directory in (None, os.getcwd())
+        assert variables == {"DETECTRON2_DATASETS": os.environ["DETECTRON2_DATASETS"]}
         parts = [after for word, after in pairwise(arguments) if word == "--method"]
         cfg = read_config(CONFIG, arguments[arguments.index("0", arguments.index("--cpu-ranks")) + 1 :], parts)
         (val,), out = cfg.DATASETS.TEST, Path(cfg.OUTPUT_DIR)
@@ -68,7 +72,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         write_scores(out / "inference" / val, rows, {})
         return 1 if len(trained) == 2 else 0
 
-    monkeypatch.setattr(kfold, "run_command", run_command)
+    monkeypatch.setattr(launch, "run_command", run_command)
     return trained
 
 
@@ -168,13 +172,55 @@ def test_folds_are_prepared_where_they_are_not(monkeypatch: pytest.MonkeyPatch, 
     assert calls == [("tnbc", Path("zips"), tmp_path, Selection(folds=2, seed=7))]
 
 
+def test_on_workers(
+    datasets: Path,
+    runs: list[str],
+    tmp_path: Path,
+    scheduler: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A fold that fails is tried again at once; the tables are those of one process."""
+    monkeypatch.chdir(tmp_path)
+    command = ["kfold", *FOLDS, "--scheduler", scheduler]
+    assert main([*command, "OUTPUT_DIR", "run"]) == 0
+    assert runs == ["fold0", "fold1", "fold1"]
+    assert main([*command, "OUTPUT_DIR", "run"]) == 0
+    assert runs == ["fold0", "fold1", "fold1"]
+    assert "fold1: done" in capsys.readouterr().out
+    assert main(["kfold", *FOLDS, "OUTPUT_DIR", "alone"]) == 0
+    for file in ("folds.md", "report.md", "report.csv", "fold1/label_map.csv"):
+        assert Path("run", file).read_text() == Path("alone", file).read_text()
+
+
+def test_a_fold_that_fails_twice_on_workers(
+    datasets: Path, tmp_path: Path, scheduler: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other fold goes on; the exit code is that of the fold, or 1 where a signal ended it."""
+    tried: list[str] = []
+
+    def run_command(arguments: list[str], **where: object) -> int:
+        tried.append(Path(arguments[-1]).name)
+        return -9 if tried[-1] == "fold0" else 3
+
+    monkeypatch.setattr(launch, "run_command", run_command)
+    out = tmp_path / "run"
+    assert main(["kfold", *FOLDS, "--scheduler", scheduler, "OUTPUT_DIR", str(out)]) in (1, 3)
+    assert sorted(tried) == ["fold0", "fold0", "fold1", "fold1"]
+    said = capsys.readouterr().err
+    assert "fold0: ended with exit code -9; the same command goes on from there" in said
+    assert "fold1: ended with exit code 3" in said
+    assert not (out / "folds.md").exists()
+
+
 @pytest.mark.slow
-def test_two_folds(datasets: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", [[], ["--workers", "2"]])
+def test_two_folds(datasets: Path, tmp_path: Path, where: list[str]) -> None:
     """From prepared folds to the table, each fold trained for an iteration in a process of its own."""
     out = tmp_path / "run"
     tiny = ["MODEL.DEVICE", "cpu", "INPUT.CROP.SIZE", "[48, 64]", "MODEL.RPN.POST_NMS_TOPK_TEST", "50"]
     schedule = ["SOLVER.MAX_ITER", "1", "TEST.DETECTIONS_PER_IMAGE", "20", "OUTPUT_DIR", str(out)]
-    assert kfold_command([*FOLDS, *tiny, *schedule]) == 0
+    assert kfold_command([*FOLDS, *where, *tiny, *schedule]) == 0
     assert (out / "fold1" / "model_final.pth").is_file()
     assert "over images" in (out / "folds.md").read_text()
     assert all(f"{metric}" in (out / "report.md").read_text() for metric in SHOWN)

@@ -8,7 +8,6 @@ import signal
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from distributed import get_worker
@@ -16,9 +15,11 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.imaging.normalisation import AUTO, to_rgb8
-from pffnet_d2.inference.large import LargePrediction, TileModel, predict_large
+from pffnet_d2.imaging.normalisation import AUTO
 from pffnet_d2.inference.options import PredictOptions
+from pffnet_d2.inference.predictor import Predictor
+from pffnet_d2.masks.compose import LabelMapRule
+from pffnet_d2.model_zoo.facts import ModelFacts
 
 
 @dataclass(frozen=True)
@@ -28,17 +29,18 @@ class Found:
     capped: tuple[str, ...] = ()
 
 
-class Threshold:
-    """Finds what is brighter than half. Follows the interface of ``Predictor`` as far as batches of files need it.
+class Threshold(Predictor):
+    """Finds what is brighter than half.
 
     Variables of the environment make it fail. A file named in PFFNET_TEST_KILL is removed by the first process that
     predicts, which then kills itself. An image as high as PFFNET_TEST_POISON always kills. The worker called
     PFFNET_TEST_FULL can write no file, as on a full disk.
     """
 
-    normalisation = AUTO
     identity = "threshold"
     precision = "float32"
+    facts = ModelFacts(LabelMapRule(), AUTO.name, images="", diameter=0.0, stride=8, caps_area=0, caps={})
+    normalisation, scale, own_scale, matching, matched = AUTO, 1.0, False, False, ""
 
     def __init__(self, options: PredictOptions) -> None:
         if os.environ.get("PFFNET_TEST_LOADS"):
@@ -57,25 +59,6 @@ class Threshold:
             sizes = np.bincount(labels.ravel(), minlength=n + 1)[1:]
             found.append(Found(labels.astype(np.int32), {"score": (sizes / image.size).astype(np.float32)}))
         return found
-
-    def network_size(self, height: int, width: int) -> tuple[int, int]:
-        return height, width
-
-    def normalise(self, pixels: NDArray[Any]) -> NDArray[np.uint8]:
-        return to_rgb8(pixels, AUTO)
-
-    def doubt_of(self, pixels: NDArray[Any], rgb: NDArray[np.uint8]) -> str:
-        return ""
-
-    def check_tiles(self, options: PredictOptions) -> None:
-        if options.tile is not None and options.tile % 8:
-            raise InputError("tiles: use a multiple of 8")
-
-    def predict_large(self, image: Path, out: Path, *, name: str, options: PredictOptions) -> LargePrediction:
-        return predict_large(self.tile_model(), image, out, name, options)
-
-    def tile_model(self) -> TileModel:
-        return TileModel(self.predict, self.identity, 8)
 
 
 def die_once() -> None:

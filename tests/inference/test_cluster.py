@@ -23,7 +23,6 @@ pytest.importorskip("distributed", reason="Dask's distributed is not installed")
 pytest.importorskip("zarr", reason="zarr is not installed")
 pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 
-import distributed
 
 from pffnet_d2.dask_tasks import ClusterOptions, connected, run_tasks
 from pffnet_d2.errors import InputError
@@ -46,11 +45,9 @@ def stand_in(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
-def scheduler() -> Iterator[str]:
-    """The address of a cluster of one worker in a thread of this process, which costs no imports."""
-    quiet = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": None}
-    with distributed.LocalCluster(**quiet, silence_logs=50) as cluster:
-        yield cluster.scheduler_address
+def scheduler(scheduler: str) -> Iterator[str]:
+    """That of conftest.py, whose worker forgets its model."""
+    yield scheduler
     on_cluster._loaded = None
 
 

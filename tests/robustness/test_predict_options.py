@@ -162,6 +162,7 @@ KEYS = [
     key("MODEL.PFFNET.NORMALISATION", "gamma", "stretch"),
     key("MODEL.PFFNET.IMAGES", "x-ray", "fluorescence"),
     key("MODEL.PFFNET.DIAMETER", "-1.0", "0 or more"),
+    key("MODEL.PFFNET.PIXEL_SIZE", "-1.0", "0 or more"),
     key(f"{LABEL_MAP}.SCORE_THRESH", "1.01", "below 1"),
     key(f"{LABEL_MAP}.MASK_THRESH", "-0.1", "from 0"),
     key(f"{LABEL_MAP}.MAX_COVERED", "1.1", "from 0 to 1"),
