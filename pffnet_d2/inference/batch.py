@@ -217,8 +217,8 @@ class _Batch:
 
     indices: Sequence[int]
     outcomes: dict[int, Outcome] = field(default_factory=dict)  # of those that are done, or have failed
-    images: dict[int, _Read] = field(default_factory=dict)  # the others
-    predictions: dict[int, Prediction] = field(default_factory=dict)  # of ``images``
+    images: dict[int, _Read] = field(default_factory=dict)  # that were read
+    predictions: dict[int, Prediction] = field(default_factory=dict)
 
 
 class Worker:
@@ -324,10 +324,10 @@ class Worker:
     def _written(self, batch: _Batch) -> list[Outcome]:
         with self._timed("writing"):
             for index, prediction in batch.predictions.items():
+                image = batch.images[index]
                 try:
-                    read = batch.images[index]
-                    self._write(self.job.sources[index], self._exported(index, read), prediction)
-                    batch.outcomes[index] = self._outcome(index, read, prediction)
+                    self._write(self.job.sources[index], self._exported(index, image), prediction)
+                    batch.outcomes[index] = self._outcome(index, image, prediction)
                 except InputError as error:
                     batch.outcomes[index] = Outcome(index, str(error))
         return [batch.outcomes[index] for index in batch.indices]
@@ -404,8 +404,8 @@ class Worker:
             objects=int(prediction.label_map.max(initial=0)),
             pixels=prediction.label_map.size,
             normalisation=f"{pixels.dtype}: {describe(normalisation)}",
-            matched=read.predictor.matched,
             precision=self.predictor.precision,
+            matched=read.predictor.matched,
         )
 
     # --- Images in tiles ---------------------------------------------------------------------------------------------

@@ -93,12 +93,12 @@ class ModelOptions:
         automatic = isinstance(diameter, str) and diameter == AUTO
         if diameter is not None and not automatic and not (is_number(diameter) and 0 < float(diameter) < float("inf")):
             raise InvalidOption("diameter", f"{diameter}: give the mean diameter of the objects in pixels, or auto")
-        if self.match_pixel_size and diameter is not None:
-            raise InvalidOption("match_pixel_size", f"and diameter {diameter}: both resize images; give one of them")
         if self.precision not in PRECISIONS:
             raise InvalidOption(
                 "precision", f"{self.precision!r}: give {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
             )
+        if self.match_pixel_size and diameter is not None:
+            raise InvalidOption("match_pixel_size", f"and diameter {diameter}: both resize images; give one of them")
         if not isinstance(self.thresholds, (Mapping, str, os.PathLike, type(None))):
             raise InvalidOption(
                 "thresholds", f"{kind_of(self.thresholds)}: give a table such as {{'SCORE_THRESH': 0.4}}, or a file"

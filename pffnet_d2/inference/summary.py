@@ -20,8 +20,8 @@ class Outcome:
     objects: int = 0
     pixels: int = 0
     normalisation: str = ""
-    matched: str = ""  # how it was resized to the pixel size of training; empty if it was not
     precision: str = ""  # in which the network computed; empty if a cluster's workers did it in tiles
+    matched: str = ""  # how it was resized to the pixel size of training; empty if it was not
 
 
 @dataclass(frozen=True)

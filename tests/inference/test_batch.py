@@ -24,8 +24,10 @@ from pffnet_d2.imaging.normalisation import AUTO, to_rgb8
 from pffnet_d2.inference import batch
 from pffnet_d2.inference.batch import Job, predict_files
 from pffnet_d2.inference.options import PredictOptions
-from pffnet_d2.inference.predictor import Prediction
+from pffnet_d2.inference.predictor import Prediction, Predictor
 from pffnet_d2.inference.sources import Source, find_sources
+from pffnet_d2.masks.compose import LabelMapRule
+from pffnet_d2.model_zoo.facts import ModelFacts
 
 ALL = "label-tiff,overlay,geojson,roi,csv,coco"
 
@@ -64,8 +66,8 @@ def predict(tiny_run: Path, *arguments: object, out: Path) -> int:
     return main([str(a) for a in ["predict", *model, "--out", out, *arguments]])
 
 
-class Blobs:
-    """Finds one object in each image, without a network. Follows the interface of ``Predictor``.
+class Blobs(Predictor):
+    """Finds one object in each image, without a network.
 
     Attributes:
         read: released once per image that was read.
@@ -73,16 +75,14 @@ class Blobs:
         ahead: the number of images that must have been read before each prediction ends.
     """
 
-    normalisation = AUTO
     precision = "float32"
+    facts = ModelFacts(LabelMapRule(), AUTO.name, images="", diameter=0.0, stride=8, caps_area=0, caps={})
+    normalisation, scale, own_scale, matching, matched = AUTO, 1.0, False, False, ""
 
     def __init__(self, options: PredictOptions, ahead: list[int], fails: type[BaseException] | None = None) -> None:
         self.ahead, self.fails = list(ahead), fails
         self.read, self.begun, self._taken = threading.Semaphore(0), list[int](), 0
         self._count = 0
-
-    def network_size(self, height: int, width: int) -> tuple[int, int]:
-        return height, width
 
     def normalise(self, pixels: np.ndarray) -> np.ndarray:
         rgb = to_rgb8(pixels, AUTO)
@@ -100,9 +100,6 @@ class Blobs:
         found = np.zeros(images[0].shape[:2], np.int32)
         found[2:5, 3:9] = 1
         return [Prediction(found, (), Instances(found.shape, scores=torch.tensor([0.9])))]
-
-    def doubt_of(self, pixels: np.ndarray, rgb: np.ndarray) -> str:
-        return ""
 
 
 def plate(folder: Path, count: int) -> list[Source]:
