@@ -186,7 +186,7 @@ def main() -> None:
         return
     normalise = Predictor(device="cpu", **({"model": args.model} if args.model else {})).normalise
     records = islice(READERS["bbbc039"].records(folder, "val"), args.fields)
-    fields = [(normalise(record.read_image()), record.read_label_map()) for record in records]
+    fields = [(normalise(record.read_image()), record.read_label_map()) for record in records if record.read_label_map]
     sides: dict[str, Side] = {}
     with tempfile.TemporaryDirectory() as temporary:
         for name in args.sides:
