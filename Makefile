@@ -1,6 +1,8 @@
 # make demo   train on generated images, evaluate, draw: output/demo
 # make test   lint and tests          make slow   the tests that take minutes
 # make lint   make bench   make setup   make clean
+# make wheel  builds dist/ and walks from the wheel to a label map in new environments, of every Python of PYTHONS
+# make docs   the documentation as a site: output/site          make tutorials   runs docs/tutorials: output/tutorials
 # make gpu    everything that a CUDA machine can tell: output/gpu/report.md (GPU="--cpu": small, on the CPU)
 # make napari tests the napari plugin on a virtual display, in an environment of its own: output/napari.png
 #
@@ -10,6 +12,9 @@
 PYTHON ?= python3
 TORCH_VERSION ?= 2.14.1
 TORCHVISION_VERSION ?= 0.29.1
+
+# Of `make wheel`: those of 3.11 to 3.14 that start. (Without `true`, make drops what it prints if the last one does not.)
+PYTHONS ?= $(shell for minor in 11 12 13 14; do python3.$$minor -c 'import sys; print(sys.executable)' 2>/dev/null; done; true)
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,19 +28,21 @@ DISPLAY_PACKAGES := xvfb xauth libgl1-mesa-dri libgl1 libegl1 libdbus-1-3 libfon
 	libxcb-xfixes0 libxcb-xinerama0
 ON_SCREEN := QT_QPA_PLATFORM=xcb LIBGL_ALWAYS_SOFTWARE=1 xvfb-run --auto-servernum --server-args "-screen 0 1400x900x24"
 
+# The site is made from text alone, so its environment has no torch.
+DOCS := $(VENV)-docs
 # Arguments of benchmarks/gpu.py.
 GPU ?=
 
 # Threads that wait by spinning make a busy machine ten times slower, not a quiet one faster.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: demo test slow lint bench gpu napari xvfb setup clean
+.PHONY: demo test slow lint bench gpu wheel docs tutorials napari xvfb setup clean
 
 demo: $(READY)
 	$(BIN)/python -m pffnet_d2.cli demo --out output/demo
 
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n logical --maxprocesses 4 --dist worksteal
 
 slow: $(READY)
 	$(BIN)/python -m pytest -q -m slow
@@ -47,6 +54,20 @@ lint: $(READY)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/run.py
+
+wheel: $(READY)
+	$(BIN)/python tests/walk_wheel.py $(PYTHONS)
+
+docs: $(DOCS)/ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+$(DOCS)/ready: pyproject.toml
+	$(PYTHON) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install -e '.[docs]'
+	@touch $@
+
+tutorials: $(READY)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python docs/tutorials/run.py --out output/tutorials
 
 gpu: $(READY)
 	$(BIN)/python benchmarks/gpu.py $(GPU)
@@ -71,7 +92,7 @@ $(NAPARI)/ready: $(READY)
 
 setup: $(READY)
 
-$(READY): Makefile setup.py $(wildcard third_party/detectron2/*)
+$(READY): Makefile setup.py pyproject.toml $(wildcard third_party/detectron2/*)
 # An environment that works is kept, whatever Python made it: `make clean` before choosing another one.
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { \
 		command -v $(PYTHON) >/dev/null \
@@ -84,13 +105,11 @@ $(READY): Makefile setup.py $(wildcard third_party/detectron2/*)
 	}
 	@rm -f $(VENV)/ready-*
 	$(BIN)/python -m pip install "torch==$(TORCH_VERSION)" "torchvision==$(TORCHVISION_VERSION)"
-	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(BIN)/python -m pip install opencv-python-headless
-# A Detectron2 that works and is not ours is left alone.
-	@$(BIN)/python -c 'import importlib.metadata as m, sys, detectron2.engine, detectron2.evaluation; sys.exit(any("+pffnet" in d.version for d in m.distributions(name="detectron2")))' 2>/dev/null \
-		|| $(BIN)/python -m pip install ./third_party/detectron2
 	$(BIN)/python -m pip install -e '.[test]'
+# A Detectron2 that works is left alone, unless it is ours, whose builder may have changed.
+	$(BIN)/pffnet install-detectron2 $$($(BIN)/python -m pip list 2>/dev/null | grep -q '^detectron2 .*+pffnet' && echo --force)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(NAPARI) build dist pffnet_d2.egg-info output/demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NAPARI) $(DOCS) build dist pffnet_d2.egg-info output/demo output/site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -55,7 +55,7 @@ PERIOD = 0.5  # seconds between two looks at memory
 class StandIn(Predictor):
     """A threshold in the place of a network."""
 
-    identity = "threshold"
+    identity, precision = "threshold", "float32"
     facts = ModelFacts(LabelMapRule(), AUTO.name, images="", diameter=0.0, stride=32, caps_area=0, caps={})
     normalisation, scale, own_scale, matching, matched = AUTO, 1.0, False, False, ""
 

@@ -23,6 +23,15 @@ def device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
+def computes_in_bfloat16(device: str) -> bool:
+    """Whether a device has units for bfloat16: a CPU with AVX-512 BF16 or AMX, or a GPU. Others only emulate it, which
+    takes longer than float32. False for a CPU of which torch does not say it."""
+    if device.startswith("cuda"):
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
 @contextmanager
 def denormals_flushed(device: torch.device | str) -> Iterator[None]:
     """If ``device`` is the CPU, make this thread treat denormal numbers (below 1.2e-38 in float32) as 0 meanwhile.

@@ -51,6 +51,9 @@ REQUIRED = (
     ("portalocker", "portalocker"),
 )
 
+# What `pffnet install-detectron2` installs: Detectron2 and the extra [torch].
+_WITH_TORCH = {"torch", "torchvision", "opencv-python-headless", "detectron2", "fvcore", "timm"}
+
 # What prediction with a model in ONNX needs instead.
 _NOT_FOR_ONNX = {"torch", "torchvision", "cv2", "detectron2", "fvcore", "matplotlib", "timm"}
 REQUIRED_FOR_ONNX = (
@@ -94,7 +97,7 @@ class Package:
     note: str = ""
 
     def __str__(self) -> str:
-        return f"  {self.name:<24}{self.version or self.problem}{f'  ({self.note})' if self.note else ''}"
+        return f"  {self.name:<33}{self.version or self.problem}{f'  ({self.note})' if self.note else ''}"
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,11 @@ def collect() -> Installation:
         devices=_devices(),
         commands=_commands({part.name: part.problem for part in required if part.problem}),
     )
+
+
+def detectron2() -> Package:
+    """Detectron2: its version, its folder and whether its operators are compiled, or the problem with it."""
+    return _part("detectron2", "detectron2")
 
 
 def problem(*, onnx: bool = False) -> str:
@@ -238,21 +246,15 @@ def _devices() -> list[str]:
 
 
 def _commands(faults: dict[str, str]) -> list[str]:
-    """The commands that install these packages, torch before Detectron2, which is built from the source tree.
+    """The commands that install these packages. Those of the extra [torch] have one, which builds Detectron2 as well.
 
     Packages that fail only because another one in the list is missing are left out.
     """
     echoes = {f"does not import: {module} is missing" for module, name in REQUIRED if name in faults}
     names = [name for name, fault in faults.items() if fault not in echoes]
-    plain = [name for name in names if name != "detectron2"]
+    plain = [name for name in names if name not in _WITH_TORCH]
     commands = [shlex.join(["pip", "install", *plain])] if plain else []
-    if "detectron2" in names:
-        source = Path(__file__).resolve().parent.parent / "third_party" / "detectron2"
-        if source.is_dir():
-            commands.append(shlex.join(["pip", "install", str(source)]))
-        else:
-            commands.append("pip install ./third_party/detectron2 (in the source tree of pffnet_d2)")
-    return commands
+    return commands + (["pffnet install-detectron2"] if len(plain) < len(names) else [])
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 from detectron2.utils.events import EventStorage
 
 from pffnet_d2 import Predictor
-from pffnet_d2.device import denormals_flushed, device_here
+from pffnet_d2.device import computes_in_bfloat16, denormals_flushed, device_here
 from pffnet_d2.engine.train_step import TrainStep
 from pffnet_d2.modeling.roi_masks import Unpasted
 
@@ -75,3 +75,17 @@ def test_denormals_are_flushed_only_during_prediction(tiny_run: Path) -> None:
     assert model.seen == [True]
     Predictor(model=tiny_run)(np.zeros((64, 64), np.uint8))
     assert not flushed()
+
+
+@pytest.mark.parametrize(
+    ("units", "expected"),
+    [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_bf16": False, "avx512_f": True}, False)],
+)
+def test_bfloat16_on_a_cpu(monkeypatch: pytest.MonkeyPatch, units: dict[str, bool], expected: bool) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    assert computes_in_bfloat16("cpu") is expected
+
+
+def test_bfloat16_where_torch_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert not computes_in_bfloat16("cpu")

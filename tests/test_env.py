@@ -61,8 +61,8 @@ except ImportError as error:
     line, same = result.stdout.splitlines()
     assert same == line
     assert line.startswith("pffnet_d2.add_pffnet_config: not everything it needs is installed (")
-    assert ("pip install torch" in line) == ("torch" in modules)
-    assert ("third_party/detectron2" in line) == ("detectron2" in modules)
+    assert ("torch: missing" in line) == ("torch" in modules)
+    assert line.endswith("; to install: pffnet install-detectron2")
 
 
 @pytest.mark.parametrize("modules", MISSING, ids=" ".join)
@@ -104,14 +104,20 @@ def test_commands_that_need_detectron2_say_so_in_one_line() -> None:
         )
 
 
-@pytest.mark.parametrize("module", ["numpy", "tifffile", "cv2"])
-def test_report_when_a_small_part_is_missing(module: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "remedy"),
+    [
+        ("numpy", "pip install numpy"),
+        ("tifffile", "pip install tifffile"),
+        ("cv2", "pffnet install-detectron2"),
+    ],
+)
+def test_report_when_a_small_part_is_missing(module: str, remedy: str) -> None:
     result = run_without((module,), "from pffnet_d2.cli.main import main\nsys.exit(main(['env']))")
     assert result.returncode == 1, result.stderr
-    name = dict(env.REQUIRED)[module]
     last = result.stdout.splitlines()[-1]
-    assert name in last.split("to install: pip install ")[1].split()
-    assert "third_party/detectron2" not in last  # it needs the missing part, and is not broken itself
+    # Detectron2 needs the missing part, and is not broken itself.
+    assert last.split("; to install: ")[1] == remedy
 
 
 def test_a_detectron2_that_does_not_fit_is_not_called_missing(tmp_path: Path) -> None:
@@ -134,7 +140,9 @@ print(part.problem)
     assert result.returncode == 0, result.stderr
     problem, part = result.stdout.splitlines()
     fault = "does not import: AttributeError: module 'PIL.Image' has no attribute 'no_such_filter'"
-    assert problem.startswith(f"not everything it needs is installed (detectron2: {fault}); to install: pip install ")
+    assert problem.startswith(
+        f"not everything it needs is installed (detectron2: {fault}); to install: pffnet install-detectron2"
+    )
     assert part == fault
 
 

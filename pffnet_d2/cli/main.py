@@ -11,10 +11,12 @@ from pffnet_d2.cli import failure
 from pffnet_d2.cli.arguments import Parser
 from pffnet_d2.env import VERSION
 
-# Each command is a module of this package with HELP (one line), ``add_arguments(parser)`` and ``run(args)``, which
-# returns the exit code; DESCRIPTION and EPILOG are optional. Modules that are slow to import are imported in ``run``.
+# Each command is a module of this package (with _ for -) that has HELP (one line), ``add_arguments(parser)`` and
+# ``run(args)``, which returns the exit code; DESCRIPTION and EPILOG are optional. Modules that are slow to import are
+# imported in ``run``.
 COMMANDS = (
     "env",
+    "install-detectron2",
     "prepare",
     "check",
     "predict",
@@ -81,7 +83,7 @@ def _argument_parser(chosen: str) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"pffnet_d2 {VERSION}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in COMMANDS:
-        module = import_module(f"pffnet_d2.cli.{name}")
+        module = import_module(f"pffnet_d2.cli.{name.replace('-', '_')}")
         aliases = ALIASES.get(name, [])
         command = commands.add_parser(
             name,

@@ -46,6 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"of {','.join(export.names())} (default: {WHOLE}; with --tile {TILED}); not with --tile: {not_tiled}",
     )
     add_device(parser)
+    parser.add_argument(
+        "--precision",
+        choices=["auto", "float32", "bfloat16"],
+        default="float32",
+        help="auto: bfloat16, which is faster, on CPUs and GPUs with units for it; the summary says which "
+        "(default: %(default)s)",
+    )
     parser.add_argument("--threshold", type=float, metavar="BETA", help="class score an object needs (default: config)")
     parser.add_argument(
         "--thresholds",
@@ -241,6 +248,7 @@ def _options(args: argparse.Namespace) -> PredictOptions:
             diameter=args.diameter,
             match_pixel_size=args.match_pixel_size,
             device=args.device,
+            precision=args.precision,
             thresholds=_thresholds(args),
             normalisation=args.normalisation,
             invert=args.invert,

@@ -42,6 +42,10 @@ class ContingencyTable:
     def from_labels(cls, gt: ArrayLike, pred: ArrayLike) -> ContingencyTable:
         """Count two (H, W) label maps of one image: any integer dtype (or a bool mask), 0 background, gaps allowed.
 
+        >>> table = ContingencyTable.from_labels([[1, 1, 0], [1, 0, 7]], [[2, 2, 2], [0, 0, 0]])
+        >>> table.gt_areas.tolist(), table.pred_areas.tolist(), table.intersections.tolist(), table.iou.tolist()
+        ([3, 1], [3], [2], [0.5])
+
         Raises:
             InputError: a map is not 2-D, not of integers or has a negative id, or the two shapes differ.
         """

@@ -78,6 +78,10 @@ def aji(gt: Labels, pred: ArrayLike | None = None) -> float:
     sum |G_i ∩ P_i| / (sum |G_i ∪ P_i| + area of the unused predictions). In the order of their ids, each truth takes
     the unused prediction with the highest IoU (of equals the one with the lowest id). A truth without a prediction adds
     its own area to the denominator.
+
+    >>> truth, prediction = [[1, 1, 0, 2], [1, 1, 0, 2]], [[1, 1, 0, 0], [1, 0, 0, 2]]
+    >>> aji(truth, prediction)  # (3 + 1) / (4 + 2)
+    0.6666666666666666
     """
     table = _table(gt, pred)
     score = _empty_score(table)
@@ -205,6 +209,10 @@ def panoptic_quality(gt: Labels, pred: ArrayLike | None = None) -> PanopticQuali
 
     TP are the pairs with IoU > 0.5 (at most one per object), DQ = TP / (TP + FP/2 + FN/2), SQ is the mean IoU of the TP
     (0 without TP), PQ = DQ * SQ.
+
+    >>> truth, prediction = [[1, 1, 0, 2], [1, 1, 0, 2]], [[1, 1, 0, 0], [1, 0, 0, 2]]
+    >>> panoptic_quality(truth, prediction)  # IoU 3/4, which is a TP, and 1/2, which is none
+    PanopticQuality(pq=0.375, dq=0.5, sq=0.75, tp=1, fp=1, fn=1)
     """
     table = _table(gt, pred)
     hits = table.iou[table.iou > 0.5]
@@ -276,7 +284,11 @@ def splits_and_merges(gt: Labels, pred: ArrayLike | None = None) -> SplitsAndMer
 
 
 def dice(gt: Labels, pred: ArrayLike | None = None) -> float:
-    """Dice = 2|P ∩ G| / (|P| + |G|) of the two foregrounds ([P] Eq. 11; "pixel F1" in [V2])."""
+    """Dice = 2|P ∩ G| / (|P| + |G|) of the two foregrounds ([P] Eq. 11; "pixel F1" in [V2]).
+
+    >>> dice([[1, 1, 2]], [[0, 3, 3]])  # which object a pixel belongs to does not count
+    0.8
+    """
     table = _table(gt, pred)
     score = _empty_score(table)
     if score is not None:

@@ -75,6 +75,9 @@ def to_rgb8(
 ) -> npt.NDArray[np.uint8]:
     """(H, W), (H, W, 1 to 4) of any depth to (H, W, 3) uint8 RGB. An alpha channel is dropped, grey is repeated.
 
+    >>> to_rgb8(np.array([[0, 2048, 4095]], dtype=np.uint16), Normalisation("percentile"))[:, :, 0]
+    array([[  0, 128, 255]], dtype=uint8)
+
     Args:
         image: the pixels.
         normalisation: how they become 8 bit.

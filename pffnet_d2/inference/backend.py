@@ -29,18 +29,21 @@ class Backend(ABC):
     Attributes:
         facts: what its config says of images and label maps, with the thresholds of the options.
         device: the device it runs on, for messages.
+        precision: of its convolutions and matrix products, "float32" or "bfloat16".
     """
 
     facts: ModelFacts
     device: str
+    precision: str
 
     @abstractmethod
-    def detect(self, images: Sequence[NDArray[np.uint8]], size: tuple[int, int] | None) -> list[Detected]:
+    def detect(self, images: Sequence[NDArray[np.uint8]], size: tuple[int, int] | None, above: float) -> list[Detected]:
         """Find the objects of normalised images, (H, W, 3) RGB, all of one size.
 
         Args:
             images: at least one.
             size: height and width at which the network sees them; None: as its config says.
+            above: objects with a class score of at most this may be left out.
 
         Raises:
             DeviceMemoryError: the device has too little memory for them.

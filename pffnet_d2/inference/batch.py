@@ -7,9 +7,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -210,6 +211,16 @@ def _predictions(images: Mapping[int, _Read]) -> dict[int, Prediction]:
     return found
 
 
+@dataclass
+class _Batch:
+    """Images that are predicted together, from reading to writing."""
+
+    indices: Sequence[int]
+    outcomes: dict[int, Outcome] = field(default_factory=dict)  # of those that are done, or have failed
+    images: dict[int, _Read] = field(default_factory=dict)  # that were read
+    predictions: dict[int, Prediction] = field(default_factory=dict)
+
+
 class Worker:
     """One process and its share of a job."""
 
@@ -229,9 +240,14 @@ class Worker:
         total = sum(len(batch) for batch in batches)
         # disable=None: only where stderr is a terminal
         hidden = None if ranks.rank() == 0 else True
-        with tqdm(total=total, unit="image", disable=hidden, dynamic_ncols=True) as progress:
-            for batch in batches:
-                for outcome in self._tiles_of(batch[0]) if self.tiled else self.whole(batch):
+        with (
+            tqdm(total=total, unit="image", disable=hidden, dynamic_ncols=True) as progress,
+            ThreadPoolExecutor(1) as reader,
+            ThreadPoolExecutor(1) as writer,
+        ):
+            done = map(self._tiles_of, batches) if self.tiled else self._overlapped(batches, reader, writer)
+            for outcomes in done:
+                for outcome in outcomes:
                     take(self.job, self.outcomes, outcome)
                     pixels += outcome.pixels
                     progress.set_postfix_str(f"{pixels / 1e6 / (time.perf_counter() - start):.2f} Mpx/s", refresh=False)
@@ -262,28 +278,59 @@ class Worker:
 
     def whole(self, indices: Sequence[int]) -> list[Outcome]:
         """Reads, predicts and writes some files. Returns one outcome per file."""
-        outcomes: dict[int, Outcome] = {}
-        images: dict[int, _Read] = {}
+        batch = self._opened(indices)
+        self._predict(batch)
+        return self._written(batch)
+
+    def _overlapped(
+        self, batches: Iterable[Sequence[int]], reader: ThreadPoolExecutor, writer: ThreadPoolExecutor
+    ) -> Iterator[list[Outcome]]:
+        """Does what ``whole`` does for each batch, in order. While one is predicted in this thread, the next is read
+        and the previous one written, each in a thread. So at most three batches are in memory."""
+        remaining = iter(batches)
+
+        def read_next() -> Future[_Batch] | None:
+            indices = next(remaining, None)
+            return None if indices is None else reader.submit(self._opened, indices)
+
+        reading, writing = read_next(), None
+        while reading is not None:
+            batch = reading.result()
+            reading = read_next()
+            self._predict(batch)
+            if writing is not None:
+                yield writing.result()  # may end the job, so the next results are not begun before
+            writing = writer.submit(self._written, batch)
+        if writing is not None:
+            yield writing.result()
+
+    def _opened(self, indices: Sequence[int]) -> _Batch:
+        batch = _Batch(indices)
         with self._timed("reading"):
             for index in indices:
                 try:
-                    images[index] = self._read(self.job.sources[index])
+                    batch.images[index] = self._read(self.job.sources[index])
                 except InputError as error:
-                    outcomes[index] = Outcome(index, str(error))
+                    batch.outcomes[index] = Outcome(index, str(error))
+        return batch
+
+    def _predict(self, batch: _Batch) -> None:
         with self._timed("predicting"):
             try:
-                predictions = _predictions(images)
+                batch.predictions = _predictions(batch.images)
             except DeviceMemoryError:
-                outcomes |= {index: Outcome(index, self._no_memory(index)) for index in images}
-                predictions = {}
+                batch.outcomes |= {index: Outcome(index, self._no_memory(index)) for index in batch.images}
+
+    def _written(self, batch: _Batch) -> list[Outcome]:
         with self._timed("writing"):
-            for index, prediction in predictions.items():
+            for index, prediction in batch.predictions.items():
+                image = batch.images[index]
                 try:
-                    self._write(self.job.sources[index], self._exported(index, images[index]), prediction)
-                    outcomes[index] = self._outcome(index, images[index], prediction)
+                    self._write(self.job.sources[index], self._exported(index, image), prediction)
+                    batch.outcomes[index] = self._outcome(index, image, prediction)
                 except InputError as error:
-                    outcomes[index] = Outcome(index, str(error))
-        return [outcomes[index] for index in indices]
+                    batch.outcomes[index] = Outcome(index, str(error))
+        return [batch.outcomes[index] for index in batch.indices]
 
     def _read(self, source: Source) -> _Read:
         """Reads a file. Raises InputError naming it."""
@@ -357,13 +404,15 @@ class Worker:
             objects=int(prediction.label_map.max(initial=0)),
             pixels=prediction.label_map.size,
             normalisation=f"{pixels.dtype}: {describe(normalisation)}",
+            precision=self.predictor.precision,
             matched=read.predictor.matched,
         )
 
     # --- Images in tiles ---------------------------------------------------------------------------------------------
 
-    def _tiles_of(self, index: int) -> list[Outcome]:
+    def _tiles_of(self, indices: Sequence[int]) -> list[Outcome]:
         """Predicts and writes one file in tiles, together with the other processes. The first returns the outcome."""
+        (index,) = indices
         source, main = self.job.sources[index], ranks.rank() == 0
         formats = [exporter.name for exporter in self.options.exporters.files]
         options = replace(source.options(self.options), formats=formats)
@@ -372,7 +421,8 @@ class Worker:
                 done = self.predictor.predict_large(source.path, self.job.out, name=source.name, options=options)
             except InputError as error:
                 return [Outcome(index, str(error))] if main or self.job.stop else []
-        return [outcome_of_tiles(index, source.path, done)] if main else []
+        outcome = replace(outcome_of_tiles(index, source.path, done), precision=self.predictor.precision)
+        return [outcome] if main else []
 
 
 def outcome_of_tiles(index: int, path: Path, done: LargePrediction) -> Outcome:

@@ -63,6 +63,7 @@ class OnnxBackend(Backend):
     """A network in an ONNX file, which holds its weights."""
 
     device = "cpu"
+    precision = "float32"
 
     def __init__(self, path: Path, options: ModelOptions) -> None:
         """
@@ -76,6 +77,8 @@ class OnnxBackend(Backend):
         """
         if options.device not in (None, "cpu"):
             raise InputError(f"device {options.device}: a model in ONNX is predicted on the CPU; leave it out")
+        if options.precision == "bfloat16":
+            raise InputError("precision bfloat16: a model in ONNX computes in float32; leave it out")
         if options.opts:
             raise InputError(
                 f"opts {' '.join(map(str, options.opts))}: the keys of an exported model are fixed; export it again "
@@ -96,7 +99,7 @@ class OnnxBackend(Backend):
             self.facts = replace(self.facts, rule=LabelMapRule.from_keys(keys))
         self._outputs = [output.name for output in self.session.get_outputs()]
 
-    def detect(self, images: Sequence[NDArray[np.uint8]], size: tuple[int, int] | None) -> list[Detected]:
+    def detect(self, images: Sequence[NDArray[np.uint8]], size: tuple[int, int] | None, above: float) -> list[Detected]:
         return [self._detect(image, size or image.shape[:2]) for image in images]
 
     def _detect(self, rgb: NDArray[np.uint8], size: tuple[int, int]) -> Detected:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 AnyPath = str | os.PathLike[str]
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 class InvalidOption(InputError):
@@ -51,6 +52,8 @@ class ModelOptions:
             (MODEL.PFFNET.PIXEL_SIZE); results have the original size. Not with ``diameter``.
         device: "cpu", "cuda", "cuda:1"; None uses MODEL.DEVICE, or the CPU if that is a CUDA device and the machine
             has none.
+        precision: of convolutions and matrix products: "float32", "bfloat16" or "auto", which is bfloat16 if the device
+            has units for it. Results in bfloat16 differ slightly.
         thresholds: keys of MODEL.PFFNET.LABEL_MAP to override, such as {"SCORE_THRESH": 0.4, "MASK_THRESH": 0.5}, or a
             YAML file of such keys, plain or as `pffnet thresholds` writes it.
         normalisation: for all images, instead of the one that fits the depth of each; a string has the form of
@@ -68,6 +71,7 @@ class ModelOptions:
     diameter: float | str | None = None
     match_pixel_size: bool = False
     device: str | None = None
+    precision: str = "float32"
     thresholds: Mapping[str, Any] | AnyPath | None = None
     normalisation: Normalisation | str | None = None
     invert: bool = False
@@ -89,6 +93,10 @@ class ModelOptions:
         automatic = isinstance(diameter, str) and diameter == AUTO
         if diameter is not None and not automatic and not (is_number(diameter) and 0 < float(diameter) < float("inf")):
             raise InvalidOption("diameter", f"{diameter}: give the mean diameter of the objects in pixels, or auto")
+        if self.precision not in PRECISIONS:
+            raise InvalidOption(
+                "precision", f"{self.precision!r}: give {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}"
+            )
         if self.match_pixel_size and diameter is not None:
             raise InvalidOption("match_pixel_size", f"and diameter {diameter}: both resize images; give one of them")
         if not isinstance(self.thresholds, (Mapping, str, os.PathLike, type(None))):

@@ -81,8 +81,8 @@ class Predictor:
                 the package.
             weights: a checkpoint; None uses MODEL.WEIGHTS.
             options: all options in one object, instead of the other arguments.
-            others: ``model``, ``diameter``, ``match_pixel_size``, ``device``, ``thresholds``, ``normalisation``,
-                ``invert`` and ``opts``; see :class:`~pffnet_d2.inference.options.ModelOptions`.
+            others: ``model``, ``diameter``, ``match_pixel_size``, ``device``, ``precision``, ``thresholds``,
+                ``normalisation``, ``invert`` and ``opts``; see :class:`~pffnet_d2.inference.options.ModelOptions`.
 
         Raises:
             ImportError: something that the model needs is not installed; the message says how to install it.
@@ -114,6 +114,11 @@ class Predictor:
     def model(self) -> Any:
         """The network, a torch module that takes Detectron2's input dicts. A model in ONNX has none."""
         return self.backend.model  # type: ignore[attr-defined]
+
+    @property
+    def precision(self) -> str:
+        """In which the network computes, "float32" or "bfloat16"."""
+        return self.backend.precision
 
     def __call__(self, image: NDArray[Any] | str | os.PathLike[str]) -> Prediction:
         """Predict one image. Issues a Python warning if the model was not made for such images, or if a cap on
@@ -235,7 +240,7 @@ class Predictor:
         found: dict[int, Prediction] = {}
         for group in _of_equal_size(images):
             size = None if self.scale == 1 else self.network_size(*images[group[0]].shape[:2])
-            detected = self.backend.detect([images[i] for i in group], size)
+            detected = self.backend.detect([images[i] for i in group], size, self.rule.score_threshold)
             for i, each in zip(group, detected, strict=True):
                 label_map, kept = label_map_and_indices(each.instances, self.rule)
                 found[i] = Prediction(label_map, each.capped, self.backend.chosen(each.instances, kept))

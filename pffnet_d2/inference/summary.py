@@ -20,6 +20,7 @@ class Outcome:
     objects: int = 0
     pixels: int = 0
     normalisation: str = ""
+    precision: str = ""  # in which the network computed; empty if a cluster's workers did it in tiles
     matched: str = ""  # how it was resized to the pixel size of training; empty if it was not
 
 
@@ -47,13 +48,14 @@ class Summary:
         speed = len(done) / self.seconds, sum(outcome.pixels for outcome in done) / 1e6 / self.seconds
         total = sum(self.stages.values()) or 1.0
         shares = ", ".join(f"{name} {seconds / total:.0%}" for name, seconds in self.stages.items())
+        precisions = "".join(f", {name}" for name in sorted({o.precision for o in done}) if name)
         said = [f"normalisation: {text} ({n} images)" for text, n in Counter(o.normalisation for o in done).items()]
         matched = Counter(o.matched for o in done if o.matched)
         said += [f"pixel size: {text} ({n} images)" for text, n in matched.items()]
         return [
             *said,
             f"{len(done)} of {len(self.outcomes)} images predicted, {sum(o.objects for o in done)} objects, "
-            f"{self.seconds:.1f} s: {speed[0]:.2f} images/s, {speed[1]:.2f} Mpx/s ({shares})"
+            f"{self.seconds:.1f} s: {speed[0]:.2f} images/s, {speed[1]:.2f} Mpx/s ({shares}){precisions}"
             + (f"; {self.failed} failed" if self.failed else ""),
         ]
 

@@ -108,6 +108,13 @@ def compose(
     """Make the label map of masks given in order of confidence. Also return the index of the mask of each label.
 
     Follows :class:`LabelMapRule`, except for its thresholds of scores and probabilities.
+
+    >>> better = InstanceMask(y0=0, x0=0, mask=np.ones((1, 3), dtype=bool))
+    >>> worse = InstanceMask(y0=0, x0=1, mask=np.ones((1, 3), dtype=bool))  # two thirds are covered
+    >>> compose([better, worse], (1, 5), LabelMapRule())
+    (array([[1, 1, 1, 2, 0]], dtype=int32), [0, 1])
+    >>> compose([better, worse], (1, 5), LabelMapRule(max_covered=0.5))
+    (array([[1, 1, 1, 0, 0]], dtype=int32), [0])
     """
     label_map = np.zeros(image_size, dtype=np.int32)
     laid: list[int] = []

@@ -24,7 +24,11 @@ class InstanceMask(NamedTuple):
 
     @classmethod
     def of(cls, mask: NDArray[np.bool_], y0: int = 0, x0: int = 0) -> InstanceMask:
-        """Cut the set pixels out of a larger mask (h, w) at (y0, x0), in the smallest window that contains them."""
+        """Cut the set pixels out of a larger mask (h, w) at (y0, x0), in the smallest window that contains them.
+
+        >>> InstanceMask.of(np.array([[0, 0, 0], [0, 1, 1]], dtype=bool))
+        InstanceMask(y0=1, x0=1, mask=array([[ True,  True]]))
+        """
         rows = np.flatnonzero(mask.any(axis=1))
         if not len(rows):
             return cls(y0, x0, mask[:0, :0])

@@ -33,6 +33,10 @@ def outlines(label_map: NDArray[np.int32]) -> Iterator[tuple[int, list[Part]]]:
     Args:
         label_map: (H, W) integers, 0 background. Labels may have gaps, parts and holes.
 
+    >>> [(label, parts)] = outlines(np.array([[0, 5, 5]], dtype=np.int32))
+    >>> label, [ring.tolist() for ring in parts[0]]
+    (5, [[[1, 0], [3, 0], [3, 1], [1, 1]]])
+
     Yields:
         (label, parts). Pixels that touch only at a corner are in different parts, so every ring is simple (passes no
         point twice) and the parts are the polygons of a valid multi-polygon. The rings contain only corners: the

@@ -88,7 +88,12 @@ def encode(runs: Runs, count: int, height: int, width: int) -> list[RLE]:
 
 
 def encode_masks(masks: Sequence[InstanceMask], height: int, width: int) -> list[RLE]:
-    """:func:`encode` masks that lie inside the image. They may overlap and be empty."""
+    """:func:`encode` masks that lie inside the image. They may overlap and be empty.
+
+    >>> right_column = InstanceMask(y0=0, x0=1, mask=np.ones((2, 1), dtype=bool))
+    >>> encode_masks([right_column], height=2, width=2)  # 2 unset pixels, then 2 set ones
+    [{'size': [2, 2], 'counts': '22'}]
+    """
     return encode(runs_of_masks(masks, height), len(masks), height, width)
 
 

@@ -1,6 +1,6 @@
 """Caps on the proposals and detections of a network: multiplies them for one call, and records which were reached.
 
-``pffnet_d2.inference.caps`` says why.
+``pffnet_d2.inference.caps`` says why. The class score that detections need is raised for one call in the same way.
 """
 
 from __future__ import annotations
@@ -89,6 +89,27 @@ def scaled_caps(model: nn.Module, cfg: CfgNode, factor: float) -> Iterator[CapsR
         finally:
             for place, key, cap in before:
                 place[key] = cap
+
+
+@contextmanager
+def only_above(model: nn.Module, score: float) -> Iterator[None]:
+    """Let a model leave out detections with a class score of at most ``score`` inside the block, before it predicts
+    their masks.
+
+    The other detections do not change: suppression and cap go by descending class score, and rescoring by the semantic
+    branch only lowers it. Test-time augmentation averages the class scores of all views, so it gets all detections.
+    """
+    heads = [module for module in model.modules() if isinstance(module, FastRCNNOutputLayers)]
+    if any(isinstance(module, TestTimeAugmentation) for module in model.modules()):
+        heads = []
+    before = [head.test_score_thresh for head in heads]
+    try:
+        for head in heads:
+            head.test_score_thresh = max(head.test_score_thresh, score)
+        yield
+    finally:
+        for head, threshold in zip(heads, before, strict=True):
+            head.test_score_thresh = threshold
 
 
 def _caps_of(module: nn.Module) -> list[tuple[MutableMapping[Any, Any], Any]]:

@@ -160,9 +160,21 @@ class DualModalMaskHead(BackgroundAndObject):
         for conv in self.shared:
             x = conv(x)
         spatial = (self.shared[-1] if self.spatial1 is None else self.spatial1)(x)
-        u = self.predictor(pixel_shuffle(self.spatial2(spatial), 2))
+        u = self._upsampled(self.spatial2(spatial))
         v = self.fc(self.fc_path(x)).view(-1, 1, *self.out_size)
         return u + (v.relu() if self.fc_relu else v)
+
+    def _upsampled(self, x: Tensor) -> Tensor:
+        """Turn (K, 4 * CONV_DIM, h, w) into (K, 2, 2h, 2w): the pixel shuffle, then the 1x1 convolution.
+
+        In prediction the convolution comes first, so that 2 channels are moved instead of CONV_DIM. Each of the four
+        pixels that a cell becomes has its own copy of the weights, with zeros for the channels of the other three.
+        """
+        if self.training:
+            return self.predictor(pixel_shuffle(x, 2))
+        weight, bias = self.predictor.weight, self.predictor.bias
+        own = weight[:, None, :, None] * torch.eye(4).to(weight)[:, None, :, None, None]
+        return pixel_shuffle(F.conv2d(x, own.reshape(8, -1, 1, 1), bias.repeat_interleave(4)), 2)
 
 
 def gt_areas(instances: list[Instances]) -> Tensor:

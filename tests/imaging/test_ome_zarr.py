@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -192,6 +194,39 @@ def test_damage(tmp_path: Path, spoil: Any) -> None:
     with pytest.raises(InputError, match=r"a\.zarr: (cannot be read|its axes)") as error:
         read_microscopy_image(path)
     assert "\n" not in str(error.value)
+
+
+class Command:
+    """Runs a command when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.mark.parametrize("codecs", ["compressor", "filters"])
+@pytest.mark.parametrize("dtype", ["|u1", "|O"])
+def test_chunks_are_not_unpickled(codecs: str, dtype: str, tmp_path: Path) -> None:
+    """Although numcodecs has a codec that would."""
+    path = write(tmp_path / "a.ome.zarr", pixels_of("yx"))
+    array = json.loads((path / "0" / ".zarray").read_text())
+    pickled = {"id": "pickle"}
+    array |= {"compressor": None, "filters": None, "dtype": dtype, "chunks": array["shape"], "fill_value": 0}
+    array[codecs] = [pickled] if codecs == "filters" else pickled
+    (path / "0" / ".zarray").write_text(json.dumps(array))
+    for chunk in (path / "0").glob("[0-9]*"):
+        shutil.rmtree(chunk) if chunk.is_dir() else chunk.unlink()
+    trace, content = tmp_path / "trace", pickle.dumps(Command(tmp_path / "trace"))
+    (path / "0" / "0.0").write_bytes(content)
+    (path / "0" / "0").mkdir()
+    (path / "0" / "0" / "0").write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read as OME-Zarr"):
+        read_microscopy_image(path)
+    assert not trace.exists()
+    pickle.loads(content)
+    assert trace.exists()  # it would have run
 
 
 def test_zarr_without_an_image(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ class Threshold(Predictor):
     """
 
     identity = "threshold"
+    precision = "float32"
     facts = ModelFacts(LabelMapRule(), AUTO.name, images="", diameter=0.0, stride=8, caps_area=0, caps={})
     normalisation, scale, own_scale, matching, matched = AUTO, 1.0, False, False, ""
 

@@ -224,6 +224,7 @@ def test_a_file_of_other_weights_than_the_card_describes(onnx_run: Path, package
             "opts TEST.DETECTIONS_PER_IMAGE 9: the keys of an exported model",
         ),
         ({"device": "cuda"}, "device cuda: a model in ONNX is predicted on the CPU"),
+        ({"precision": "bfloat16"}, "precision bfloat16: a model in ONNX computes in float32"),
         ({"thresholds": {"NO": 1}}, "thresholds: unknown key NO"),
         ({"thresholds": {"SCORE_THRESH": 2}}, "thresholds: SCORE_THRESH 2: give a number"),
         ({"config": "a.yaml"}, "and a config: give one of them"),

@@ -15,6 +15,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 from pffnet_d2 import Predictor
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.normalisation import Normalisation
+from pffnet_d2.inference import torch_backend
 from pffnet_d2.inference.options import ImageOptions, InvalidOption, ModelOptions, PredictOptions
 
 
@@ -31,6 +32,20 @@ def test_one_object_is_what_keywords_are(tiny_run: Path) -> None:
     assert (
         one.predict([one.normalise(image)])[0].label_map == other.predict([one.normalise(image)])[0].label_map
     ).all()
+
+
+def test_precision(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results in bfloat16 differ, and so do the identities, by which kept tiles are found."""
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3)).astype(np.uint8)
+    plain, lower = (Predictor(model=tiny_run, device="cpu", precision=p) for p in ("float32", "bfloat16"))
+    assert (plain.precision, lower.precision) == ("float32", "bfloat16")
+    assert plain.identity != lower.identity
+    scores = [predictor.predict([image])[0].scores["class_score"] for predictor in (plain, lower)]
+    assert 0 < np.abs(scores[0] - scores[1]).max() < 0.1
+    assert Predictor(model=tiny_run, device="cpu").identity == plain.identity
+    for units, chosen in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch_backend, "computes_in_bfloat16", lambda device, units=units: units)
+        assert Predictor(model=tiny_run, device="cpu", precision="auto").precision == chosen
 
 
 def test_options_go_to_other_processes() -> None:
@@ -61,6 +76,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"config": 5}, "config of type int: give the path of a YAML file"),
     ({"diameter": 0}, "diameter 0: give the mean diameter"),
     ({"thresholds": 0.5}, "thresholds of type float: give a table"),
+    ({"precision": "float16"}, "precision 'float16': give auto, float32 or bfloat16"),
+    ({"precision": None}, "precision None: give auto"),
     ({"normalisation": "gamma"}, "normalisation gamma: use auto"),
     ({"formats": ["png"]}, "format 'png' is unknown; choose from label-tiff,"),
     ({"formats": ["csv", "coco"], "tile": 64}, "format coco cannot be written in tiles"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 pytest.importorskip("detectron2", reason="Detectron2 is not installed")
@@ -141,3 +142,33 @@ def test_nothing_is_lost_beside_other_fields(pffnet_data: Callable[[str], Path])
     together = model.predict([whole])[0].label_map
     assert together.max() > 500
     assert panoptic_quality(ContingencyTable.from_labels(apart, together)).dq > 0.96
+
+
+def test_detections_that_no_label_map_needs_get_no_mask(tiny_run: Path) -> None:
+    """The others stay as they are, and so does the model, after an error too."""
+    model = predictor(tiny_run, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
+    image = torch.from_numpy(noise(64, 96).transpose(2, 0, 1).copy())
+    (everything,) = (output["instances"] for output in model.model([{"image": image}]))
+    middle = everything.class_scores.median().item()
+    box = model.model.model.roi_heads.box_predictor
+    with caps.only_above(model.model, middle):
+        (some,) = (output["instances"] for output in model.model([{"image": image}]))
+    kept = everything[everything.class_scores > middle]
+    assert 0 < len(some) == len(kept) < len(everything)
+    assert torch.equal(some.class_scores, kept.class_scores)
+    torch.testing.assert_close(some.pred_masks, kept.pred_masks)
+    with caps.only_above(model.model, 0.9):
+        assert box.test_score_thresh == 0.9
+    with pytest.raises(TypeError), caps.only_above(model.model, 0.9):
+        model.model(None)
+    assert box.test_score_thresh == 0.0
+    with caps.only_above(model.model, -1.0):
+        assert box.test_score_thresh == 0.0
+
+
+def test_merged_views_need_every_detection(tiny_run: Path) -> None:
+    model = predictor(tiny_run, "MODEL.PFFNET.TTA", "('identity', 'hflip')")
+    box = model.model.model.roi_heads.box_predictor
+    before = box.test_score_thresh
+    with caps.only_above(model.model, 0.9):
+        assert box.test_score_thresh == before

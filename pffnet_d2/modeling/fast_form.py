@@ -1,0 +1,75 @@
+"""Rearranges a network for prediction on a CPU. It computes the same up to rounding (docs/studies/inference-speed.md).
+
+A network that was rearranged cannot be trained, and its weights are no longer those of its checkpoint.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from .backbone_lite import EfficientNetLite
+from .roi_pooling import RowPooler
+
+
+def rearrange(network: nn.Module) -> None:
+    """Fold batch norms into the convolutions before them, pool ROIs as :class:`RowPooler` does, and store the channels
+    of a pixel side by side (channels_last).
+
+    Group norms cannot be folded, because they take mean and variance from the image.
+
+    Args:
+        network: on the CPU, in evaluation mode. It is changed.
+    """
+    for module in list(network.modules()):
+        if isinstance(module, EfficientNetLite):
+            _simplify(module.net)
+        elif isinstance(module, Conv2d) and isinstance(module.norm, (nn.BatchNorm2d, FrozenBatchNorm2d)):
+            _fold(module, module.norm)
+            module.norm = None
+        for name, child in module.named_children():
+            if RowPooler.fits(child):
+                setattr(module, name, RowPooler(child))
+    network.to(memory_format=torch.channels_last)
+
+
+def _fold(conv: nn.Conv2d, norm: Any) -> None:
+    conv.weight, conv.bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+
+
+def _simplify(net: nn.Module) -> None:
+    """Fold the norms of timm's EfficientNet-Lite, and pad its maps inside the convolutions instead of copying them."""
+    for module in list(net.modules()):
+        # In timm's blocks each norm, which contains the activation, follows its convolution.
+        for (_, conv), (name, norm) in itertools.pairwise(list(module.named_children())):
+            if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                _fold(conv, norm)
+                setattr(module, name, norm.act)
+        for name, conv in list(module.named_children()):
+            if type(conv).__name__ == "Conv2dSame":
+                setattr(module, name, _padded_evenly(conv))
+
+
+def _padded_evenly(conv: Any) -> nn.Conv2d:
+    """The same convolution of maps of even height and width, for a ``Conv2dSame`` of stride 2 with a bias.
+
+    TensorFlow pads such maps by one pixel more below and to the right than above and to the left. A row and a column of
+    zeros in front of the weights make both sides equal, so that no padded copy of the map is needed.
+    """
+    (side, _), (stride, _) = conv.kernel_size, conv.stride
+    assert stride == 2
+    assert side % 2
+    even = nn.Conv2d(
+        conv.in_channels, conv.out_channels, side + 1, stride=2, padding=(side - 1) // 2, groups=conv.groups
+    )
+    even.weight = nn.Parameter(F.pad(conv.weight.detach(), (1, 0, 1, 0)))
+    even.bias = conv.bias
+    return even
