@@ -31,14 +31,14 @@ from pffnet_d2 import engine
 from pffnet_d2.atomic_write import write_text
 from pffnet_d2.cli.arguments import add_cluster
 from pffnet_d2.config import PARTS, config_path, read_config
-from pffnet_d2.dask_tasks import ClusterOptions
 from pffnet_d2.data.catalog import register_all
 from pffnet_d2.data.prepared import root
 from pffnet_d2.device import device_here
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.report import Report, merge_runs
 from pffnet_d2.evaluation.scores import CSV, read_scores
-from pffnet_d2.launch import run_commands
+from pffnet_d2.parallel.dask_tasks import ClusterOptions
+from pffnet_d2.parallel.launch import run_commands
 
 SHOWN = ("AJI", "AJI_plus", "Dice", "F1", "PQ", "DSB_mAP")
 VARIANTS = ("Without_fusion", "Without_consistency", "Without_quality", "Fusion_detached", "MaskRCNN_GN")

@@ -39,7 +39,6 @@ from large_image import Mosaic, piece, threshold
 from numpy.typing import NDArray
 from report import report
 
-from pffnet_d2.dask_tasks import ClusterOptions, connected, run_tasks
 from pffnet_d2.imaging.normalisation import AUTO
 from pffnet_d2.inference.batch import Job, predict_files
 from pffnet_d2.inference.options import PredictOptions
@@ -48,6 +47,7 @@ from pffnet_d2.inference.sources import Source
 from pffnet_d2.inference.summary import Summary
 from pffnet_d2.masks.compose import LabelMapRule
 from pffnet_d2.model_zoo.facts import ModelFacts
+from pffnet_d2.parallel.dask_tasks import ClusterOptions, connected, run_tasks
 
 PERIOD = 0.5  # seconds between two looks at memory
 

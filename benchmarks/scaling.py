@@ -33,7 +33,7 @@ from report import report
 
 import pffnet_d2  # noqa: F401  (registers)
 from pffnet_d2.config import config_path, read_config
-from pffnet_d2.launch import launch_over_gloo
+from pffnet_d2.parallel.launch import launch_over_gloo
 
 
 class Case(NamedTuple):

@@ -87,7 +87,7 @@ GROUPS = (
         "Training, processes and clusters",
         "Processes cannot reach each other or were started in two ways at once, or a run is resumed that differs. "
         "[Training](train.md), [clusters](cluster.md).",
-        ("engine/", "launch.py", "ranks.py", "device.py", "dask_tasks.py"),
+        ("engine/", "parallel/", "device.py"),
     ),
     Group(
         "Scores, reports and plots",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
-    from pffnet_d2.dask_tasks import ClusterOptions
+    from pffnet_d2.parallel.dask_tasks import ClusterOptions
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,7 +72,7 @@ def add_cluster(parser: argparse._ActionsContainer) -> None:
 
 def cluster_options(args: argparse.Namespace) -> ClusterOptions | None:
     """Where tasks run; None in this process. Raises InputError if both options are given."""
-    from pffnet_d2.dask_tasks import ClusterOptions
+    from pffnet_d2.parallel.dask_tasks import ClusterOptions
 
     return ClusterOptions.given(args.workers, args.scheduler)
 

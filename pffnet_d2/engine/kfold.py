@@ -14,7 +14,6 @@ from tabulate import tabulate
 
 from pffnet_d2.atomic_write import write_text
 from pffnet_d2.config import read_config
-from pffnet_d2.dask_tasks import ClusterOptions
 from pffnet_d2.data.catalog import register_all
 from pffnet_d2.data.folds import check_folds
 from pffnet_d2.data.prepare import OWN, Selection, prepare
@@ -25,7 +24,8 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.report import SHOWN, Report, merge_runs, shown_of
 from pffnet_d2.evaluation.scores import CSV, Row, read_scores
 from pffnet_d2.evaluation.statistics import Summary, summarise
-from pffnet_d2.launch import run_commands
+from pffnet_d2.parallel.dask_tasks import ClusterOptions
+from pffnet_d2.parallel.launch import run_commands
 
 
 class Fold(NamedTuple):

@@ -30,11 +30,11 @@ from pffnet_d2.evaluation.coco_ap import DenseCOCOEvaluator
 from pffnet_d2.evaluation.evaluator import LabelMapEvaluator
 from pffnet_d2.evaluation.panoptic import PanopticEvaluator
 from pffnet_d2.evaluation.voc import VOCEvaluator
-from pffnet_d2.launch import Launched, join_launched, launch_on_gpus, launch_over_gloo
 from pffnet_d2.masks.compose import LabelMapRule
 from pffnet_d2.model_zoo.checkpoint import Checkpointer
 from pffnet_d2.modeling.build import build_network
 from pffnet_d2.modeling.tta import for_inference
+from pffnet_d2.parallel.launch import Launched, join_launched, launch_on_gpus, launch_over_gloo
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pffnet_d2 import ranks
 from pffnet_d2.atomic_write import move, work_folder
-from pffnet_d2.dask_tasks import ClusterOptions
 from pffnet_d2.errors import DeviceMemoryError, InputError
 from pffnet_d2.imaging.microscopy import MicroscopyImage, read_selection
 from pffnet_d2.imaging.normalisation import describe, normalisation_of
@@ -36,6 +34,8 @@ from pffnet_d2.inference.sources import Source, label_of
 from pffnet_d2.inference.summary import Outcome, Summary, doubts
 from pffnet_d2.inference.tables import ImageTable, check_table, write_tables
 from pffnet_d2.inference.tiling import Box
+from pffnet_d2.parallel import ranks
+from pffnet_d2.parallel.dask_tasks import ClusterOptions
 
 # Seconds to wait while another process writes results of the same name.
 _PATIENCE = 60.0
@@ -70,7 +70,7 @@ def predict_files(job: Job) -> Summary:
         collection.check_images([source.path for source in job.sources])
     _check_devices(job)
     if job.table is not None:
-        check_table(job.table, job.well)
+        check_table(job.table, job.well, job.out)
     try:
         job.out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=job.out):
@@ -103,7 +103,7 @@ def _check_devices(job: Job) -> None:
     import torch
 
     from pffnet_d2.inference.model_config import check_device
-    from pffnet_d2.launch import check_processes
+    from pffnet_d2.parallel.launch import check_processes
 
     check_processes(job.processes)
     cuda = torch.cuda.is_available() if device is None else device.startswith("cuda")
@@ -169,7 +169,7 @@ def _predict_all(job: Job) -> Summary:
         return Worker(job).run()
     import torch
 
-    from pffnet_d2.launch import launch_over_gloo
+    from pffnet_d2.parallel.launch import launch_over_gloo
 
     with tempfile.TemporaryDirectory() as folder:
         # The processes exchange only their outcomes, and may finish hours apart.

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from pffnet_d2.dask_tasks import ClusterOptions, connected, run_tasks
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.batch import Job, Worker, summarise, take
 from pffnet_d2.inference.options import PredictOptions
@@ -26,6 +25,7 @@ from pffnet_d2.inference.predictor import Predictor
 from pffnet_d2.inference.run_manifest import Entry, RunManifest, description, digest_of, entry, key_of, run_manifest
 from pffnet_d2.inference.sources import Source
 from pffnet_d2.inference.summary import Outcome, Summary
+from pffnet_d2.parallel.dask_tasks import ClusterOptions, connected, run_tasks
 
 
 @dataclass(frozen=True)

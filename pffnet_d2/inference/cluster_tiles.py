@@ -20,7 +20,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from pffnet_d2.dask_tasks import ClusterOptions, SchedulerLost, connected, run_tasks
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.batch import Job, outcome_of_tiles, summarise, take
 from pffnet_d2.inference.cluster import Shared, first_result, shared_by_tasks, worker_for
@@ -30,6 +29,7 @@ from pffnet_d2.inference.parallel_results import ParallelResults, Work
 from pffnet_d2.inference.sources import Source
 from pffnet_d2.inference.summary import Outcome, Summary
 from pffnet_d2.inference.tile_folder import TileFolder
+from pffnet_d2.parallel.dask_tasks import ClusterOptions, SchedulerLost, connected, run_tasks
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 from tqdm import tqdm
 
-from pffnet_d2 import ranks
 from pffnet_d2.env import VERSION
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.lazy import Sliceable
@@ -34,6 +33,7 @@ from pffnet_d2.inference.stitch import FinishedObjects, View, stitch
 from pffnet_d2.inference.tile_folder import Findings, TileFolder
 from pffnet_d2.inference.tiling import Box, Tiles, overlap_for
 from pffnet_d2.inference.tissue import background_tiles
+from pffnet_d2.parallel import ranks
 
 # For overlap "auto", objects are measured in the tiles of highest contrast among _CANDIDATES tiles: one tile for every
 # 32 tiles of the image, at most _MOST_PROBES.

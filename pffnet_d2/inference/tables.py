@@ -35,14 +35,17 @@ class _Writer(Protocol):
     def add(self, row: Mapping[str, str]) -> None: ...
 
 
-def check_table(path: Path, well: str | None) -> None:
-    """Raises InputError if no table can be written to such a file, or ``well`` is no regular expression of one group.
-    Call it before prediction."""
+def check_table(path: Path, well: str | None, out: Path) -> None:
+    """Call it before prediction, which makes the folder ``out``.
+
+    Raises:
+        InputError: no table can be written to such a file, or ``well`` is no regular expression of one group.
+    """
     if path.suffix.lower() not in ENDINGS:
         raise InputError(f"--table {path}: the name must end with .csv or .parquet")
     if path.suffix.lower() == ".parquet":
         _pyarrow(path)
-    if not path.parent.is_dir():
+    if not path.parent.is_dir() and path.parent.resolve() != out.resolve():
         raise InputError(f"--table {path}: there is no folder {path.parent}; make it first")
     try:
         groups = re.compile(well or "(.)").groups

@@ -13,7 +13,6 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
-from pffnet_d2 import launch
 from pffnet_d2.cli.main import main, parse
 from pffnet_d2.config import config_path, read_config
 from pffnet_d2.data import synthetic
@@ -22,6 +21,7 @@ from pffnet_d2.engine import kfold
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.report import SHOWN
 from pffnet_d2.evaluation.scores import read_scores, score, write_scores
+from pffnet_d2.parallel import launch
 
 CONFIG = str(config_path("demo/PFFNet_R18_FPN.yaml"))
 FOLDS = ["--dataset", "cells", "--folds", "2", "--config-file", CONFIG]

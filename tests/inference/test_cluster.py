@@ -24,13 +24,13 @@ pytest.importorskip("zarr", reason="zarr is not installed")
 pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 
 
-from pffnet_d2.dask_tasks import ClusterOptions, connected, run_tasks
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference import cluster as on_cluster
 from pffnet_d2.inference.batch import Job, predict_files
 from pffnet_d2.inference.options import PredictOptions
 from pffnet_d2.inference.sources import find_sources
 from pffnet_d2.inference.summary import Summary
+from pffnet_d2.parallel.dask_tasks import ClusterOptions, connected, run_tasks
 
 FORMATS = ("label-tiff", "csv", "geojson", "ome-zarr", "parquet")
 Bytes = dict[str, bytes]
@@ -193,7 +193,7 @@ def test_what_cannot_be(options: dict[str, Any], words: str) -> None:
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nonsense://x", "tcp://no.such.host.invalid:8786"])
 def test_no_scheduler_answers(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pffnet_d2.dask_tasks._ANSWER", 0.5)
+    monkeypatch.setattr("pffnet_d2.parallel.dask_tasks._ANSWER", 0.5)
     with (
         pytest.raises(InputError, match=rf"--scheduler {address}: no Dask scheduler answers there") as error,
         connected(ClusterOptions(scheduler=address)),

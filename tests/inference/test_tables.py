@@ -108,4 +108,5 @@ def test_bad_names(tmp_path: Path) -> None:
         (tmp_path / "all.csv", "(a)(b)", "has 2 groups"),
     ):
         with pytest.raises(InputError, match=words):
-            check_table(path, well)
+            check_table(path, well, tmp_path / "out")
+    check_table(tmp_path / "out" / "all.csv", None, tmp_path / "out")  # which prediction makes

@@ -1,4 +1,4 @@
-"""The work of each of two processes in tests/test_launch.py; a newly started process can import it."""
+"""The work of each of two processes in test_launch.py; a newly started process can import it."""
 
 from __future__ import annotations
 

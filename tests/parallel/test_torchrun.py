@@ -18,9 +18,9 @@ import torch
 from pffnet_d2.config import config_path
 from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.errors import InputError
-from pffnet_d2.launch import Launched
+from pffnet_d2.parallel.launch import Launched
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 900  # seconds for four steps; minutes on a busy machine
 # A small network and few steps.
 OPTIONS = [

@@ -24,8 +24,8 @@ from torch.distributed.rendezvous import rendezvous
 from torch.multiprocessing import spawn
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from pffnet_d2.dask_tasks import ClusterOptions, connected, run_tasks
 from pffnet_d2.errors import InputError, original
+from pffnet_d2.parallel.dask_tasks import ClusterOptions, connected, run_tasks
 
 TIMEOUT = timedelta(minutes=30)  # that of Detectron2's launch
 PER_CORE = 4  # processes; more than one serve only to try things out

@@ -17,14 +17,14 @@ import torch
 from detectron2.utils import comm
 from torch.multiprocessing.spawn import ProcessRaisedException
 
-from pffnet_d2 import launch
 from pffnet_d2.cli.main import main
 from pffnet_d2.config import config_path
 from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.engine.trainer import run
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.scores import read_scores
-from pffnet_d2.launch import launch_over_gloo
+from pffnet_d2.parallel import launch
+from pffnet_d2.parallel.launch import launch_over_gloo
 
 pytestmark = pytest.mark.usefixtures("leave_no_trace")
 
