@@ -421,8 +421,7 @@ class Worker:
                 done = self.predictor.predict_large(source.path, self.job.out, name=source.name, options=options)
             except InputError as error:
                 return [Outcome(index, str(error))] if main or self.job.stop else []
-        outcome = replace(outcome_of_tiles(index, source.path, done), precision=self.predictor.precision)
-        return [outcome] if main else []
+        return [outcome_of_tiles(index, source.path, done)] if main else []
 
 
 def outcome_of_tiles(index: int, path: Path, done: LargePrediction) -> Outcome:
@@ -441,6 +440,7 @@ def outcome_of_tiles(index: int, path: Path, done: LargePrediction) -> Outcome:
         pixels=done.shape[0] * done.shape[1],
         normalisation=f"{done.dtype}: {describe(done.normalisation)}",
         matched=done.matched,
+        precision=done.precision,
     )
 
 

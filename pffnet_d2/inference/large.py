@@ -60,6 +60,7 @@ class TileModel:
     doubt: Callable[[NDArray[np.uint8]], str] = lambda rgb: ""  # as ``Predictor.doubt``
     resized: Callable[[int, int], str] = lambda height, width: ""  # a warning if the model resizes such tiles
     matched: str = ""  # how images are resized to the pixel size of training; empty if they are not
+    precision: str = ""  # in which the network computes; empty if the model does not say
     # The model for an image, given the size of its pixels, and the side of tiles (``Predictor.for_pixels``).
     for_pixels: Callable[[tuple[float, float] | None, int], TileModel] | None = None
 
@@ -84,6 +85,7 @@ class LargePrediction:
     resized: str = ""  # a warning that tiles are resized, with what to do
     skipped: int = 0  # number of tiles of background that were not predicted
     matched: str = ""  # as in ``TileModel``
+    precision: str = ""  # likewise
 
     def warnings(self) -> list[str]:
         """Warnings for the user, one line each: the doubt and ``warnings_of_tiles``."""
@@ -353,6 +355,7 @@ class Run:
             self.model.resized(self.boxes[0][2], self.boxes[0][3]),
             len(self.skipped),
             self.model.matched,
+            self.model.precision,
         )
 
     def nothing(self, index: int) -> View:

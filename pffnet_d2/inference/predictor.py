@@ -299,6 +299,7 @@ class Predictor:
             self.doubt,
             self._resized,
             self.matched,
+            self.precision,
             self._tile_model_for if self.matching else None,
         )
 

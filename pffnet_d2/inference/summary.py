@@ -20,7 +20,7 @@ class Outcome:
     objects: int = 0
     pixels: int = 0
     normalisation: str = ""
-    precision: str = ""  # in which the network computed; empty if a cluster's workers did it in tiles
+    precision: str = ""  # in which the network computed
     matched: str = ""  # how it was resized to the pixel size of training; empty if it was not
 
 
