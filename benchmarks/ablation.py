@@ -149,10 +149,8 @@ def ablation(args: argparse.Namespace) -> None:
         seconds = step_seconds(config, variants)
         write_text(planned, json.dumps({v: round(args.iterations * seconds[base] / s) for v, s in seconds.items()}))
     runs = planned_runs(args, config, variants)
-    cluster, variables = (
-        ClusterOptions.given(args.workers, args.scheduler),
-        {"DETECTRON2_DATASETS": str(root().absolute())},
-    )
+    cluster = ClusterOptions.given(args.workers, args.scheduler)
+    variables = {"DETECTRON2_DATASETS": str(root().absolute())}
     ended = run_commands([run.arguments for run in runs], cluster, variables)
     failed = [f"{runs[number].folder}: training ended with exit code {code}" for number, code in ended if code]
     if failed:
