@@ -24,7 +24,8 @@ import torch
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- measured: written by benchmarks/run.py -->", "<!-- end -->"
-NOT_BENCHMARKS = ("ablation.py", "gpu.py", "inputs.py", "report.py", "run.py")  # the first trains for hours
+# The first trains for hours, and robustness.py prints scores.
+NOT_BENCHMARKS = ("ablation.py", "gpu.py", "inputs.py", "report.py", "robustness.py", "run.py")
 
 
 def run(script: Path, options: dict[str, list[str]]) -> list[dict[str, Any]]:
