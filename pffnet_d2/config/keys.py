@@ -98,7 +98,8 @@ def _add_prediction(cfg: Any, CN: Any) -> None:
     # Side in micrometres of a pixel of its images, to which --match-pixel-size resizes others; 0: unknown. Fine-tuning
     # sets it to 0, because prepared images do not state theirs.
     cfg.MODEL.PFFNET.PIXEL_SIZE = 0.0
-    # "fluorescence" (bright objects on dark): other images cause a warning (inference/modality.py). "": no warning.
+    # "fluorescence" (bright objects on dark) or "nuclei" (also stained tissue and brightfield): other images cause a
+    # warning (inference/modality.py). "": no warning.
     cfg.MODEL.PFFNET.IMAGES = ""
     # Size in pixels of an image for which TEST.DETECTIONS_PER_IMAGE and MODEL.RPN.{PRE,POST}_NMS_TOPK_TEST are enough
     # (an image of BBBC039, 520 x 696). `predict` and Predictor multiply the three for larger images

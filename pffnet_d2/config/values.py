@@ -14,6 +14,8 @@ from typing import Any
 
 from pffnet_d2.errors import InputError
 
+IMAGES = ("fluorescence", "nuclei", "")  # kinds of images that a model may be made for: MODEL.PFFNET.IMAGES
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -194,7 +196,7 @@ VALUES: dict[str, Rule] = {
     "MODEL.PFFNET.LABEL_MAP.MIN_SIZE": whole(0),
     "MODEL.PFFNET.DIAMETER": real(0),
     "MODEL.PFFNET.PIXEL_SIZE": real(0),
-    "MODEL.PFFNET.IMAGES": among("fluorescence", ""),
+    "MODEL.PFFNET.IMAGES": among(*IMAGES),
     "MODEL.PFFNET.FUSION.NAME": maybe(registered("pffnet_d2.modeling.fusion_head:FEATURE_FUSION_HEAD_REGISTRY"), ""),
     "MODEL.PFFNET.FUSION.LOSS_WEIGHT": _WEIGHT,
     "MODEL.FCN8S.WIDTHS": each(_COUNT, 5),

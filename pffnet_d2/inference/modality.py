@@ -1,14 +1,14 @@
-"""Checks whether an image looks as a model expects: it has contrast and, for a model of fluorescence images, shows
-bright grey objects on a dark background.
+"""Checks whether an image looks as a model expects: it has contrast and is of a kind that the model was made for.
 
 The check uses two statistics of the 8-bit image that the network sees. docs/predict.md lists thresholds and error
-rates. Both thresholds lie in gaps of the statistics of DSB2018, BBBC039, Kumar and TNBC: the median is at most 48 in
-their 468 fluorescence images (stretched) and at least 81 in the other 132; the mean colourfulness is 0 in the
-fluorescence images and at least 15 in the 123 images of stained tissue.
+rates. All thresholds lie in gaps of the statistics of DSB2018, BBBC039, Kumar and TNBC: the median is at most 48 in
+their 468 fluorescence images (stretched), at least 81 in the 123 images of stained tissue and at least 221 in the 9 of
+brightfield; the mean colourfulness is at least 15 in stained tissue and 0 in all others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pffnet_d2.imaging.normalisation import Normalisation
 
 BRIGHT = 64.0  # median of the mean of the channels, of 255
+BRIGHTFIELD = 160.0  # the same
 COLOURFUL = 4.0  # mean over the pixels of their largest channel minus their smallest, of 255
 
 
@@ -53,6 +54,36 @@ def unlike_fluorescence(rgb: NDArray[np.uint8], inverted: bool = False) -> str:
     if colourfulness > COLOURFUL:
         return "coloured; the model was made for grey fluorescence: choose the nuclei's channel, such as --channels 2"
     return ""
+
+
+def unlike_nuclei(rgb: NDArray[np.uint8], inverted: bool = False) -> str:
+    """The same for a model of nuclei in fluorescence, stained tissue and brightfield, which knows inverted images."""
+    brightness, colourfulness = statistics(rgb)
+    if colourfulness > COLOURFUL and brightness <= BRIGHT:
+        return (
+            "coloured on a dark background; the model was made for grey fluorescence and stained tissue: choose the "
+            "nuclei's channel, such as --channels 2"
+        )
+    if colourfulness <= COLOURFUL and BRIGHT < brightness < BRIGHTFIELD:
+        return (
+            "grey with a background of medium brightness, as in phase contrast or electron microscopy; the model was "
+            "made for nuclei in fluorescence, stained tissue and brightfield, and its result may mean little: use a "
+            "model made for such images"
+        )
+    return ""
+
+
+def anything(rgb: NDArray[np.uint8], inverted: bool = False) -> str:
+    """Expect nothing of an image."""
+    return ""
+
+
+# By MODEL.PFFNET.IMAGES.
+UNLIKE: dict[str, Callable[[NDArray[np.uint8], bool], str]] = {
+    "fluorescence": unlike_fluorescence,
+    "nuclei": unlike_nuclei,
+    "": anything,
+}
 
 
 def lost_contrast(pixels: NDArray[Any], rgb: NDArray[np.uint8], normalisation: Normalisation) -> str:

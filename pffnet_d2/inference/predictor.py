@@ -21,7 +21,7 @@ from pffnet_d2.imaging.normalisation import BY_DEPTH, normalisation_of, to_rgb8
 from pffnet_d2.inference import caps
 from pffnet_d2.inference.backend import backend_for
 from pffnet_d2.inference.large import LargePrediction, Progress, TileModel, check_tiles, predict_large
-from pffnet_d2.inference.modality import lost_contrast, unlike_fluorescence
+from pffnet_d2.inference.modality import UNLIKE, lost_contrast
 from pffnet_d2.inference.options import ImageOptions, ModelOptions, kind_of
 from pffnet_d2.inference.own_scale import AUTO, predict_at_own_scale
 from pffnet_d2.masks.compose import label_map_and_indices
@@ -149,7 +149,7 @@ class Predictor:
 
     def doubt(self, rgb: NDArray[np.uint8]) -> str:
         """One line that says why the model does not suit a normalised image and what to do; "" if it may suit."""
-        return unlike_fluorescence(rgb, self.normalisation.invert) if self.facts.images else ""
+        return UNLIKE[self.facts.images](rgb, self.normalisation.invert)
 
     def doubt_of(self, pixels: NDArray[Any], rgb: NDArray[np.uint8]) -> str:
         """Like ``doubt``, but also says if the normalisation removed the contrast of the pixels of a file."""

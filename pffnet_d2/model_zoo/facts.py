@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from pffnet_d2.config.values import IMAGES
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.normalisation import BY_DEPTH
 from pffnet_d2.masks.compose import LabelMapRule
@@ -24,7 +25,7 @@ class ModelFacts:
     Attributes:
         rule: how detections become a label map (MODEL.PFFNET.LABEL_MAP).
         normalisation: MODEL.PFFNET.NORMALISATION, a key of ``BY_DEPTH``.
-        images: MODEL.PFFNET.IMAGES; "fluorescence" warns about other images.
+        images: MODEL.PFFNET.IMAGES; "fluorescence" and "nuclei" warn about other images.
         diameter: mean diameter of the objects in training, pixels; 0: unknown.
         stride: images are padded to multiples of it.
         caps_area: MODEL.PFFNET.CAPS_AREA, pixels.
@@ -147,7 +148,8 @@ class ModelFacts:
             info = {"pixel_size": 0.0, **info}  # which files of earlier releases lack
             values = {name: info[name] for name in cls.__dataclass_fields__}
             facts = cls(**{**values, "rule": LabelMapRule.from_keys(values["rule"])})
-            _ = facts.cap_factor(1, 1), BY_DEPTH[facts.normalisation], {key: int(facts.caps[key]) for key in CAPS}
+            _ = IMAGES.index(facts.images), BY_DEPTH[facts.normalisation]
+            _ = facts.cap_factor(1, 1), {key: int(facts.caps[key]) for key in CAPS}
         except InputError:
             raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pffnet_d2.config.values import IMAGES
 from pffnet_d2.data import readers
 from pffnet_d2.imaging.normalisation import PERCENTILE_16_BIT, STRETCH, Normalisation, normalisation_of, to_rgb8
-from pffnet_d2.inference.modality import lost_contrast, statistics, unlike_fluorescence
+from pffnet_d2.inference.modality import UNLIKE, lost_contrast, statistics, unlike_fluorescence, unlike_nuclei
 
 
 def field(background: tuple[int, int, int], objects: tuple[int, int, int], part: float = 0.3) -> np.ndarray:
@@ -54,6 +55,34 @@ def test_an_inverted_image_is_told_from_itself() -> None:
     assert not unlike_fluorescence(image, inverted=True)
 
 
+@pytest.mark.parametrize(
+    ("background", "objects", "words"),
+    [
+        ((8, 8, 8), (120, 120, 120), ""),
+        ((0, 0, 0), (0, 0, 0), ""),
+        ((230, 230, 230), (80, 80, 80), ""),
+        ((230, 215, 228), (120, 70, 150), ""),
+        ((82, 70, 90), (60, 20, 90), ""),
+        ((128, 128, 128), (90, 90, 90), "phase contrast"),
+        ((2, 2, 2), (10, 10, 220), "coloured on a dark background; .*choose the nuclei's channel"),
+    ],
+)
+def test_what_is_said_to_a_model_of_all_nuclei(
+    background: tuple[int, int, int], objects: tuple[int, int, int], words: str
+) -> None:
+    said = unlike_nuclei(field(background, objects))
+    assert bool(said) == bool(words)
+    assert "\n" not in said
+    assert re.search(words, said)
+
+
+def test_every_kind_of_model_has_its_check() -> None:
+    """A value of MODEL.PFFNET.IMAGES that configs accept and prediction does not know would be a traceback."""
+    dark = field((8, 8, 8), (120, 120, 120))
+    assert set(UNLIKE) == set(IMAGES)
+    assert not any(unlike(dark, False) for unlike in UNLIKE.values())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kinds"),
@@ -76,6 +105,7 @@ def test_error_rates_on_real_images(pffnet_data: Callable[[str], Path], name: st
             kind = record.image_type if isinstance(record.image_type, str) else record.image_type(pixels)
             seen[kind] += 1
             wrong[kind] += bool(unlike_fluorescence(rgb)) != (kind != "fluorescence")
+            wrong[f"{kind}, model of all nuclei"] += bool(unlike_nuclei(rgb))
             wrong["inverted"] += kind == "fluorescence" and not unlike_fluorescence(255 - rgb)
     print(name, dict(seen), "wrong", dict(wrong))
     assert set(seen) <= set(kinds)

@@ -56,6 +56,8 @@ def test_the_table(onnx_run: Path) -> None:
     facts = ModelFacts.from_info(table["facts"])
     assert facts == ModelFacts.from_config(config(onnx_run), 32)
     assert (facts.rule.score_threshold, facts.diameter, facts.images) == (0.01, 20.0, "fluorescence")
+    with pytest.raises(InputError, match="damaged; export the model again"):
+        ModelFacts.from_info({**table["facts"], "images": "x-ray"})
     assert table["weights"] == sha256(onnx_run / "model_final.pth")
     assert table["normalisation_of"]["8 bit"]["name"] == "as_is"
     assert table["normalisation_of"]["16 and 32 bit"]["minimum_range"] == 512.0
