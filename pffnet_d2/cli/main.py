@@ -63,15 +63,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The parsed arguments; ``run`` of them is the function of the command.
+    """The parsed arguments; ``run`` of them is the function of the command. They can be pickled, so that training can
+    hand them to other processes.
 
     Raises:
         SystemExit: after help (0), or where the arguments are wrong (2).
     """
     arguments = _current_spelling(arguments)
     args, unknown = _argument_parser(arguments[0] if arguments else "").parse_known_args(arguments)
+    parser = vars(args).pop("parser")
     if unknown:
-        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     return args
 
 

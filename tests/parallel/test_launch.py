@@ -107,7 +107,7 @@ def test_training_and_evaluation_on_two_ranks(
         *("SOLVER.MAX_ITER", "1", "SOLVER.IMS_PER_BATCH", "2", "SEED", "1"),
     ]
     out, alone = tmp_path / "together", tmp_path / "alone"
-    assert run([*flags, "--cpu-ranks", "2", "--dist-url", "auto", *options, "OUTPUT_DIR", str(out)]) == 0
+    assert main(["train", *flags, "--cpu-ranks", "2", "--dist-url", "auto", *options, "OUTPUT_DIR", str(out)]) == 0
     assert (out / "log.txt.rank1").is_file()
     weights = ["MODEL.WEIGHTS", str(out / "model_final.pth"), "OUTPUT_DIR", str(alone)]
     assert run([*flags, "--eval-only", *options, *weights]) == 0
