@@ -24,8 +24,11 @@ import torch
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- measured: written by benchmarks/run.py -->", "<!-- end -->"
-# The first trains for hours, and robustness.py prints scores.
-NOT_BENCHMARKS = ("ablation.py", "gpu.py", "inputs.py", "report.py", "robustness.py", "run.py")
+# Two of them train for hours, and robustness.py prints scores.
+NOT_BENCHMARKS = (
+    *("ablation.py", "fine_tuning.py", "robustness.py"),
+    *("gpu.py", "inputs.py", "report.py", "run.py"),
+)
 
 
 def run(script: Path, options: dict[str, list[str]]) -> list[dict[str, Any]]:
