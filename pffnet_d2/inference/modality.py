@@ -43,7 +43,7 @@ def unlike_fluorescence(rgb: NDArray[np.uint8], inverted: bool = False) -> str:
     if colourfulness > COLOURFUL and brightness > BRIGHT:
         return (
             "coloured on a bright background, as stained tissue is; the model was made for fluorescence and its result "
-            "means little: use a model made for such images (--model, or --config and --weights)"
+            "means little: use a model made for such images (--model tissue, or one of your own)"
         )
     if brightness > BRIGHT:
         return (

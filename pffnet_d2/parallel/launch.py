@@ -53,7 +53,7 @@ def launch_on_gpus(
     from detectron2.engine import launch
 
     with _errors_of_processes():
-        launch(work, gpus, num_machines, machine_rank, dist_url, tuple(args))
+        launch(_tied, gpus, num_machines, machine_rank, dist_url, (work, *args))
 
 
 def launch_over_gloo(
@@ -86,6 +86,12 @@ def launch_over_gloo(
     with tempfile.TemporaryDirectory() as folder, _errors_of_processes():
         url = f"file://{folder}/rendezvous" if dist_url == "auto" else dist_url
         spawn(_rank, (work, tuple(args), processes, num_machines, machine_rank, url, timeout), nprocs=processes)
+
+
+def _tied(work: Callable[..., Any], *args: Any) -> None:
+    """Call ``work(*args)`` in a process that ends with the one that started it."""
+    _end_with_parent()
+    work(*args)
 
 
 @dataclass(frozen=True)
@@ -216,7 +222,7 @@ def run_command(
     """
     environment = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ, **(variables or {})}  # as in train_net.py
     command = [sys.executable, "-m", "pffnet_d2.cli", *arguments]
-    end = _end_with_parent if sys.platform == "linux" else None
+    end = _end_with_parent if os.name == "posix" else None  # elsewhere subprocess refuses it
     return subprocess.run(command, env=environment, cwd=directory, preexec_fn=end).returncode
 
 
@@ -265,8 +271,12 @@ def _run_on_worker(place: _Place, task: tuple[int, Sequence[str]]) -> int:
 
 
 def _end_with_parent() -> None:
-    """Asks Linux to kill this process when its parent ends: two trainings must not write one folder."""
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, man 2 prctl
+    """Asks Linux to kill this process when its parent ends: two trainings must not write one folder.
+
+    ``torch.multiprocessing`` asks for SIGINT, which processes ignore that a script started in the background.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG, man 2 prctl
 
 
 @contextmanager
@@ -291,6 +301,7 @@ def _rank(
     url: str,
     timeout: timedelta,
 ) -> None:
+    _end_with_parent()
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     rank = machine_rank * processes + local_rank
     try:

@@ -121,17 +121,18 @@ def test_the_first_command(
     assert [line.split(":")[2].strip() for line in capsys.readouterr().err.splitlines()] == ["x.pth", "cells"]
 
 
-def test_the_shipped_model() -> None:
-    """The real model is small, complete, documented, and trained with the normalisation that prediction uses."""
-    folder = Path(pffnet_d2.__file__).parent / "model_zoo" / "pretrained" / pretrained.DEFAULT
+@pytest.mark.parametrize(("name", "images"), [("nuclei", "fluorescence"), ("tissue", "nuclei")])
+def test_the_shipped_models(name: str, images: str) -> None:
+    """The real models are small, complete, documented, and trained with the normalisation that prediction uses."""
+    folder = Path(pffnet_d2.__file__).parent / "model_zoo" / "pretrained" / name
     if not (folder / CARD).is_file():
-        pytest.skip("this checkout has no pffnet_d2/model_zoo/pretrained/nuclei")
-    found = find_model()
+        pytest.skip(f"this checkout has no pffnet_d2/model_zoo/pretrained/{name}")
+    found = find_model(name)
     assert found.weights.stat().st_size <= MAX_BYTES
     assert {"licence", "sources", "scores"} <= found.card.keys()
     assert found.card["normalisation"] == STRETCH.info()
-    predictor = Predictor(device="cpu")
-    assert predictor.cfg.MODEL.PFFNET.IMAGES == "fluorescence"
+    predictor = Predictor(model=name, device="cpu")
+    assert images == predictor.cfg.MODEL.PFFNET.IMAGES
     assert json.dumps(predictor.cfg.MODEL.PFFNET.DIAMETER) == json.dumps(found.card["diameter"])
     discs = np.zeros((96, 96), np.uint8)
     rows, columns = np.mgrid[:96, :96]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -119,6 +123,46 @@ def test_training_and_evaluation_on_two_ranks(
     assert json.loads((results[0] / "panoptic_seg.json").read_text()) == pytest.approx(
         json.loads((results[1] / "panoptic_seg.json").read_text())
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems cannot tie a process to its parent")
+def test_processes_end_with_the_one_that_started_them(tmp_path: Path) -> None:
+    """Also where they ignore SIGINT, as those that a script starts in the background do: two trainings that write one
+    folder would spoil it."""
+    program = (
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "import two_ranks; from pffnet_d2.parallel.launch import launch_over_gloo\n"
+        f"if __name__ == '__main__': launch_over_gloo(two_ranks.write_number_and_wait, 2, args=({str(tmp_path)!r},))\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    started = subprocess.Popen([sys.executable, tmp_path / "program.py"], env={**os.environ, "PYTHONPATH": path})
+    try:
+        wait_for(lambda: len(ranks_in(tmp_path)) == 2)
+    finally:
+        started.kill()
+        started.wait()
+    wait_for(lambda: not any(map(runs, ranks_in(tmp_path))))
+
+
+def ranks_in(folder: Path) -> list[int]:
+    return [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+
+
+def runs(process: int) -> bool:
+    """Whether a process is there and is no zombie."""
+    status = Path(f"/proc/{process}/stat")
+    try:
+        return status.read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 90) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.1)
 
 
 def test_an_error_of_a_process_is_raised_here(two_ranks: ModuleType) -> None:

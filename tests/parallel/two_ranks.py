@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -102,3 +104,9 @@ def make_a_mistake() -> None:
 
 def break_down() -> None:
     raise ZeroDivisionError
+
+
+def write_number_and_wait(folder: str) -> None:
+    """Write the number of this process into a file called so, and stay."""
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(120)
