@@ -37,8 +37,7 @@ def write_folder(images: Iterable[LabelledImage], folder: Path) -> None:
         (folder / part).mkdir(parents=True)
     for image in images:
         shutil.copyfile(image.file, folder / "images" / image.file.name)
-        truth = image.truth()
-        tifffile.imwrite(folder / "labels" / f"{image.name}.tif", truth.astype("uint16"), compression="zlib")
+        tifffile.imwrite(folder / "labels" / f"{image.name}.tif", image.truth().astype("uint32"), compression="zlib")
 
 
 class Point(NamedTuple):
@@ -67,20 +66,25 @@ def curve(args: argparse.Namespace) -> list[Point]:
     """Train what is not trained, and score it.
 
     Raises:
-        InputError: a split is not prepared, or has too few images.
+        InputError: a split is not prepared, or has too few images; two starts have one name.
         SystemExit: a training failed.
     """
     train = [image for image in PreparedSplit(args.train).labelled_images() if image.truth().any()]
     if len(train) < max(args.counts):
         raise InputError(f"{args.train}: has {len(train)} images with objects; lower --counts {max(args.counts)}")
+    if len({Path(start).name for start in args.starts}) < len(args.starts):
+        raise InputError(f"--starts {' '.join(args.starts)}: two have one name, and so one folder of OUT; rename one")
     random.Random(args.seed).shuffle(train)
     opts = ["SEED", args.seed, "SOLVER.MAX_ITER", args.iterations, "SOLVER.STEPS", f"({args.iterations * 4 // 5},)"]
     points = []
     for count in args.counts:
         data = args.out / f"images{count}"
         if not data.is_dir():
-            write_folder(train[:count], data / "train")
-            write_folder(PreparedSplit(args.val).labelled_images(), data / "val")
+            part = data.with_name(f"{data.name}.part")  # what an interruption leaves is not taken for the whole
+            shutil.rmtree(part, ignore_errors=True)
+            write_folder(train[:count], part / "train")
+            write_folder(PreparedSplit(args.val).labelled_images(), part / "val")
+            part.rename(data)
         for start in args.starts:
             run = args.out / f"{Path(start).name}{count}"
             if not (run / SCORES).is_file():

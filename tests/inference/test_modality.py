@@ -29,6 +29,12 @@ def test_statistics_by_hand() -> None:
     assert colourfulness == pytest.approx(0.6 * 60)
 
 
+def check_what_is_said(said: str, words: str) -> None:
+    assert bool(said) == bool(words)
+    assert "\n" not in said
+    assert re.search(words, said)
+
+
 @pytest.mark.parametrize(
     ("background", "objects", "words"),
     [
@@ -41,10 +47,7 @@ def test_statistics_by_hand() -> None:
     ],
 )
 def test_what_is_said(background: tuple[int, int, int], objects: tuple[int, int, int], words: str) -> None:
-    said = unlike_fluorescence(field(background, objects))
-    assert bool(said) == bool(words)
-    assert "\n" not in said
-    assert re.search(words, said)
+    check_what_is_said(unlike_fluorescence(field(background, objects)), words)
 
 
 def test_an_inverted_image_is_told_from_itself() -> None:
@@ -70,10 +73,7 @@ def test_an_inverted_image_is_told_from_itself() -> None:
 def test_what_is_said_to_a_model_of_all_nuclei(
     background: tuple[int, int, int], objects: tuple[int, int, int], words: str
 ) -> None:
-    said = unlike_nuclei(field(background, objects))
-    assert bool(said) == bool(words)
-    assert "\n" not in said
-    assert re.search(words, said)
+    check_what_is_said(unlike_nuclei(field(background, objects)), words)
 
 
 def test_every_kind_of_model_has_its_check() -> None:
