@@ -75,8 +75,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model",
         metavar="NAME | FOLDER | FILE.onnx",
-        help="a model that comes with the package (nuclei, the default, for fluorescence; tissue, for H&E), a folder "
-        "that training wrote, or a file of `pffnet export`, which needs no torch",
+        help="the model that comes with the package (nuclei, the default, for fluorescence, H&E and brightfield), a "
+        "folder that training wrote, or a file of `pffnet export`, which needs no torch",
     )
     add_config(parser, "instead of --model: yaml the model was trained with")
     add_weights(parser, "checkpoint (default: MODEL.WEIGHTS of the config)")

@@ -56,7 +56,8 @@ def _add_prediction(cfg: Any, CN: Any) -> None:
     """What a model returns, and how its detections become a label map."""
     cfg.MODEL.PFFNET = CN()
     # How training images were converted to 8 bit, to convert images for prediction in the same way. "auto" leaves 8-bit
-    # images as they are; "stretch" stretches them to the full range too (imaging/normalisation.py).
+    # images as they are; "stretch" stretches them to the full range too, stained tissue excepted
+    # (imaging/normalisation.py).
     cfg.MODEL.PFFNET.NORMALISATION = "auto"
     # Outputs of inference in addition to the instances: "panoptic", and as sem_seg either "semantic" (S_sem of the GCN
     # branch) or "semantic_fused" (S_ins, the detections above beta fused into F_0). A branch runs only if its output

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pffnet_d2.imaging.microscopy import MicroscopyImage, open_selection, sound
-from pffnet_d2.imaging.normalisation import Normalisation
+from pffnet_d2.imaging.normalisation import BRIGHT, COLOURFUL, EVERY_VALUE, Normalisation, colourfulness
 from pffnet_d2.imaging.scene import Selection
 from pffnet_d2.imaging.scene import Sliceable as Sliceable
 
@@ -59,8 +59,18 @@ def limits(pixels: Sliceable, normalisation: Normalisation, name: str) -> tuple[
     """The percentiles of a whole image that a normalisation needs; None if it needs none."""
     if normalisation.name != "percentile":
         return None
-    low, high = percentiles(pixels, (normalisation.low, normalisation.high), name)
+    low, median, high = percentiles(pixels, (normalisation.low, 50, normalisation.high), name)
+    if normalisation.stained_as_is and median > BRIGHT and _colourfulness(pixels, name) > COLOURFUL:
+        return EVERY_VALUE
     return low, high
+
+
+def _colourfulness(pixels: Sliceable, name: str) -> float:
+    """``normalisation.colourfulness`` of an 8-bit image that need not fit into memory; 0 without three channels."""
+    if len(pixels.shape) < 3 or pixels.shape[2] < 3:
+        return 0.0
+    total = sum(colourfulness(block) * (block.size // 3) for block in _blocks(pixels, 3, name))
+    return total / (pixels.shape[0] * pixels.shape[1])
 
 
 def percentiles(pixels: Sliceable, percents: Sequence[float], name: str = "image") -> list[float]:

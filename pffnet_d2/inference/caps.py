@@ -2,8 +2,8 @@
 
 The caps of a config are meant for an image of MODEL.PFFNET.CAPS_AREA pixels, which is enough for the training images.
 An image of nine times that area contains about nine times as many objects, so prediction multiplies the caps by the
-ratio of the areas. Measured on nine fields of BBBC039 side by side (1560 x 2088 pixels, the shipped model, one CPU
-core), where predicting the fields one by one finds 1,658 objects:
+ratio of the areas. Measured on nine fields of BBBC039 side by side (1560 x 2088 pixels, a PFFNet on ResNet-18, one
+CPU core), where predicting the fields one by one finds 1,658 objects:
 
 - caps not scaled: 500 objects;
 - caps scaled: 1,624 objects (F1 0.980; the rest are cut by the borders of the fields) in 12 s;

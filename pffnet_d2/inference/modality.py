@@ -14,17 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pffnet_d2.imaging.normalisation import Normalisation
+from pffnet_d2.imaging.normalisation import BRIGHT, COLOURFUL, Normalisation, colourfulness
 
-BRIGHT = 64.0  # median of the mean of the channels, of 255
-BRIGHTFIELD = 160.0  # the same
-COLOURFUL = 4.0  # mean over the pixels of their largest channel minus their smallest, of 255
+BRIGHTFIELD = 160.0  # median of the mean of the channels, of 255
 
 
 def statistics(rgb: NDArray[np.uint8]) -> tuple[float, float]:
     """Median brightness and mean colourfulness of an (H, W, 3) image, each 0 to 255."""
-    colourfulness = float(np.mean(rgb.max(axis=2) - rgb.min(axis=2)))
-    return float(np.median(rgb.mean(axis=2, dtype=np.float32))), colourfulness
+    return float(np.median(rgb.mean(axis=2, dtype=np.float32))), colourfulness(rgb)
 
 
 def unlike_fluorescence(rgb: NDArray[np.uint8], inverted: bool = False) -> str:
@@ -34,16 +31,16 @@ def unlike_fluorescence(rgb: NDArray[np.uint8], inverted: bool = False) -> str:
         rgb: (H, W, 3), normalised.
         inverted: whether its grey values were inverted (``Normalisation.invert``).
     """
-    brightness, colourfulness = statistics(rgb)
+    brightness, colour = statistics(rgb)
     if brightness > BRIGHT and inverted:
         return (
             "bright background after inversion; the model was made for fluorescence, bright objects on a dark "
             "background, and its result means little: leave out --invert (in Python invert=True)"
         )
-    if colourfulness > COLOURFUL and brightness > BRIGHT:
+    if colour > COLOURFUL and brightness > BRIGHT:
         return (
             "coloured on a bright background, as stained tissue is; the model was made for fluorescence and its result "
-            "means little: use a model made for such images (--model tissue, or one of your own)"
+            "means little: use a model made for such images (--model nuclei, or one of your own)"
         )
     if brightness > BRIGHT:
         return (
@@ -51,20 +48,20 @@ def unlike_fluorescence(rgb: NDArray[np.uint8], inverted: bool = False) -> str:
             "result means little: add --invert (in Python invert=True) if the objects are plainly darker than the "
             "background, or use a model made for such images"
         )
-    if colourfulness > COLOURFUL:
+    if colour > COLOURFUL:
         return "coloured; the model was made for grey fluorescence: choose the nuclei's channel, such as --channels 2"
     return ""
 
 
 def unlike_nuclei(rgb: NDArray[np.uint8], inverted: bool = False) -> str:
     """The same for a model of nuclei in fluorescence, stained tissue and brightfield, which knows inverted images."""
-    brightness, colourfulness = statistics(rgb)
-    if colourfulness > COLOURFUL and brightness <= BRIGHT:
+    brightness, colour = statistics(rgb)
+    if colour > COLOURFUL and brightness <= BRIGHT:
         return (
             "coloured on a dark background; the model was made for grey fluorescence and stained tissue: choose the "
             "nuclei's channel, such as --channels 2"
         )
-    if colourfulness <= COLOURFUL and BRIGHT < brightness < BRIGHTFIELD:
+    if colour <= COLOURFUL and BRIGHT < brightness < BRIGHTFIELD:
         return (
             "grey with a background of medium brightness, as in phase contrast or electron microscopy; the model was "
             "made for nuclei in fluorescence, stained tissue and brightfield, and its result may mean little: use a "

@@ -42,11 +42,11 @@ class TorchBackend(Backend):
         stride = int(getattr(getattr(network, "backbone", None), "size_divisibility", 0) or 1)
         self.facts = ModelFacts.from_config(self.cfg, stride)
         self.device = self.cfg.MODEL.DEVICE
-        if torch.device(self.device).type == "cpu":
-            rearrange(network)
         self.precision = options.precision
         if options.precision == "auto":
             self.precision = "bfloat16" if computes_in_bfloat16(self.device) else "float32"
+        if torch.device(self.device).type == "cpu":
+            rearrange(network, autocast=self.precision != "float32")
         self.model = for_inference(network, self.cfg)
         self._resize = T.AugmentationList(build_augmentations(self.cfg, is_train=False))
 

@@ -18,18 +18,22 @@ from .backbone_lite import EfficientNetLite
 from .roi_pooling import RowPooler
 
 
-def rearrange(network: nn.Module) -> None:
-    """Fold batch norms into the convolutions before them, pool ROIs as :class:`RowPooler` does, and store the channels
-    of a pixel side by side (channels_last).
+def rearrange(network: nn.Module, *, autocast: bool = False) -> None:
+    """Fold batch norms into the convolutions before them, compute the convolutions of an EfficientNet-Lite together
+    with the activations after them, pool ROIs as :class:`RowPooler` does, and store the channels of a pixel side by
+    side (channels_last).
 
     Group norms cannot be folded, because they take mean and variance from the image.
 
     Args:
         network: on the CPU, in evaluation mode. It is changed.
+        autocast: the network will run in another precision than its weights'. Then activations stay on their own.
     """
     for module in list(network.modules()):
         if isinstance(module, EfficientNetLite):
             _simplify(module.net)
+            if not autocast and ActivatedConv.available():
+                _join_activations(module.net)
         elif isinstance(module, Conv2d) and isinstance(module.norm, (nn.BatchNorm2d, FrozenBatchNorm2d)):
             _fold(module, module.norm)
             module.norm = None
@@ -56,6 +60,40 @@ def _simplify(net: nn.Module) -> None:
         for name, conv in list(module.named_children()):
             if type(conv).__name__ == "Conv2dSame":
                 setattr(module, name, _padded_evenly(conv))
+
+
+class ActivatedConv(nn.Module):
+    """A convolution and, if one follows, its ReLU6, which change each value while it is in the cache.
+
+    The operator is what torch.compile makes of the two. It is not documented, so this class is used only where torch
+    has it; autocast does not know it.
+    """
+
+    def __init__(self, conv: nn.Conv2d, relu6: bool) -> None:
+        super().__init__()
+        assert not isinstance(conv.padding, str)
+        self.weight, self.bias = conv.weight, conv.bias
+        self.geometry = conv.padding, conv.stride, conv.dilation, conv.groups
+        self.activation = ("hardtanh", [0.0, 6.0]) if relu6 else ("none", [])
+
+    @staticmethod
+    def available() -> bool:
+        return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        name, limits = self.activation
+        return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, name, limits, "")
+
+
+def _join_activations(net: nn.Module) -> None:
+    for module in list(net.modules()):
+        children = [*module.named_children(), ("", None)]
+        for (name, conv), (after, activation) in itertools.pairwise(children):
+            if type(conv) is nn.Conv2d:
+                followed = isinstance(activation, nn.ReLU6)
+                setattr(module, name, ActivatedConv(conv, followed))
+                if followed:
+                    setattr(module, after, nn.Identity())
 
 
 def _padded_evenly(conv: Any) -> nn.Conv2d:

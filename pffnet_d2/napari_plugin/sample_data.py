@@ -13,12 +13,12 @@ _SIDE = 384  # pixels
 
 
 def fluorescence() -> list[LayerData]:
-    """Bright nuclei on a dark background, (H, W) uint8, as the shipped model expects them."""
+    """Bright nuclei on a dark background, (H, W) uint8."""
     image, _ = synthetic_image(4, 0, size=(_SIDE, _SIDE), style="fluorescence")
     return [(image[:, :, 1], {"name": "nuclei"}, "image")]
 
 
 def histology() -> list[LayerData]:
-    """Stained tissue, (H, W, 3) uint8 RGB, which the shipped model was not made for, and labels to fine-tune on."""
+    """Stained tissue, (H, W, 3) uint8 RGB, and labels to fine-tune on."""
     image, labels = synthetic_image(4, 1, size=(_SIDE, _SIDE), style="histology")
     return [(image, {"name": "tissue", "rgb": True}, "image"), (labels, {"name": "tissue labels"}, "labels")]

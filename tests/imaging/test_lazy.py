@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging import lazy as regions
-from pffnet_d2.imaging.lazy import open_microscopy_image, percentiles
+from pffnet_d2.imaging.lazy import limits, open_microscopy_image, percentiles
 from pffnet_d2.imaging.microscopy import read_microscopy_image
+from pffnet_d2.imaging.normalisation import STRETCH, normalisation_of, to_rgb8
 
 GREY = np.random.default_rng(0).integers(0, 60_000, (90, 130)).astype(np.uint16)
 COLOUR = np.random.default_rng(1).integers(0, 255, (90, 130, 3)).astype(np.uint8)
@@ -92,6 +93,24 @@ def test_percentiles_of_many_blocks_and_of_three_channels(monkeypatch: pytest.Mo
     assert percentiles(GREY, [0.1, 99.9]) == pytest.approx(np.percentile(GREY, [0.1, 99.9]).tolist())
     rgba = np.dstack([COLOUR, np.full((90, 130), 255, np.uint8)])
     assert percentiles(rgba, [50]) == [np.percentile(COLOUR, 50)]
+
+
+@pytest.mark.parametrize("background", [40, 200], ids=["dark", "bright"])
+@pytest.mark.parametrize("colour", [0, 60], ids=["grey", "coloured"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_limits_are_those_of_the_whole(
+    background: int, colour: int, channels: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts are normalised as the whole image is, whether it looks like stained tissue or not."""
+    monkeypatch.setattr(regions, "_BLOCK", (16, 20))
+    pixels = np.random.default_rng(5).integers(background - 30, background + 30, (50, 70, 1)).astype(np.uint8)
+    pixels = np.repeat(pixels, channels, axis=2)
+    pixels[:25, :, 0] -= np.minimum(pixels[:25, :, 0], colour)
+    rule = normalisation_of(pixels[:1, :1], STRETCH)
+    found = limits(pixels, rule, "image")
+    whole = to_rgb8(pixels, STRETCH)
+    np.testing.assert_array_equal(to_rgb8(pixels[10:30, 20:60], rule, found), whole[10:30, 20:60])
+    assert (found == (0, 255)) == (channels >= 3 and colour > 0 and background > 100)
 
 
 def test_values_that_are_not_finite_are_named() -> None:

@@ -15,6 +15,7 @@ from pffnet_d2.imaging.normalisation import (
     STRETCH,
     Normalisation,
     describe,
+    is_stained,
     normalisation_of,
     parse_normalisation,
     to_rgb8,
@@ -127,3 +128,30 @@ def test_parse_normalisation() -> None:
         with pytest.raises(InputError, match="use auto, as-is or percentile"):
             parse_normalisation(text)
     assert describe(PERCENTILE_16_BIT) == "percentiles 0.1 to 99.9, at least 512 grey values apart, to 0..255"
+
+
+def tissue(background: int, nuclei: tuple[int, int, int]) -> np.ndarray:
+    """(40, 50, 3), pink of this brightness with nuclei in a fifth of it."""
+    image = np.full((40, 50, 3), (background, background - 20, background - 5), np.uint8)
+    image[:, :10] = nuclei
+    return image
+
+
+def test_stained_tissue_is_not_stretched() -> None:
+    """Grey and dark coloured images are. Stretched by hand: 90 and 200 are the two percentiles."""
+    stained = tissue(200, (120, 90, 150))
+    assert is_stained(stained)
+    np.testing.assert_array_equal(to_rgb8(stained, STRETCH), stained)
+    np.testing.assert_array_equal(to_rgb8(stained, replace(STRETCH, invert=True)), 255 - stained)
+    assert to_rgb8(stained, Normalisation("percentile")).max() == 255
+    grey = np.repeat(stained[:, :, :1], 3, axis=2)
+    assert not is_stained(grey)
+    assert np.unique(to_rgb8(grey, STRETCH)).tolist() == [0, 255]
+    dark = tissue(60, (20, 10, 120))
+    assert not is_stained(dark)
+    assert to_rgb8(dark, STRETCH).max() == 255
+
+
+def test_deeper_images_of_stained_tissue_are_stretched() -> None:
+    stained = tissue(200, (120, 90, 150)).astype(np.uint16)
+    assert to_rgb8(stained, replace(STRETCH, minimum_range=0.0)).max() == 255

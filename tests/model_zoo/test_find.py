@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import tifffile
 import torch
 
-import pffnet_d2
 from pffnet_d2 import Predictor
 from pffnet_d2.cli.main import main
+from pffnet_d2.data.synthetic import synthetic_image
 from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.normalisation import STRETCH
 from pffnet_d2.model_zoo import find as pretrained
-from pffnet_d2.model_zoo.find import CARD, CONFIG, WEIGHTS, find_model
+from pffnet_d2.model_zoo.find import CARD, CONFIG, DEFAULT, ONNX, ROOT, WEIGHTS, find_model
 
 pytestmark = pytest.mark.usefixtures("leave_no_trace")
 
@@ -121,21 +122,38 @@ def test_the_first_command(
     assert [line.split(":")[2].strip() for line in capsys.readouterr().err.splitlines()] == ["x.pth", "cells"]
 
 
-@pytest.mark.parametrize(("name", "images"), [("nuclei", "fluorescence"), ("tissue", "nuclei")])
-def test_the_shipped_models(name: str, images: str) -> None:
-    """The real models are small, complete, documented, and trained with the normalisation that prediction uses."""
-    folder = Path(pffnet_d2.__file__).parent / "model_zoo" / "pretrained" / name
-    if not (folder / CARD).is_file():
-        pytest.skip(f"this checkout has no pffnet_d2/model_zoo/pretrained/{name}")
-    found = find_model(name)
+needs_the_shipped_model = pytest.mark.skipif(
+    not (ROOT / DEFAULT / CARD).is_file(), reason=f"this checkout has no pffnet_d2/model_zoo/pretrained/{DEFAULT}"
+)
+
+
+@needs_the_shipped_model
+def test_the_shipped_model() -> None:
+    """The real model is small, complete, documented, and trained with the normalisation that prediction uses."""
+    found = find_model()
     assert found.weights.stat().st_size <= MAX_BYTES
     assert {"licence", "sources", "scores"} <= found.card.keys()
     assert found.card["normalisation"] == STRETCH.info()
-    predictor = Predictor(model=name, device="cpu")
-    assert images == predictor.cfg.MODEL.PFFNET.IMAGES
+    predictor = Predictor(device="cpu")
+    assert predictor.cfg.MODEL.PFFNET.IMAGES == "nuclei"
     assert json.dumps(predictor.cfg.MODEL.PFFNET.DIAMETER) == json.dumps(found.card["diameter"])
     discs = np.zeros((96, 96), np.uint8)
     rows, columns = np.mgrid[:96, :96]
     for y, x in ((25, 30), (60, 70)):
         discs[(rows - y) ** 2 + (columns - x) ** 2 < 12**2] = 150
     assert predictor(discs).label_map.max() == 2
+
+
+@needs_the_shipped_model
+@pytest.mark.parametrize("style", ["fluorescence", "histology"])
+def test_the_shipped_model_in_onnx(style: Literal["fluorescence", "histology"]) -> None:
+    """The file in the wheel for machines without torch finds what the weights do."""
+    pytest.importorskip("onnxruntime")
+    file = ROOT / DEFAULT / ONNX
+    assert file.stat().st_size <= MAX_BYTES
+    image, _ = synthetic_image(4, 0, size=(192, 224), style=style)
+    expected = Predictor(device="cpu")(image).label_map
+    assert expected.max() > 5
+    label_map = Predictor(model=file)(image).label_map
+    assert label_map.max() == expected.max()
+    assert np.mean(label_map != expected) < 0.001

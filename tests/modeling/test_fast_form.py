@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pffnet_d2.config import config_path, read_config
 from pffnet_d2.modeling.backbone_lite import EfficientNetLite
-from pffnet_d2.modeling.fast_form import rearrange
+from pffnet_d2.modeling.fast_form import ActivatedConv, rearrange
 from pffnet_d2.modeling.mask_head import DualModalMaskHead
 from pffnet_d2.modeling.roi_masks import Unpasted
 from pffnet_d2.modeling.roi_pooling import RowPooler
@@ -65,12 +65,17 @@ def test_group_norms_stay() -> None:
     torch.testing.assert_close(fast(x), network(x))
 
 
+@pytest.mark.parametrize("joined", [True, False], ids=["joined", "apart"])
 @pytest.mark.parametrize("version", [0, 1, 2])
-def test_efficientnet_lite(version: int) -> None:
+def test_efficientnet_lite(version: int, joined: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels of 3 and 5 pixels with stride 2 are padded in another way, on sides that are odd multiples of 32 too."""
     pytest.importorskip("timm", reason="timm is not installed")
+    if joined and not ActivatedConv.available():
+        pytest.skip("this torch has no convolution with an activation")
+    monkeypatch.setattr(ActivatedConv, "available", lambda: joined)
     network = with_statistics(EfficientNetLite(version, frozen_norms=True))
     fast = rearranged(network)
+    assert any(isinstance(module, nn.ReLU6) for module in fast.modules()) != joined
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
     assert not any(type(module).__name__ == "Conv2dSame" for module in fast.modules())
     x = torch.randn(1, 3, 96, 160)
