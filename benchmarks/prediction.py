@@ -143,7 +143,8 @@ def side(name: str, args: argparse.Namespace, folder: Path) -> Side:
 
 def startup(name: str, args: argparse.Namespace) -> float:
     """CPU seconds of a process that loads the model."""
-    model = f"model={str(args.onnx if name == 'onnxruntime' else args.model)!r}" if args.model or args.onnx else ""
+    given = args.onnx and args.onnx.resolve() if name == "onnxruntime" else args.model
+    model = f"model={str(given)!r}" if given else ""
     code = {
         "Mask R-CNN R50": "import prediction; prediction.mask_rcnn(100)",
         "StarDist": "import prediction; prediction.stardist()",
