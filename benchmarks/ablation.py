@@ -4,13 +4,14 @@
         --val dsb2018_fold0of5_val [--iterations 1000] [--seeds 1 2 3] [--variants Without_fusion MaskRCNN_GN ...]
         [--out output/ablation] [--workers 2 | --scheduler tcp://10.0.0.1:8786] [KEY VALUE ...]
 
-A variant is a file of configs/ablations or configs/methods, which is laid over the config. First a few training
-steps of all of them are timed by turns, and each gets as many iterations as fit into the time of the config's own.
-Then every seed of every variant is trained and evaluated, and OUT gets report.md, report.csv and boxes.png: means over
-images, paired tests on scores averaged over seeds, and the spread of the seeds. Called again it goes on where it
-stopped. Hours on a CPU core; several calls with other ``--seeds`` may share OUT once its iterations.json is there.
-With ``--workers`` or ``--scheduler`` each worker of a Dask cluster trains one at a time (docs/cluster.md); the steps
-are timed in this process, so its machine should be like those of the workers.
+A variant is a file of configs/ablations, configs/methods or configs/backbones that is laid over the config, KEY=VALUE,
+or several of them joined by +, such as MaskRCNN_GN+EfficientNet_Lite0 (MaskRCNN_GN alone changes the backbone). First a
+few training steps of all of them are timed by turns, and each gets as many iterations as fit into the time of the
+config's own. Then every seed of every variant is trained and evaluated, and OUT gets report.md, report.csv and
+boxes.png: means over images, paired tests on scores averaged over seeds, and the spread of the seeds. Called again it
+goes on where it stopped. Hours on a CPU core; several calls with other ``--seeds`` may share OUT once its
+iterations.json is there. With ``--workers`` or ``--scheduler`` each worker of a Dask cluster trains one at a time
+(docs/cluster.md); the steps are timed in this process, so its machine should be like those of the workers.
 """
 
 from __future__ import annotations
@@ -51,13 +52,20 @@ class Variant(NamedTuple):
     opts: list[str]
 
 
-def part(variant: str) -> str:
-    """The file of configs/ablations or configs/methods that is called so."""
+def part(name: str) -> str:
+    """The file of configs/ablations, configs/methods or configs/backbones that is called so."""
     for kind in PARTS:
-        file = config_path(kind) / f"{variant}.yaml"
+        file = config_path(kind) / f"{name}.yaml"
         if file.is_file():
             return str(file)
-    raise SystemExit(f"{variant}: neither configs/ablations nor configs/methods has {variant}.yaml")
+    raise SystemExit(f"{name}: none of {', '.join(f'configs/{kind}' for kind in PARTS)} has {name}.yaml")
+
+
+def parse_variant(spec: str, opts: list[str]) -> Variant:
+    """Read ``FILE``, ``KEY=VALUE`` or several of them joined by ``+``; ``opts`` come first."""
+    pieces = spec.split("+")
+    pairs = [word for piece in pieces if "=" in piece for word in piece.split("=", 1)]
+    return Variant([part(piece) for piece in pieces if "=" not in piece], [*opts, *pairs])
 
 
 def step_seconds(config: str, variants: Mapping[str, Variant], rounds: int = 6, steps: int = 12) -> dict[str, float]:
@@ -141,7 +149,7 @@ def ablation(args: argparse.Namespace) -> None:
     config = str(config_path(args.config))
     data = ["DATASETS.TRAIN", f"('{args.train}',)", "DATASETS.TEST", f"('{args.val}',)", *args.opts]
     base = Path(config).stem.partition("_")[0]
-    variants = {base: Variant([], data)} | {name: Variant([part(name)], data) for name in args.variants}
+    variants = {base: Variant([], data)} | {name: parse_variant(name, data) for name in args.variants}
 
     planned = args.out / "iterations.json"
     args.out.mkdir(parents=True, exist_ok=True)
