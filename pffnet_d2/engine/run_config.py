@@ -17,11 +17,14 @@ from detectron2.utils.logger import setup_logger
 
 from pffnet_d2.config import read_config
 from pffnet_d2.data.catalog import register_all
+from pffnet_d2.data.grey_values import unlike_prediction
+from pffnet_d2.data.prepared import PreparedSplit
 from pffnet_d2.device import device_here
 from pffnet_d2.engine.optimizer import check_optimizer
 from pffnet_d2.engine.resume import tell_changes
 from pffnet_d2.engine.train_step import PRECISIONS
 from pffnet_d2.errors import InputError, hide_traceback
+from pffnet_d2.imaging.normalisation import BY_DEPTH
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +123,12 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.resume and not args.eval_only and comm.is_main_process():
         tell_changes(Path(cfg.OUTPUT_DIR), cfg)  # before its config.yaml is replaced
     default_setup(cfg, args)
+    asked = BY_DEPTH[cfg.MODEL.PFFNET.NORMALISATION]
+    for name in dict.fromkeys((*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)):
+        file = MetadataCatalog.get(name).get("json_file")
+        difference = file and unlike_prediction(PreparedSplit(Path(file).parent), asked)
+        if difference:
+            logger.warning(f"{name}: {difference}")
     if cfg.MODEL.DEVICE == "cpu" and not torch.cuda.is_available() and not args.cpu_ranks:
         logger.info("no CUDA device: running on the CPU")
     return cfg

@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import weakref
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ from pffnet_d2.evaluation.voc import VOCEvaluator
 from pffnet_d2.masks.compose import LabelMapRule
 from pffnet_d2.model_zoo.checkpoint import Checkpointer
 from pffnet_d2.modeling.build import build_network
+from pffnet_d2.modeling.caps import counted_caps
 from pffnet_d2.modeling.tta import for_inference
 from pffnet_d2.parallel.launch import Launched, join_launched, launch_on_gpus, launch_over_gloo
 
@@ -131,7 +133,15 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """Scores of ``model`` on DATASETS.TEST: {task: {metric: value}}, by data set where there are several."""
-        results: dict[str, Any] = super().test(cfg, for_inference(model, cfg), evaluators)
+        network = for_inference(model, cfg)
+        with counted_caps(network, cfg) as counted:
+            results: dict[str, Any] = super().test(cfg, network, evaluators)
+        # Prediction would raise them for large images; scores are those of the config.
+        for cap, images in sorted(sum(comm.gather(counted), Counter()).items()):
+            key, _, value = cap.partition(" ")
+            logger.warning(
+                f"{cap} was reached in {images} images, whose objects may be missing; try {key} {2 * int(value)}"
+            )
         return results
 
     def state_dict(self) -> dict[str, Any]:

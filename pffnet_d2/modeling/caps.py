@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -71,6 +72,10 @@ class CapsReached:
                 keys.add(f"TEST.DETECTIONS_PER_IMAGE {cap}")
         return tuple(sorted(keys))
 
+    def forget(self) -> None:
+        """Forgets the calls of the model so far."""
+        self._rpn.clear()
+
 
 @contextmanager
 def scaled_caps(model: nn.Module, cfg: CfgNode, factor: float) -> Iterator[CapsReached]:
@@ -89,6 +94,24 @@ def scaled_caps(model: nn.Module, cfg: CfgNode, factor: float) -> Iterator[CapsR
         finally:
             for place, key, cap in before:
                 place[key] = cap
+
+
+@contextmanager
+def counted_caps(model: nn.Module, cfg: CfgNode) -> Iterator[Counter[str]]:
+    """Counts, while a model runs with the caps of its config, the images in which each of them was reached."""
+    counted: Counter[str] = Counter()
+    with scaled_caps(model, cfg, 1.0) as reached:
+
+        def count(_: nn.Module, __: Any, outputs: Sequence[dict[str, Any]]) -> None:
+            for index, output in enumerate(outputs):
+                counted.update(reached.of_image(index, len(outputs), output["instances"]))
+            reached.forget()
+
+        handle = model.register_forward_hook(count)
+        try:
+            yield counted
+        finally:
+            handle.remove()
 
 
 @contextmanager

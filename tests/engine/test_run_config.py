@@ -95,6 +95,18 @@ def test_default_flags_run_on_the_cpu_and_say_so(datasets: Path, tmp_path: Path)
     assert log.count("no CUDA device: running on the CPU") == 1
 
 
+def test_other_grey_values_in_prediction_are_said(datasets: Path, tmp_path: Path) -> None:
+    """Once a data set, only where it is used."""
+    for key, said in (("auto", 0), ("stretch", 1)):
+        opts = ["--config-file", COMPACT, "MODEL.PFFNET.NORMALISATION", key, "OUTPUT_DIR"]
+        setup(argument_parser().parse_args([*opts, str(tmp_path / key)]))
+        log = (tmp_path / key / "log.txt").read_text()
+        for name in ("phantoms_train", "phantoms_val"):
+            assert log.count(f"{name}: its images were not stretched") == said
+        setup(argument_parser().parse_args(["--eval-only", *opts, str(tmp_path / key / "scores")]))
+        assert "phantoms_train: its" not in (tmp_path / key / "scores" / "log.txt").read_text()
+
+
 def test_output_folder_that_cannot_be_written(datasets: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     args = argument_parser().parse_args(["--config-file", COMPACT, "OUTPUT_DIR", str(tmp_path / "file" / "run")])

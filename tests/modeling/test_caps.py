@@ -109,6 +109,19 @@ def test_a_cap_that_hides_objects_is_named(
         assert warning(prediction.capped) == ""
 
 
+def test_images_in_which_a_cap_is_reached_are_counted(tiny_run: Path) -> None:
+    """Over several calls, whose caps are those of the config whatever the size of the image."""
+    model = predictor(tiny_run, "MODEL.RPN.POST_NMS_TOPK_TEST", 400)
+    network = model.model
+    inputs = [{"image": torch.from_numpy(noise(128, 192).transpose(2, 0, 1).copy()), "height": 128, "width": 192}]
+    with torch.no_grad(), caps.counted_caps(network, model.cfg) as counted:
+        assert len(network(inputs)[0]["instances"]) == 20
+        network(2 * inputs)
+    assert counted["TEST.DETECTIONS_PER_IMAGE 20"] == 3
+    network(inputs)
+    assert counted["TEST.DETECTIONS_PER_IMAGE 20"] == 3
+
+
 def test_who_calls_a_predictor_is_warned(tiny_run: Path) -> None:
     with pytest.warns(UserWarning, match="objects may be missing") as told:
         predictor(tiny_run)(noise(64, 96))
