@@ -21,7 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prediction", type=Path, required=True, metavar="DIR", help="label images")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder for label_map.csv (per image) and label_map.json"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for label_map.csv (per image), label_map.json and label_map_errors.csv (kinds of errors by size)",
     )
     parser.add_argument(
         "--objects",
@@ -39,14 +42,18 @@ def run(args: argparse.Namespace) -> int:
         InputError: see :func:`~pffnet_d2.evaluation.folders.score_folders`.
     """
     from pffnet_d2.atomic_write import check_folder
+    from pffnet_d2.evaluation.error_kinds import in_words, write_errors
     from pffnet_d2.evaluation.folders import score_folders
     from pffnet_d2.evaluation.scores import table_of, write_scores
 
     if args.out:
         check_folder(args.out)
-    rows = list(score_folders(args.truth, args.prediction, args.objects))
+    scored = list(score_folders(args.truth, args.prediction, args.objects))
+    rows, fates = [each.row for each in scored], [each.fates for each in scored]
     set_groups(rows, args.groups)
     if args.out:
         write_scores(args.out, rows, {"truth": str(args.truth), "prediction": str(args.prediction)})
+        write_errors(args.out, fates)
     print(table_of(rows))
+    print(in_words(fates))
     return 0

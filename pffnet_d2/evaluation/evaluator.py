@@ -16,6 +16,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
 from pffnet_d2.errors import InputError
+from pffnet_d2.evaluation.contingency import ContingencyTable
+from pffnet_d2.evaluation.error_kinds import Fates, fates_of, in_words, write_errors
 from pffnet_d2.evaluation.scores import METRICS, Row, read_groups, score, summaries, table_of, write_scores
 from pffnet_d2.evaluation.truth import Truth
 from pffnet_d2.imaging.normalisation import AUTO, to_rgb8
@@ -28,10 +30,11 @@ logger = logging.getLogger(__name__)
 
 
 class _Scored(NamedTuple):
-    """The scores of an image and its predicted label map."""
+    """The scores of an image, what became of its objects, and its predicted label map."""
 
     image_id: Any
     row: Row
+    fates: Fates
     label_map: bytes  # int32, compressed
 
 
@@ -45,6 +48,7 @@ class LabelMapEvaluator(DatasetEvaluator):
     - ``label_map.csv``: one row per image;
     - ``label_map.json``: mean, population standard deviation and number of scores left out (NaN), also for each
       ``group`` of the prepared json;
+    - ``label_map_errors.csv``: what became of the objects, by size (``error_kinds``);
     - ``examples/{best,median,worst}.png``: image | truth | prediction of three images with objects, chosen by AJI.
 
     The row and the compressed label map of every image are kept in memory.
@@ -89,22 +93,24 @@ class LabelMapEvaluator(DatasetEvaluator):
             stem = Path(image.get("file_name", f"image {image['image_id']}")).stem
             truth = annotations_to_label_map(annotations, *instances.image_size)
             found = instances_to_label_map(instances, self._rule)
-            row = score(stem, truth, found, self._groups.get(stem, ""))
+            table = ContingencyTable.from_labels(truth, found)
+            row = score(stem, truth, found, self._groups.get(stem, ""), table=table)
             packed = zlib.compress(found.astype(np.int32).tobytes(), level=1) if self._output_dir else b""
-            self._scored[image["image_id"]] = _Scored(image["image_id"], row, packed)
+            self._scored[image["image_id"]] = _Scored(image["image_id"], row, fates_of(table), packed)
 
     def evaluate(self) -> OrderedDict[str, OrderedDict[str, float]]:
         """Return the mean scores on the main process and an empty dict on the others."""
         scored = self._truth.in_order(self._scored, self._distributed)
         if scored is None:
             return OrderedDict()
-        rows = [each.row for each in scored]
+        rows, fates = [each.row for each in scored], [each.fates for each in scored]
         found = summaries(rows)
         mean = OrderedDict((name, found[name].mean) for name in METRICS)
         if self._output_dir:
             write_scores(self._output_dir, rows, {"dataset": self._dataset_name, **asdict(self._rule)})
+            write_errors(self._output_dir, fates)
             self._draw_examples(scored, self._output_dir / "examples")
-        logger.info(f"label maps of {self._dataset_name}, mean over images:\n{table_of(rows)}")
+        logger.info(f"label maps of {self._dataset_name}, mean over images:\n{table_of(rows)}\n{in_words(fates)}")
         return OrderedDict(label_map=mean)
 
     def _draw_examples(self, scored: Sequence[_Scored], folder: Path) -> None:
@@ -112,7 +118,7 @@ class LabelMapEvaluator(DatasetEvaluator):
         if not with_objects:
             return
         for name, place in (("best", -1), ("median", len(with_objects) // 2), ("worst", 0)):
-            image_id, row, packed = with_objects[place]
+            image_id, row, _, packed = with_objects[place]
             entry = self._truth.images[image_id]
             size = entry["height"], entry["width"]
             try:

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from pffnet_d2.data.prepared import PreparedSplit
 from pffnet_d2.data.readers.labels import components, parts_of_one_id
 from pffnet_d2.errors import InputError
+from pffnet_d2.evaluation.contingency import ContingencyTable
+from pffnet_d2.evaluation.error_kinds import Fates, fates_of
 from pffnet_d2.evaluation.scores import Row, score
 from pffnet_d2.imaging.read import read_label_image
 
@@ -34,8 +36,15 @@ class Truth(NamedTuple):
     group: str = ""
 
 
-def score_folders(truth: Path, prediction: Path, objects: str = "auto") -> Iterator[Row]:
-    """Yield one row per image. Truth and prediction have the name of the image, with or without one of ``ENDINGS``.
+class Scored(NamedTuple):
+    """The scores of an image, and what became of its objects."""
+
+    row: Row
+    fates: Fates
+
+
+def score_folders(truth: Path, prediction: Path, objects: str = "auto") -> Iterator[Scored]:
+    """Score each image. Truth and prediction have the name of the image, with or without one of ``ENDINGS``.
 
     Args:
         truth: a folder of label images, or a prepared split (a folder with instances.json).
@@ -69,10 +78,10 @@ def score_folders(truth: Path, prediction: Path, objects: str = "auto") -> Itera
             found = _objects(found, predicted, objects)
             numbered = numbered or bool(found.max(initial=0) > 1)
         try:
-            row = score(name, gt, found, group)
+            table = ContingencyTable.from_labels(gt, found)
         except InputError as error:
             raise InputError(f"{file} and {predicted}: {error}") from error
-        yield row
+        yield Scored(score(name, gt, found, group, table=table), fates_of(table))
     if doubtful and not numbered:
         _objects(read_label_image(doubtful), doubtful, objects)
 

@@ -63,13 +63,19 @@ COLUMNS = ("image", "group", "truths", "predictions")
 CSV, JSON = "label_map.csv", "label_map.json"
 
 
-def score(image: str, gt: ArrayLike, pred: ArrayLike, group: str = "") -> Row:
+def score(image: str, gt: ArrayLike, pred: ArrayLike, group: str = "", *, table: ContingencyTable | None = None) -> Row:
     """Return one row: ``COLUMNS``, then every name of ``METRICS`` as a float (object_Hausdorff may be NaN).
+
+    Args:
+        image: its name.
+        gt, pred: label maps, (H, W).
+        group: of the image in reports.
+        table: of the two maps, if it is known.
 
     Raises:
         InputError: the arrays are not label maps of the same image.
     """
-    table = ContingencyTable.from_labels(gt, pred)
+    table = table or ContingencyTable.from_labels(gt, pred)
     row: Row = {"image": image, "group": group, "truths": table.n_gt, "predictions": table.n_pred}
     row |= {name: float(metric.of(table)) for name, metric in TABLE_METRICS.items()}
     return row | {HAUSDORFF: object_hausdorff(gt, pred)}

@@ -67,7 +67,9 @@ def test_scores_are_means_over_images_and_rows_are_written(tmp_path: Path, paste
     assert (summary["dataset"], summary["images"], summary["score_threshold"]) == (NAME, 3, 0.5)
     assert summary["mean"] == results["label_map"]
     assert summary["std"]["AJI"] == pytest.approx(np.std([1, 1, aji]))
-    assert sorted(p.name for p in written.iterdir()) == ["label_map.csv", "label_map.json"]
+    assert sorted(p.name for p in written.iterdir()) == ["label_map.csv", "label_map.json", "label_map_errors.csv"]
+    (*_, errors) = csv.DictReader((written / "label_map_errors.csv").open(newline=""))
+    assert (errors["truths"], errors["found"], errors["missed"]) == ("36", "30", "6")
 
 
 def test_best_median_and_worst_image_are_drawn(

@@ -19,6 +19,7 @@ from pffnet_d2.data.prepared import PreparedSplit
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation import metrics
 from pffnet_d2.evaluation.folders import score_folders
+from pffnet_d2.evaluation.scores import Row
 from pffnet_d2.imaging.read import read_label_image
 
 GT = np.array([[1, 1, 0, 9], [1, 1, 0, 9], [0, 0, 0, 0]])
@@ -43,8 +44,12 @@ def evaluate(truth: Path, prediction: Path, *more: str) -> int:
     return cli.main(["evaluate", "--truth", str(truth), "--prediction", str(prediction), *more])
 
 
+def rows_of(truth: Path, prediction: Path, *more: str) -> list[Row]:
+    return [each.row for each in score_folders(truth, prediction, *more)]
+
+
 def test_pairs_are_scored_by_name(folders: tuple[Path, Path]) -> None:
-    a, b = score_folders(*folders)
+    a, b = rows_of(*folders)
     assert (a["image"], a["truths"], a["predictions"]) == ("a", 2, 2)
     assert a["AJI"] == metrics.aji(GT, PRED) == (3 + 1) / (4 + 2)
     assert a["SBD"] == metrics.symmetric_best_dice(GT, PRED)
@@ -53,7 +58,7 @@ def test_pairs_are_scored_by_name(folders: tuple[Path, Path]) -> None:
     assert b["AJI"] == 1
 
 
-def test_the_command_prints_means_and_writes_both_files(
+def test_the_command_prints_means_and_writes_all_files(
     folders: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     groups = tmp_path / "groups.csv"
@@ -68,6 +73,10 @@ def test_the_command_prints_means_and_writes_both_files(
     assert summary["images"] == 2
     assert summary["mean"]["AJI"] == pytest.approx((4 / 6 + 1) / 2)
     assert summary["groups"]["unseen"]["mean"]["AJI"] == 1
+    # The prediction of object 9 has an intersection over union of exactly a half.
+    assert "3 of 4 objects found (IoU above 0.5), 0 merged, 0 split, 1 found in part, 0 missed; 0 false" in printed
+    errors = list(csv.DictReader((tmp_path / "out" / "label_map_errors.csv").open(newline="")))
+    assert [(row["area_below"], row["truths"], row["found"]) for row in errors] == [("50", "4", "3"), ("", "4", "3")]
 
 
 def test_the_truth_of_a_prepared_split(tmp_path: Path, write_labels: Write) -> None:
@@ -77,16 +86,16 @@ def test_the_truth_of_a_prepared_split(tmp_path: Path, write_labels: Write) -> N
     assert len(truths) == 3
     for name, truth in truths.items():
         write_labels(tmp_path / "prediction" / f"{name}.tif", np.where(truth > 3, truth, 0))
-    for row in score_folders(split, tmp_path / "prediction"):
+    for row in rows_of(split, tmp_path / "prediction"):
         assert row["DiC"] == -3
         assert row["SQ"] == 1
     data = json.loads((split / "instances.json").read_text())
     data["images"][1]["report_group"] = "unseen"
     (split / "instances.json").write_text(json.dumps(data))
-    assert [row["group"] for row in score_folders(split, tmp_path / "prediction")][1] == "unseen"
+    assert [row["group"] for row in rows_of(split, tmp_path / "prediction")][1] == "unseen"
     (tmp_path / "prediction" / f"{name}.tif").unlink()
     with pytest.raises(InputError, match=rf"instances\.json: .* has no label image {name}"):
-        next(score_folders(split, tmp_path / "prediction"))
+        rows_of(split, tmp_path / "prediction")
 
 
 def test_neither_torch_nor_detectron2_is_needed(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -154,11 +163,11 @@ def test_labels_saved_as_colours(
     folders: tuple[Path, Path], write_labels: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Grey saved as RGB is read; real colours are refused."""
-    before = list(score_folders(*folders))
+    before = rows_of(*folders)
     for name in ("a.tif", "b.png"):
         labels = read_label_image(folders[1] / name).astype(np.uint8)
         write_labels(folders[1] / name, np.dstack([labels, labels, labels]))
-    assert list(score_folders(*folders)) == before
+    assert rows_of(*folders) == before
     write_labels(folders[1] / "b.png", np.dstack([labels, labels, labels + 1]))
     assert "b.png: shows labels in colours" in refused(*folders, capsys)
 
@@ -231,7 +240,7 @@ def test_the_files_of_predict_are_scored(
     for name in truths:
         write_labels(tmp_path / "truth" / name, GT.astype(np.uint8))
     images = ("a", "a_mask", "b") if len(truths) == 3 else ("a", "b")
-    rows = list(score_folders(tmp_path / "truth", results(tmp_path / "results", write_labels, *images)))
+    rows = rows_of(tmp_path / "truth", results(tmp_path / "results", write_labels, *images))
     assert [row["image"] for row in rows] == list(names)
     assert all(row["AJI"] == (3 + 1) / (4 + 2) for row in rows)
 
@@ -242,7 +251,7 @@ def test_a_prepared_split_and_the_files_of_predict(tmp_path: Path, write_labels:
     for image in PreparedSplit(split).labelled_images():
         write_labels(tmp_path / "results" / f"{image.name}_labels.tif", image.truth())
         write_labels(tmp_path / "results" / f"{image.name}_overlay.png", np.zeros((256, 256, 3), np.uint8))
-    assert [(row["image"], row["PQ"]) for row in score_folders(split, tmp_path / "results")] == [
+    assert [(row["image"], row["PQ"]) for row in rows_of(split, tmp_path / "results")] == [
         ("val_00000", 1.0),
         ("val_00001", 1.0),
     ]
@@ -264,25 +273,25 @@ def test_masks_of_all_objects(folders: tuple[Path, Path], write_labels: Write) -
     mask = (GT > 0).astype(np.uint8) * 255
     write_labels(truth / "a.png", mask)
     with pytest.raises(InputError, match=r"a\.png: one id, 255, in 2 separate parts; say --objects components"):
-        list(score_folders(truth, prediction))
+        rows_of(truth, prediction)
     for objects, count in (("ids", 1), ("components", 2)):
-        first, second = score_folders(truth, prediction, objects)
+        first, second = rows_of(truth, prediction, objects)
         assert (first["truths"], first["predictions"]) == (count, 2)
         assert second["AJI"] == 1  # label maps with several ids are not changed
     with pytest.raises(InputError, match="--objects masks: give one of auto, ids, components"):
-        list(score_folders(truth, prediction, "masks"))
+        rows_of(truth, prediction, "masks")
 
 
 def test_a_prediction_of_one_object_in_two_parts(folders: tuple[Path, Path], write_labels: Write) -> None:
     """A model may predict one object in several parts. A folder without any second id contains masks."""
     truth, prediction = folders
     write_labels(prediction / "a.tif", (GT > 0).astype(np.int32))
-    first, _ = score_folders(truth, prediction)
+    first, _ = rows_of(truth, prediction)
     assert first["predictions"] == 1
     write_labels(prediction / "b.png", (GT > 0).astype(np.uint8))
     with pytest.raises(InputError, match=r"a\.tif: one id, 1, in 2 separate parts"):
-        list(score_folders(truth, prediction))
+        rows_of(truth, prediction)
     write_labels(prediction / "a.tif", (GT > 0).astype(np.int32) * 255)
     write_labels(prediction / "b.png", GT.astype(np.uint8))
     with pytest.raises(InputError, match=r"a\.tif: one id, 255, in 2 separate parts"):
-        list(score_folders(truth, prediction))
+        rows_of(truth, prediction)
