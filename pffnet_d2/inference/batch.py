@@ -401,6 +401,7 @@ class Worker:
             index,
             capped=prediction.capped,
             doubt=self.predictor.doubt_of(pixels, read.rgb),
+            size_doubt=read.predictor.doubt_about_size(prediction.label_map),
             objects=int(prediction.label_map.max(initial=0)),
             pixels=prediction.label_map.size,
             normalisation=f"{pixels.dtype}: {describe(normalisation)}",

@@ -21,6 +21,9 @@ AUTO = "auto"
 # Between these ratios of diameters the first pass stands: the model was trained on objects of half to double size, and
 # on fields whose nuclei measure 0.98 times the model's diameter the second pass gains 0.005 AJI.
 _CLOSE = 1.25
+# Beyond half and double size, which training does not show, a single pass is doubted; the mean of fewer objects says
+# little.
+_FAR, _ENOUGH = 2.0, 10
 
 
 def predict_at_own_scale(predictor: Predictor, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
@@ -43,6 +46,24 @@ def predict_at_own_scale(predictor: Predictor, images: Sequence[NDArray[np.uint8
             continue
         found[i] = scaled.predict([image])[0]
     return found
+
+
+def doubt_about_size(label_map: NDArray[np.int32], known: float) -> str:
+    """One line that says that the objects found at the image's own size are far smaller or larger than those that the
+    model knows, and what to do; "" if they are not, or are too few to say.
+
+    Args:
+        label_map: (H, W), 0 background.
+        known: mean diameter in training, pixels; 0: unknown.
+    """
+    diameter = mean_diameter(label_map)
+    if not known or not diameter or len(np.unique(label_map)) <= _ENOUGH or 1 / _FAR <= diameter / known <= _FAR:
+        return ""
+    far = "less than half" if diameter < known else "more than twice"
+    return (
+        f"the objects found measure {far} of the {known:g} pixels that the model knows; --diameter auto looks again at "
+        "their own scale"
+    )
 
 
 def mean_diameter(label_map: NDArray[np.int32]) -> float:

@@ -23,7 +23,7 @@ from pffnet_d2.inference.backend import backend_for
 from pffnet_d2.inference.large import LargePrediction, Progress, TileModel, check_tiles, predict_large
 from pffnet_d2.inference.modality import UNLIKE, lost_contrast
 from pffnet_d2.inference.options import ImageOptions, ModelOptions, kind_of
-from pffnet_d2.inference.own_scale import AUTO, predict_at_own_scale
+from pffnet_d2.inference.own_scale import AUTO, doubt_about_size, predict_at_own_scale
 from pffnet_d2.masks.compose import label_map_and_indices
 
 if TYPE_CHECKING:
@@ -121,8 +121,8 @@ class Predictor:
         return self.backend.precision
 
     def __call__(self, image: NDArray[Any] | str | os.PathLike[str]) -> Prediction:
-        """Predict one image. Issues a Python warning if the model was not made for such images, or if a cap on
-        proposals or detections was reached.
+        """Predict one image. Issues a Python warning if the model was not made for such images or objects of that
+        size, or if a cap on proposals or detections was reached.
 
         Args:
             image: (H, W) grey or (H, W, 3) RGB (an alpha channel is dropped) of any depth, or a file.
@@ -143,7 +143,12 @@ class Predictor:
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         (prediction,) = predictor.predict([rgb])
-        for line in filter(None, (self.doubt_of(pixels, rgb), caps.warning(prediction.capped))):
+        doubts = (
+            self.doubt_of(pixels, rgb),
+            self.doubt_about_size(prediction.label_map),
+            caps.warning(prediction.capped),
+        )
+        for line in filter(None, doubts):
             warnings.warn(f"{name}: {line}", stacklevel=2)
         return prediction
 
@@ -154,6 +159,12 @@ class Predictor:
     def doubt_of(self, pixels: NDArray[Any], rgb: NDArray[np.uint8]) -> str:
         """Like ``doubt``, but also says if the normalisation removed the contrast of the pixels of a file."""
         return lost_contrast(pixels, rgb, normalisation_of(pixels, self.normalisation)) or self.doubt(rgb)
+
+    def doubt_about_size(self, label_map: NDArray[np.int32]) -> str:
+        """One line that says that the objects found are far from the size that the model knows; "" if they are not, or
+        if images are resized."""
+        resized = self.own_scale or self.matched or self.scale != 1 or self.facts.min_size or self.facts.square
+        return "" if resized else doubt_about_size(label_map, self.facts.diameter)
 
     def network_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width at which an image passes through the network, for the diameter or the size of pixels that

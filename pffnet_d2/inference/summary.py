@@ -17,6 +17,7 @@ class Outcome:
     error: str = ""  # one line; empty if all its results were written
     capped: tuple[str, ...] = ()  # caps that were reached, so that objects may be missing
     doubt: str = ""  # one line that says why the result may be unreliable, such as a model made for other images
+    size_doubt: str = ""  # one line that says that its objects are far from the size that the model knows
     objects: int = 0
     pixels: int = 0
     normalisation: str = ""
@@ -63,8 +64,10 @@ class Summary:
 def doubts(sources: Sequence[Source], outcomes: Sequence[Outcome]) -> list[str]:
     """One line per reason why results may be unreliable: how many images it affects, the first one and what to do."""
     lines = []
-    for doubt, count in Counter(outcome.doubt for outcome in outcomes if outcome.doubt).items():
-        first = next(sources[outcome.index].path for outcome in outcomes if outcome.doubt == doubt)
-        some = f"{count} of {len(outcomes)} images, the first {first}" if count > 1 else str(first)
-        lines.append(f"{some}: {doubt}")
+    for field in ("doubt", "size_doubt"):
+        said = [(getattr(outcome, field), outcome.index) for outcome in outcomes]
+        for doubt, count in Counter(line for line, _ in said if line).items():
+            first = next(sources[index].path for line, index in said if line == doubt)
+            some = f"{count} of {len(outcomes)} images, the first {first}" if count > 1 else str(first)
+            lines.append(f"{some}: {doubt}")
     return lines

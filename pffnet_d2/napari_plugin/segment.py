@@ -99,7 +99,11 @@ def _as_a_whole(predictor: Predictor, pixels: NDArray[Any], pixel_size: float | 
     table = folder / "image.csv"
     size = None if pixel_size is None else (pixel_size, pixel_size)
     write_csv(table, prediction.label_map, prediction.scores, pixels=pixels, pixel_size=size)
-    told = (predictor.doubt_of(pixels, rgb), caps.warning(prediction.capped))
+    told = (
+        predictor.doubt_of(pixels, rgb),
+        predictor.doubt_about_size(prediction.label_map),
+        caps.warning(prediction.capped),
+    )
     return Segmentation(prediction.label_map, _features(table), tuple(filter(None, told)))
 
 

@@ -16,7 +16,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 from pffnet_d2 import Predictor
 from pffnet_d2.cli.main import main
 from pffnet_d2.errors import InputError
-from pffnet_d2.inference.own_scale import mean_diameter, predict_at_own_scale
+from pffnet_d2.inference.own_scale import doubt_about_size, mean_diameter, predict_at_own_scale
 
 
 class StandIn:
@@ -97,3 +97,39 @@ def test_not_in_tiles_and_not_for_unknown_models(
         assert main([*run, "--out", str(tmp_path / "out"), *more]) == 2
         assert words in capsys.readouterr().err
     assert main([*run, "--out", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("known", "says"),
+    [
+        (9.0, ""),
+        (18.0, ""),
+        (18.2, "less than half of the 18.2 pixels"),
+        (4.4, "more than twice"),
+        (4.6, ""),
+        (0.0, ""),
+    ],
+)
+def test_objects_far_from_the_known_size_are_doubted(known: float, says: str) -> None:
+    """Squares of 8 pixels have a diameter of 9.03."""
+    labels = np.kron(np.arange(1, 13).reshape(3, 4), np.ones((8, 8))).astype(np.int32)
+    line = doubt_about_size(labels, known)
+    assert says in line
+    assert bool(line) == bool(says)
+    assert doubt_about_size(np.where(labels < 10, labels, 0), known) == ""  # nine objects say little
+
+
+def test_the_doubt_reaches_the_user(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Unless images are resized already."""
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 96), dtype=np.uint8)
+    for name in "ab":
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels)
+    far = ["MODEL.PFFNET.DIAMETER", "150.0"]
+    run = ["predict", str(tmp_path / "a.tif"), str(tmp_path / "b.tif"), "--model", str(tiny_run), "--device", "cpu"]
+    for more, said in (([], 1), (["--diameter", "90"], 0), (["--diameter", "auto"], 0)):
+        assert main([*run, "--out", str(tmp_path / "out"), *more, "--opts", *far]) == 0
+        told = [line for line in capsys.readouterr().err.splitlines() if "the objects found measure" in line]
+        assert len(told) == said
+        assert all(f"2 of 2 images, the first {tmp_path / 'a.tif'}: " in line for line in told)
+    with pytest.warns(UserWarning, match="less than half of the 150 pixels that the model knows; --diameter auto"):
+        Predictor(model=tiny_run, device="cpu", opts=far)(pixels)
