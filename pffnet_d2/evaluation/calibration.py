@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog
 from numpy.typing import NDArray
 
 from pffnet_d2.errors import InputError
+from pffnet_d2.imaging.normalisation import AUTO, to_rgb8
 from pffnet_d2.imaging.read import read_image
 from pffnet_d2.masks.coco import annotations_to_label_map
 from pffnet_d2.masks.instance_mask import InstanceMask
@@ -37,7 +38,8 @@ def measure(predictor: Any, dataset: str, *, limit: int | None = None) -> dict[s
         if "annotations" not in record:
             raise InputError(f"{dataset}: {record['file_name']} has no truth to compare with")
         truth = annotations_to_label_map(record["annotations"], record["height"], record["width"])
-        prediction = predictor(read_image(record["file_name"]))
+        # As evaluation reads it: the images of a prepared data set are normalised already.
+        (prediction,) = predictor.predict([to_rgb8(read_image(record["file_name"]), AUTO)])
         masks = instance_masks(prediction.instances, predictor.rule.mask_threshold)
         columns = {**prediction.scores, "iou": best_ious(masks, truth)}
         for key, column in columns.items():

@@ -19,6 +19,7 @@ import pffnet_d2  # noqa: F401  (registers)
 from pffnet_d2.data.prepare import Selection, prepare
 from pffnet_d2.errors import InputError
 from pffnet_d2.evaluation.calibration import best_ious, measure
+from pffnet_d2.imaging.read import read_image
 from pffnet_d2.masks.compose import LabelMapRule
 from pffnet_d2.masks.instance_mask import InstanceMask
 
@@ -43,14 +44,20 @@ def test_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
         rule = LabelMapRule(mask_threshold=0.5)
 
-        def __call__(self, image: np.ndarray) -> SimpleNamespace:
+        def predict(self, images: list[np.ndarray]) -> list[SimpleNamespace]:
+            (image,) = images
+            seen.append(image)
             height, width = image.shape[:2]
             found = Instances((height, width), pred_boxes=Boxes(torch.tensor([[0.0, 0.0, width / 2, height]])))
             found.pred_masks = torch.ones(1, 1, 28, 28)
-            return SimpleNamespace(instances=found, scores={"score": np.array([0.5])})
+            return [SimpleNamespace(instances=found, scores={"score": np.array([0.5])})]
 
+    seen: list[np.ndarray] = []
     table = measure(LeftHalf(), "phantoms_val")
     assert table["score"].tolist() == [0.5, 0.5]
+    files = sorted((tmp_path / "phantoms" / "val" / "images").iterdir())
+    for image, file in zip(seen, files, strict=True):
+        np.testing.assert_array_equal(image, read_image(file))  # not normalised once more
     assert (table["iou"] > 0).all()
     assert (table["iou"] < 0.2).all()
     assert len(measure(LeftHalf(), "phantoms_val", limit=1)["iou"]) == 1
