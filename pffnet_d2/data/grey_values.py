@@ -23,10 +23,12 @@ def unlike_prediction(split: PreparedSplit, asked: Normalisation) -> str:
     Raises:
         InputError: an image of the split cannot be read.
     """
-    stored = split.info().get("normalisation")
-    if not stored or stored["name"] == asked.name:
+    try:
+        made = Normalisation(**split.info()["normalisation"])
+    except (KeyError, TypeError):
         return ""
-    made = Normalisation(**stored)
+    if made.name == asked.name:
+        return ""
     if (made.name, made.low, made.high) == ("percentile", PERCENTILE_16_BIT.low, PERCENTILE_16_BIT.high):
         return ""  # as both treat images of 16 bit
     if made.name == STRETCH.name:

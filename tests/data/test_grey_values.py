@@ -59,3 +59,13 @@ def test_images_of_a_large_split_are_sampled(tmp_path: Path) -> None:
     assert "12 of the 12" in unlike_prediction(split(tmp_path / "many", [GREY] * 133, AS_IS), STRETCH)
     assert "7 of the 7" in unlike_prediction(split(tmp_path / "few", [GREY] * 13, AS_IS), STRETCH)
     assert unlike_prediction(split(tmp_path / "none", [], AS_IS), STRETCH) == ""
+
+
+def test_what_a_split_does_not_say_is_not_judged(tmp_path: Path) -> None:
+    at = split(tmp_path, [GREY], AS_IS)
+    text = at.json_file.read_text()
+    for other in ('"normalisation": {"name": "as_is", "of": "another release"}', '"normalisation": "as_is"'):
+        start = text.index('"normalisation"')
+        at.json_file.write_text(text[:start] + other + text[text.index("}", start) + 1 :])
+        assert at.info()["reader"] == "own"
+        assert unlike_prediction(at, STRETCH) == ""
