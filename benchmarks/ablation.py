@@ -116,6 +116,10 @@ class Run(NamedTuple):
 def planned_runs(args: argparse.Namespace, config: str, variants: Mapping[str, Variant]) -> list[Run]:
     """The trainings that are not done, each with as many iterations as ``iterations.json`` of OUT says."""
     iterations = json.loads((args.out / "iterations.json").read_text(encoding="utf-8"))
+    unknown = [name for name in variants if name not in iterations]
+    if unknown:
+        file = args.out / "iterations.json"
+        raise SystemExit(f"{file}: says nothing of {', '.join(unknown)}; add it, or choose another --out")
     print("iterations in equal time: " + ", ".join(f"{name} {iterations[name]}" for name in variants))
     runs = []
     for seed in args.seeds:

@@ -104,7 +104,8 @@ def _add_prediction(cfg: Any, CN: Any) -> None:
     cfg.MODEL.PFFNET.IMAGES = ""
     # Size in pixels of an image for which TEST.DETECTIONS_PER_IMAGE and MODEL.RPN.{PRE,POST}_NMS_TOPK_TEST are enough
     # (an image of BBBC039, 520 x 696). `predict` and Predictor multiply the three for larger images
-    # (inference/caps.py); training and evaluation on data sets use them as they are. 0: never multiply them.
+    # (inference/caps.py); training and evaluation on data sets use them as they are, and evaluation says which were
+    # reached. 0: never multiply them.
     cfg.MODEL.PFFNET.CAPS_AREA = 361920
 
 
