@@ -47,13 +47,29 @@ def check_config(cfg: CfgNode, *, train: bool, processes: int = 1) -> None:
         _check_training(cfg, processes)
 
 
+def _data_sets(cfg: CfgNode, train: bool) -> list[str]:
+    """The data sets that are read, each once."""
+    return list(dict.fromkeys([*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST]))
+
+
+def _tell_other_grey_values(cfg: CfgNode, *, train: bool) -> None:
+    """Warn of prepared data sets whose grey values the model would not see again in prediction."""
+    for name in _data_sets(cfg, train):
+        file = MetadataCatalog.get(name).get("json_file")
+        difference = file and unlike_prediction(
+            PreparedSplit(Path(file).parent), BY_DEPTH[cfg.MODEL.PFFNET.NORMALISATION]
+        )
+        if difference:
+            logger.warning(f"{name}: {difference}")
+
+
 def _check_data_sets(cfg: CfgNode, *, train: bool) -> None:
     if not cfg.DATASETS.TEST and not train:
         raise InputError("DATASETS.TEST is empty; name the data sets to evaluate on, such as \"('phantoms_val',)\"")
     if not cfg.DATASETS.TRAIN and train:
         raise InputError("DATASETS.TRAIN is empty; name the data sets to train on, such as \"('phantoms_train',)\"")
     known = DatasetCatalog.list()
-    for name in [*(cfg.DATASETS.TRAIN if train else ()), *cfg.DATASETS.TEST]:
+    for name in _data_sets(cfg, train):
         if name not in known:
             # Detectron2 registers dozens of its own; where no name is close, list ours.
             ours = [n for n in known if MetadataCatalog.get(n).get("evaluator_type") == "pffnet"]
@@ -123,12 +139,8 @@ def setup(args: argparse.Namespace) -> CfgNode:
     if args.resume and not args.eval_only and comm.is_main_process():
         tell_changes(Path(cfg.OUTPUT_DIR), cfg)  # before its config.yaml is replaced
     default_setup(cfg, args)
-    asked = BY_DEPTH[cfg.MODEL.PFFNET.NORMALISATION]
-    for name in dict.fromkeys((*(() if args.eval_only else cfg.DATASETS.TRAIN), *cfg.DATASETS.TEST)):
-        file = MetadataCatalog.get(name).get("json_file")
-        difference = file and unlike_prediction(PreparedSplit(Path(file).parent), asked)
-        if difference:
-            logger.warning(f"{name}: {difference}")
+    if comm.is_main_process():
+        _tell_other_grey_values(cfg, train=not args.eval_only)
     if cfg.MODEL.DEVICE == "cpu" and not torch.cuda.is_available() and not args.cpu_ranks:
         logger.info("no CUDA device: running on the CPU")
     return cfg

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from pffnet_d2.atomic_write import write_text
 from pffnet_d2.evaluation.contingency import ContingencyTable
+from pffnet_d2.evaluation.scores import write_table
 
 FATES = ("found", "merged", "split", "in_part", "missed")
 CSV = "label_map_errors.csv"
@@ -103,11 +101,7 @@ def by_size(images: Sequence[Fates]) -> list[dict[str, Any]]:
 def write_errors(folder: Path, images: Sequence[Fates]) -> None:
     """Write the rows of :func:`by_size` to label_map_errors.csv in a folder that exists, whole or not at all."""
     rows = by_size(images)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(rows[0]))
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / CSV, text.getvalue())
+    write_table(folder / CSV, list(rows[0]), rows)
 
 
 def in_words(images: Sequence[Fates]) -> str:

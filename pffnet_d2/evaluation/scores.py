@@ -105,14 +105,19 @@ def write_scores(folder: Path, rows: Sequence[Row], about: Mapping[str, Any]) ->
     Each file is written whole or not at all. The folder is created if it does not exist.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, [*COLUMNS, *METRICS])
-    writer.writeheader()
-    writer.writerows(rows)
-    write_text(folder / CSV, text.getvalue())
+    write_table(folder / CSV, [*COLUMNS, *METRICS], rows)
     groups = {name: _json_summary(part) for name, part in by_group(rows).items()}
     summary = {**about, **groups.pop("all"), **({"groups": groups} if groups else {})}
     write_text(folder / JSON, json.dumps(summary, indent=2) + "\n")
+
+
+def write_table(file: Path, columns: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows as a csv, whole or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(file, text.getvalue())
 
 
 def _json_summary(rows: Sequence[Row]) -> dict[str, Any]:

@@ -397,11 +397,11 @@ class Worker:
     def _outcome(self, index: int, read: _Read, prediction: Prediction) -> Outcome:
         pixels = read.opened.pixels
         normalisation = normalisation_of(pixels, self.predictor.normalisation)
+        doubts = self.predictor.doubt_of(pixels, read.rgb), read.predictor.doubt_about_size(prediction.label_map)
         return Outcome(
             index,
             capped=prediction.capped,
-            doubt=self.predictor.doubt_of(pixels, read.rgb),
-            size_doubt=read.predictor.doubt_about_size(prediction.label_map),
+            doubts=tuple(filter(None, doubts)),
             objects=int(prediction.label_map.max(initial=0)),
             pixels=prediction.label_map.size,
             normalisation=f"{pixels.dtype}: {describe(normalisation)}",
@@ -436,7 +436,7 @@ def outcome_of_tiles(index: int, path: Path, done: LargePrediction) -> Outcome:
         tqdm.write(f"pffnet: warning: {path}: {line}", file=sys.stderr)
     return Outcome(
         index,
-        doubt=done.doubt,
+        doubts=tuple(filter(None, (done.doubt,))),
         objects=done.objects,
         pixels=done.shape[0] * done.shape[1],
         normalisation=f"{done.dtype}: {describe(done.normalisation)}",

@@ -56,10 +56,10 @@ def doubt_about_size(label_map: NDArray[np.int32], known: float) -> str:
         label_map: (H, W), 0 background.
         known: mean diameter in training, pixels; 0: unknown.
     """
-    diameter = mean_diameter(label_map)
-    if not known or not diameter or len(np.unique(label_map)) <= _ENOUGH or 1 / _FAR <= diameter / known <= _FAR:
+    found = _diameters(label_map)
+    if not known or len(found) < _ENOUGH or 1 / _FAR <= found.mean() / known <= _FAR:
         return ""
-    far = "less than half" if diameter < known else "more than twice"
+    far = "less than half" if found.mean() < known else "more than twice"
     return (
         f"the objects found measure {far} of the {known:g} pixels that the model knows; --diameter auto looks again at "
         "their own scale"
@@ -68,6 +68,10 @@ def doubt_about_size(label_map: NDArray[np.int32], known: float) -> str:
 
 def mean_diameter(label_map: NDArray[np.int32]) -> float:
     """The mean diameter of the objects in pixels, 2 sqrt(area / pi); 0 if there are none."""
+    found = _diameters(label_map)
+    return float(found.mean()) if len(found) else 0.0
+
+
+def _diameters(label_map: NDArray[np.int32]) -> NDArray[np.float64]:
     areas = np.bincount(label_map.ravel())[1:]
-    areas = areas[areas > 0]
-    return float((2 * np.sqrt(areas / np.pi)).mean()) if len(areas) else 0.0
+    return 2 * np.sqrt(areas[areas > 0] / np.pi)

@@ -143,14 +143,22 @@ class Predictor:
         except InputError as error:
             raise InputError(f"{name}: {error}") from error
         (prediction,) = predictor.predict([rgb])
-        doubts = (
+        for line in self.warnings_of(pixels, rgb, prediction):
+            warnings.warn(f"{name}: {line}", stacklevel=2)
+        return prediction
+
+    def warnings_of(self, pixels: NDArray[Any], rgb: NDArray[np.uint8], prediction: Prediction) -> list[str]:
+        """One line for each reason why the prediction of an image may be unreliable, and what to do.
+
+        Args:
+            pixels: of the file; ``rgb``: the same, normalised.
+        """
+        lines = (
             self.doubt_of(pixels, rgb),
             self.doubt_about_size(prediction.label_map),
             caps.warning(prediction.capped),
         )
-        for line in filter(None, doubts):
-            warnings.warn(f"{name}: {line}", stacklevel=2)
-        return prediction
+        return [line for line in lines if line]
 
     def doubt(self, rgb: NDArray[np.uint8]) -> str:
         """One line that says why the model does not suit a normalised image and what to do; "" if it may suit."""

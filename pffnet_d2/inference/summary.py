@@ -16,8 +16,7 @@ class Outcome:
     index: int  # among the sources
     error: str = ""  # one line; empty if all its results were written
     capped: tuple[str, ...] = ()  # caps that were reached, so that objects may be missing
-    doubt: str = ""  # one line that says why the result may be unreliable, such as a model made for other images
-    size_doubt: str = ""  # one line that says that its objects are far from the size that the model knows
+    doubts: tuple[str, ...] = ()  # lines that say why the result may be unreliable, such as a model for other images
     objects: int = 0
     pixels: int = 0
     normalisation: str = ""
@@ -64,10 +63,8 @@ class Summary:
 def doubts(sources: Sequence[Source], outcomes: Sequence[Outcome]) -> list[str]:
     """One line per reason why results may be unreliable: how many images it affects, the first one and what to do."""
     lines = []
-    for field in ("doubt", "size_doubt"):
-        said = [(getattr(outcome, field), outcome.index) for outcome in outcomes]
-        for doubt, count in Counter(line for line, _ in said if line).items():
-            first = next(sources[index].path for line, index in said if line == doubt)
-            some = f"{count} of {len(outcomes)} images, the first {first}" if count > 1 else str(first)
-            lines.append(f"{some}: {doubt}")
+    for doubt, count in Counter(doubt for outcome in outcomes for doubt in outcome.doubts).items():
+        first = next(sources[outcome.index].path for outcome in outcomes if doubt in outcome.doubts)
+        some = f"{count} of {len(outcomes)} images, the first {first}" if count > 1 else str(first)
+        lines.append(f"{some}: {doubt}")
     return lines

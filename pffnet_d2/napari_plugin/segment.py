@@ -91,7 +91,6 @@ class Segmenter:
 
 
 def _as_a_whole(predictor: Predictor, pixels: NDArray[Any], pixel_size: float | None, folder: Path) -> Segmentation:
-    from pffnet_d2.inference import caps
     from pffnet_d2.inference.export import write_csv
 
     rgb = predictor.normalise(pixels)
@@ -99,12 +98,8 @@ def _as_a_whole(predictor: Predictor, pixels: NDArray[Any], pixel_size: float | 
     table = folder / "image.csv"
     size = None if pixel_size is None else (pixel_size, pixel_size)
     write_csv(table, prediction.label_map, prediction.scores, pixels=pixels, pixel_size=size)
-    told = (
-        predictor.doubt_of(pixels, rgb),
-        predictor.doubt_about_size(prediction.label_map),
-        caps.warning(prediction.capped),
-    )
-    return Segmentation(prediction.label_map, _features(table), tuple(filter(None, told)))
+    told = predictor.warnings_of(pixels, rgb, prediction)
+    return Segmentation(prediction.label_map, _features(table), tuple(told))
 
 
 def _in_tiles(
