@@ -35,6 +35,7 @@ from pffnet_d2.masks.compose import LabelMapRule
 from pffnet_d2.model_zoo.checkpoint import Checkpointer
 from pffnet_d2.modeling.build import build_network
 from pffnet_d2.modeling.caps import counted_caps
+from pffnet_d2.modeling.fast_form import lay_out
 from pffnet_d2.modeling.tta import for_inference
 from pffnet_d2.parallel.launch import Launched, join_launched, launch_on_gpus, launch_over_gloo
 
@@ -79,6 +80,8 @@ class Trainer(DefaultTrainer):
             InputError: the keys below MODEL describe no network.
         """
         model = build_network(cfg)
+        if cfg.MODEL.DEVICE == "cpu":
+            lay_out(model)
         logger.info(f"Model:\n{model}")
         return model
 

@@ -1,7 +1,4 @@
-"""Rearranges a network for prediction on a CPU. It computes the same up to rounding (docs/studies/inference-speed.md).
-
-A network that was rearranged cannot be trained, and its weights are no longer those of its checkpoint.
-"""
+"""Forms of a network that compute the same, up to rounding, in less time on a CPU (docs/studies/inference-speed.md)."""
 
 from __future__ import annotations
 
@@ -18,12 +15,27 @@ from .backbone_lite import EfficientNetLite
 from .roi_pooling import RowPooler
 
 
-def rearrange(network: nn.Module, *, autocast: bool = False) -> None:
-    """Fold batch norms into the convolutions before them, compute the convolutions of an EfficientNet-Lite together
-    with the activations after them, pool ROIs as :class:`RowPooler` does, and store the channels of a pixel side by
-    side (channels_last).
+def lay_out(network: nn.Module) -> None:
+    """Pool ROIs as :class:`RowPooler` does, and store the channels of a pixel side by side (channels_last).
 
-    Group norms cannot be folded, because they take mean and variance from the image.
+    The weights keep their names and values, so that the network can be trained and saved as before.
+
+    Args:
+        network: on the CPU. It is changed.
+    """
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if RowPooler.fits(child):
+                setattr(module, name, RowPooler(child))
+    network.to(memory_format=torch.channels_last)
+
+
+def rearrange(network: nn.Module, *, autocast: bool = False) -> None:
+    """For prediction: fold batch norms into the convolutions before them, compute the convolutions of an
+    EfficientNet-Lite together with the activations after them, and :func:`lay_out` the network.
+
+    It cannot be trained afterwards, and its weights are no longer those of its checkpoint. Group norms cannot be
+    folded, because they take mean and variance from the image.
 
     Args:
         network: on the CPU, in evaluation mode. It is changed.
@@ -37,10 +49,7 @@ def rearrange(network: nn.Module, *, autocast: bool = False) -> None:
         elif isinstance(module, Conv2d) and isinstance(module.norm, (nn.BatchNorm2d, FrozenBatchNorm2d)):
             _fold(module, module.norm)
             module.norm = None
-        for name, child in module.named_children():
-            if RowPooler.fits(child):
-                setattr(module, name, RowPooler(child))
-    network.to(memory_format=torch.channels_last)
+    lay_out(network)
 
 
 def _fold(conv: nn.Conv2d, norm: Any) -> None:

@@ -16,7 +16,7 @@ ROIS_PER_CALL = 2048
 
 
 class RowPooler(nn.Module):
-    """What a ``ROIPooler`` of aligned ROIAligns returns, up to rounding. It has no gradient.
+    """What a ``ROIPooler`` of aligned ROIAligns returns, up to rounding. Maps have a gradient, boxes have none.
 
     Each output value is a weighted sum of feature values: ``sampling_ratio`` squared samples of four neighbours each.
     The pixels of all levels become the rows of one table, whose columns are the channels, so that a cell of the output
@@ -29,7 +29,8 @@ class RowPooler(nn.Module):
         self.side: int = first.output_size[0]
         self.samples: int = first.sampling_ratio
         self.scales = [layer.spatial_scale for layer in pooler.level_poolers]
-        self.levels = pooler.min_level, pooler.max_level, pooler.canonical_box_size, pooler.canonical_level
+        self.min_level, self.max_level = pooler.min_level, pooler.max_level
+        self.canonical_box_size, self.canonical_level = pooler.canonical_box_size, pooler.canonical_level
 
     @staticmethod
     def fits(pooler: nn.Module) -> bool:
@@ -51,22 +52,24 @@ class RowPooler(nn.Module):
         Returns:
             (K, C, side, side) float32, in the memory format channels_last.
         """
-        boxes = torch.cat([x.tensor for x in box_lists])
+        boxes = torch.cat([x.tensor for x in box_lists]).detach()
         counts = torch.tensor([len(x) for x in box_lists])
         image = torch.arange(len(box_lists)).repeat_interleave(counts)
-        level = assign_boxes_to_levels(box_lists, *self.levels)
+        level = assign_boxes_to_levels(
+            box_lists, self.min_level, self.max_level, self.canonical_box_size, self.canonical_level
+        )
         table = torch.cat([x.permute(0, 2, 3, 1).flatten(0, 2) for x in features]).float()
         height, width = torch.tensor([x.shape[-2:] for x in features])[level].unbind(1)
         starts = torch.tensor([0, *accumulate(x[:, 0].numel() for x in features)])
         first = starts[level] + image * height * width
         boxes = boxes * torch.tensor(self.scales)[level][:, None]
-        pooled = table.new_empty(len(boxes), self.side, self.side, table.shape[1])
-        for at in range(0, len(boxes), ROIS_PER_CALL):
+        cells = []
+        # At least one call, so that the result has a gradient even without boxes.
+        for at in range(0, max(len(boxes), 1), ROIS_PER_CALL):
             part = slice(at, at + ROIS_PER_CALL)
             index, weight = self._bags(boxes[part], height[part], width[part], first[part])
-            cells = F.embedding_bag(index, table, mode="sum", per_sample_weights=weight)
-            pooled[part] = cells.view(-1, *pooled.shape[1:])
-        return pooled.permute(0, 3, 1, 2)
+            cells.append(F.embedding_bag(index, table, mode="sum", per_sample_weights=weight))
+        return torch.cat(cells).view(-1, self.side, self.side, table.shape[1]).permute(0, 3, 1, 2)
 
     def _bags(self, boxes: Tensor, height: Tensor, width: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
         """Return the rows of the table that each cell of the output sums, (k * side * side, bag) int64, and their

@@ -32,6 +32,11 @@ def test_detectron2s_own_trainer_builds_it_too(name: str, kind: type) -> None:
     assert type(DefaultTrainer.build_optimizer(config(OPTIMIZER=name), model)) is kind
 
 
+@pytest.mark.parametrize("name", ["ADAM", "ADAMW"])
+def test_all_weights_of_a_cpu_move_in_one_kernel(name: str) -> None:
+    assert build_optimizer(config(OPTIMIZER=name), nn.Linear(3, 2)).defaults["fused"]
+
+
 def test_configs_without_our_keys_get_detectron2s() -> None:
     assert type(DefaultTrainer.build_optimizer(get_cfg(), nn.Linear(2, 2))) is torch.optim.SGD
 

@@ -46,6 +46,35 @@ def test_equals_detectron2(images: list[list[tuple[float, ...]]], shape: tuple[i
     assert_equal_pools(pooler(shape[0], samples=shape[1]), maps(len(images)), boxes)
 
 
+@settings(max_examples=20)
+@given(st.lists(st.lists(BOX, max_size=4), min_size=1, max_size=2))
+def test_the_gradient_equals_detectron2s(images: list[list[tuple[float, ...]]]) -> None:
+    boxes = [Boxes(torch.tensor([(x, y, x + w, y + h) for x, y, w, h in each]).reshape(-1, 4)) for each in images]
+    plain = pooler()
+    gradients = []
+    for layer in (plain, RowPooler(plain)):
+        features = [x.requires_grad_() for x in maps(len(images))]
+        pooled = layer(features, boxes)
+        weights = torch.arange(float(pooled.numel())).remainder(7).view(pooled.shape)
+        # The sum of the maps, so that Detectron2's result has a gradient without boxes, too.
+        ((pooled * weights).sum() + sum(x.sum() for x in features)).backward()
+        gradients.append([x.grad for x in features])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-3)
+
+
+def test_the_gradient_without_boxes_is_zero() -> None:
+    features = [x.requires_grad_() for x in maps(2)]
+    RowPooler(pooler())(features, [Boxes(torch.zeros(0, 4))] * 2).sum().backward()
+    for each in features:
+        assert each.grad is not None
+        assert not each.grad.any()
+
+
+def test_boxes_have_no_gradient() -> None:
+    box = torch.tensor([[3.0, 4.0, 40.0, 30.0]], requires_grad=True)
+    assert not RowPooler(pooler())(maps(1), [Boxes(box)]).requires_grad
+
+
 def test_more_boxes_than_are_pooled_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roi_pooling, "ROIS_PER_CALL", 3)
     boxes = [Boxes(torch.rand(count, 4) * 40 + torch.tensor([0.0, 0.0, 40.0, 40.0])) for count in (4, 3)]
