@@ -144,7 +144,8 @@ def export_with(
     images = _images(facts.diameter)
     with torch.no_grad():
         expected = list(map(_original(model, cfg, facts, bgr), images))
-    for branch in ("sem_seg_head", "fusion_head"):  # would be written to the file, but are not run
+    unused = ["fusion_head"] if graph.semantic_power else ["fusion_head", "sem_seg_head"]
+    for branch in unused:  # would be written to the file, but are not run
         if hasattr(model, branch):
             setattr(model, branch, None)
     try:
@@ -165,10 +166,6 @@ def _check_config(cfg: Any) -> None:
     """Check that a config asks for nothing but one run of the network on the image as it is. Raises InputError."""
     if list(cfg.MODEL.PFFNET.TTA):
         raise InputError("MODEL.PFFNET.TTA: a file contains one view of an image; set it to [] (--opts)")
-    if cfg.MODEL.PFFNET.SEMANTIC_POWER:
-        raise InputError(
-            "MODEL.PFFNET.SEMANTIC_POWER: a file does not contain the semantic branch; set it to 0.0 (--opts)"
-        )
     for key, side in {"MIN_SIZE_TEST": cfg.INPUT.MIN_SIZE_TEST, "SQUARE.TEST": cfg.INPUT.SQUARE.TEST}.items():
         if side:
             raise InputError(

@@ -1,6 +1,7 @@
 """Packaging a trained model: the weights that prediction needs, in half precision, and a card that describes them.
 
-Only training uses the semantic branch and the fusion; the packaged config builds the model without them.
+Only training uses the fusion and, unless it rescores detections, the semantic branch; the packaged config builds the
+model without them.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ FORMAT = 1  # of the card
 # The sections of the config that prediction needs. The card says in words how and on what the model was trained.
 SECTIONS = ("MODEL", "INPUT", "TEST", "VERSION")
 STRIPPED = {
-    "MODEL.SEM_SEG_HEAD.NAME": "",
     "MODEL.PFFNET.FUSION.NAME": "",
     "MODEL.PFFNET.CONSISTENCY_LOSS_WEIGHT": "0.0",
     "MODEL.PFFNET.OUTPUTS": "['instances']",
 }
+WITHOUT_SEMANTIC_BRANCH = {"MODEL.SEM_SEG_HEAD.NAME": ""}
 
 
 def package_model(
@@ -53,8 +54,10 @@ def package_model(
             folder cannot be written.
     """
     opts = [*opts, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
-    cfg = read_config(config, [*opts, *(word for pair in STRIPPED.items() for word in pair)])
-    trained = build_network(read_config(config, opts))
+    whole = read_config(config, opts)
+    stripped = STRIPPED if whole.MODEL.PFFNET.SEMANTIC_POWER else STRIPPED | WITHOUT_SEMANTIC_BRANCH
+    cfg = read_config(config, [*opts, *(word for pair in stripped.items() for word in pair)])
+    trained = build_network(whole)
     Checkpointer(trained).load(weights)
     model = build_network(cfg)
     everything = trained.state_dict()

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from detectron2.layers import Conv2d, FrozenBatchNorm2d
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from .backbone_lite import EfficientNetLite
@@ -32,14 +32,16 @@ def lay_out(network: nn.Module) -> None:
 
 def rearrange(network: nn.Module, *, autocast: bool = False) -> None:
     """For prediction: fold batch norms into the convolutions before them, compute the convolutions of an
-    EfficientNet-Lite together with the activations after them, and :func:`lay_out` the network.
+    EfficientNet-Lite together with the activations after them and group norms as :class:`ChannelNorm` does, and
+    :func:`lay_out` the network.
 
     It cannot be trained afterwards, and its weights are no longer those of its checkpoint. Group norms cannot be
     folded, because they take mean and variance from the image.
 
     Args:
         network: on the CPU, in evaluation mode. It is changed.
-        autocast: the network will run in another precision than its weights'. Then activations stay on their own.
+        autocast: the network will run in another precision than its weights'. Then activations and group norms stay as
+            they are.
     """
     for module in list(network.modules()):
         if isinstance(module, EfficientNetLite):
@@ -49,6 +51,8 @@ def rearrange(network: nn.Module, *, autocast: bool = False) -> None:
         elif isinstance(module, Conv2d) and isinstance(module.norm, (nn.BatchNorm2d, FrozenBatchNorm2d)):
             _fold(module, module.norm)
             module.norm = None
+        elif isinstance(module, Conv2d) and ChannelNorm.fits(module.norm) and not autocast:
+            module.norm = ChannelNorm(module.norm)
     lay_out(network)
 
 
@@ -71,6 +75,27 @@ def _simplify(net: nn.Module) -> None:
                 setattr(module, name, _padded_evenly(conv))
 
 
+class ChannelNorm(nn.Module):
+    """A group norm whose groups are single channels, as narrow heads have it, from the sums of each channel and of its
+    squares. For maps of ROIs with the channels of a pixel side by side, torch's own takes twice as long.
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = norm.weight[:, None, None], norm.bias[:, None, None], norm.eps
+
+    @staticmethod
+    def fits(norm: nn.Module) -> bool:
+        return type(norm) is nn.GroupNorm and norm.num_groups == norm.num_channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Norm maps (N, C, H, W)."""
+        mean = x.mean((2, 3), keepdim=True)
+        variance = x.square().mean((2, 3), keepdim=True) - mean.square()
+        scale = (variance.clamp(min=0) + self.eps).rsqrt() * self.weight
+        return torch.addcmul(self.bias - mean * scale, x, scale)
+
+
 class ActivatedConv(nn.Module):
     """A convolution and, if one follows, its ReLU6, which change each value while it is in the cache.
 
@@ -89,7 +114,7 @@ class ActivatedConv(nn.Module):
     def available() -> bool:
         return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_convolution_pointwise")
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         name, limits = self.activation
         return torch.ops.mkldnn._convolution_pointwise(x, self.weight, self.bias, *self.geometry, name, limits, "")
 

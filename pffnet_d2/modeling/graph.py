@@ -17,12 +17,14 @@ from torchvision.ops import nms
 from pffnet_d2.errors import InputError
 
 from .roi_heads import PFFNetROIHeads
+from .semantic_support import rescored, support_under
 
 
 def outputs_of(model: GeneralizedRCNN) -> list[str]:
     """Return the names of what :class:`DetectionGraph` returns for a network, in order."""
     heads = model.roi_heads
-    classes = ["class_scores"] if isinstance(heads, PFFNetROIHeads) else []
+    rescores = getattr(model, "semantic_power", 0.0) > 0
+    classes = ["class_scores"] if isinstance(heads, PFFNetROIHeads) or rescores else []
     quality = ["mask_quality"] if getattr(heads, "mask_quality_head", None) is not None else []
     return ["boxes", *classes, *quality, "scores", "masks", "capped"]
 
@@ -51,6 +53,7 @@ class DetectionGraph(nn.Module):
         self.model = model
         self.bgr = bgr
         self.caps_area = caps_area
+        self.semantic_power: float = getattr(model, "semantic_power", 0.0)
         self.eval()  # exporters restore the mode of the whole
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
@@ -60,10 +63,11 @@ class DetectionGraph(nn.Module):
             image: (3, H, W) float32 RGB, 0 to 255 after normalisation.
 
         Returns:
-            Tensors in the order of :func:`outputs_of`: boxes (n, 4) XYXY in pixels; class_scores (n,), descending, of
-            PFFNetROIHeads; mask_quality (n,) of networks with that head; scores (n,), their product; masks (n, m, m),
-            probabilities in the frames of the boxes; capped (2,) bool, whether MODEL.RPN.PRE_NMS_TOPK_TEST and
-            POST_NMS_TOPK_TEST removed proposals that are likely objects.
+            Tensors in the order of :func:`outputs_of`: boxes (n, 4) XYXY in pixels; class_scores (n,), descending
+            before the semantic branch rescores them, of PFFNetROIHeads; mask_quality (n,) of networks with that head;
+            scores (n,), their product before rescoring; masks (n, m, m), probabilities in the frames of the boxes;
+            capped (2,) bool, whether MODEL.RPN.PRE_NMS_TOPK_TEST and POST_NMS_TOPK_TEST removed proposals that are
+            likely objects.
         """
         size = torch._shape_as_tensor(image)[1:]
         factor = size.prod().double() / self.caps_area if self.caps_area > 0 else torch.ones((), dtype=torch.float64)
@@ -84,6 +88,10 @@ class DetectionGraph(nn.Module):
         }
         if quality is not None:
             results |= {"mask_quality": quality, "scores": class_scores * quality}
+        if self.semantic_power:
+            objects = self.model.sem_seg_head(features)[0].softmax(1)[:, 1:]
+            support = support_under(objects, F.pad(boxes, (1, 0)), masks[:, None])
+            results["class_scores"] = rescored(class_scores, support, self.semantic_power)
         return tuple(results[name] for name in outputs_of(self.model))
 
     def _proposals(self, features: Mapping[str, Tensor], limits: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import torch
+from detectron2.modeling.poolers import convert_boxes_to_pooler_format
 from detectron2.structures import Instances
 from torch import Tensor
 from torchvision.ops import roi_align
 
 
-def semantic_support(objects: Tensor, instances: list[Instances]) -> list[Tensor]:
-    """Return the mean probability of the object class under the mask of each detection, (k,) in [0, 1] per image.
+def support_under(objects: Tensor, rois: Tensor, masks: Tensor) -> Tensor:
+    """Return the mean probability of the object class under each mask, (k,) in [0, 1]; 0 under an empty mask.
 
-    It is sampled at the cells of the ROI masks. A detection without a mask has a support of 0.
+    It is sampled at the cells of the masks.
 
     Args:
         objects: (N, 1, H, W), the probability of S_sem that a pixel belongs to an object.
+        rois: (k, 5), the index of the image and the box in pixels of that map, of the type of ``objects``.
+        masks: (k, 1, m, m) probabilities in the frames of the boxes.
+    """
+    inside = (masks > 0.5).to(objects.dtype)
+    side = int(masks.shape[-1])  # while an exporter traces it is a tensor
+    under = roi_align(objects, rois, side, sampling_ratio=1, aligned=True)
+    return (under * inside).flatten(1).sum(1) / inside.flatten(1).sum(1).clamp(min=1)
+
+
+def rescored(class_scores: Tensor, support: Tensor, power: float) -> Tensor:
+    """Return the class scores (k,) multiplied by the support (k,) to a ``power``."""
+    return class_scores * support.to(class_scores.dtype) ** power
+
+
+def semantic_support(objects: Tensor, instances: list[Instances]) -> list[Tensor]:
+    """Return the support of each detection, (k,) per image, as :func:`support_under` computes it.
+
+    Args:
+        objects: (N, 1, H, W), as there.
         instances: per image, with ``pred_boxes`` in pixels of that map and ``pred_masks`` (k, 1, m, m).
     """
-    masks = torch.cat([x.pred_masks for x in instances]) > 0.5
-    boxes = [x.pred_boxes.tensor.to(objects.dtype) for x in instances]
-    under = roi_align(objects, boxes, masks.shape[-1], sampling_ratio=1, aligned=True)
-    cells = masks.flatten(1).sum(1)
-    support = (under * masks).flatten(1).sum(1) / cells.clamp(min=1)
+    rois = convert_boxes_to_pooler_format([x.pred_boxes for x in instances]).to(objects.dtype)
+    support = support_under(objects, rois, torch.cat([x.pred_masks for x in instances]))
     return list(support.split([len(x) for x in instances]))
 
 
@@ -36,5 +53,4 @@ def rescore(instances: list[Instances], logits: Tensor, power: float) -> None:
         logits: S_sem (N, 2, H, W), class 1 the objects.
     """
     for x, support in zip(instances, semantic_support(logits.float().softmax(1)[:, 1:], instances), strict=True):
-        class_scores = x.class_scores if x.has("class_scores") else x.scores
-        x.class_scores = class_scores * support.to(class_scores.dtype) ** power
+        x.class_scores = rescored(x.class_scores if x.has("class_scores") else x.scores, support, power)

@@ -18,14 +18,17 @@ pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 import onnx
 import onnxruntime
 
+from pffnet_d2 import Predictor
 from pffnet_d2.cli.main import main
 from pffnet_d2.config import config_path, read_config
+from pffnet_d2.data.synthetic import synthetic_image
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference.model_config import config_of
 from pffnet_d2.inference.options import ModelOptions
 from pffnet_d2.model_zoo import export
 from pffnet_d2.model_zoo.facts import TABLE, ModelFacts
 from pffnet_d2.model_zoo.find import sha256
+from pffnet_d2.model_zoo.package import package_model
 from pffnet_d2.modeling.build import build_network
 
 pytestmark = pytest.mark.usefixtures("leave_no_trace")
@@ -149,9 +152,27 @@ def test_a_file_that_differs_is_not_kept(onnx_run: Path, tmp_path: Path, monkeyp
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rescoring_by_the_semantic_branch(tiny_run: Path, onnx_run: Path, tmp_path: Path) -> None:
+    """It is packaged, written to the file, and finds what torch finds."""
+    opts = ["MODEL.PFFNET.SEMANTIC_POWER", "2.0", "MODEL.PFFNET.LABEL_MAP.SCORE_THRESH", "0.2"]
+    weights = str(onnx_run.parent / "distinct.pth")
+    package_model(str(tiny_run / "config.yaml"), weights, tmp_path, opts=opts)
+    export.export_onnx(config(tmp_path), tmp_path)
+    predictor = Predictor(model=tmp_path, device="cpu")
+    assert predictor.model.model.sem_seg_head is not None
+    image, _ = synthetic_image(0, 0, size=(96, 130))
+    models = {"torch": predictor, "onnx": Predictor(model=tmp_path / "model.onnx"), "plain": Predictor(model=onnx_run)}
+    scores = {}
+    for name, each in models.items():
+        (found,) = each.backend.detect([image], None, 0.0)
+        scores[name] = np.sort(np.asarray(found.instances.class_scores))
+    assert len(scores["torch"]) > 3
+    np.testing.assert_allclose(scores["onnx"], scores["torch"], rtol=1e-4, atol=1e-4)
+    assert scores["plain"].mean() > 1.5 * scores["onnx"].mean()
+
+
 REFUSED = {
     "views": (["MODEL.PFFNET.TTA", "['identity', 'hflip']"], "MODEL.PFFNET.TTA: a file contains one view"),
-    "the semantic branch": (["MODEL.PFFNET.SEMANTIC_POWER", "0.5"], "MODEL.PFFNET.SEMANTIC_POWER: a file"),
     "a resize": (["INPUT.MIN_SIZE_TEST", "64"], "INPUT.MIN_SIZE_TEST 64: the model resizes every image"),
     "a square": (["INPUT.SQUARE.TEST", "64"], "INPUT.SQUARE.TEST 64: the model resizes every image"),
 }

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pffnet_d2.config import config_path, read_config
 from pffnet_d2.modeling.backbone_lite import EfficientNetLite
-from pffnet_d2.modeling.fast_form import ActivatedConv, lay_out, rearrange
+from pffnet_d2.modeling.fast_form import ActivatedConv, ChannelNorm, lay_out, rearrange
 from pffnet_d2.modeling.mask_head import DualModalMaskHead
 from pffnet_d2.modeling.roi_masks import Unpasted
 from pffnet_d2.modeling.roi_pooling import RowPooler
@@ -64,6 +64,31 @@ def test_group_norms_stay() -> None:
     fast = rearranged(network)
     assert isinstance(fast[0].norm, nn.GroupNorm)
     torch.testing.assert_close(fast(x), network(x))
+
+
+@pytest.mark.parametrize("count", [0, 1, 5])
+@pytest.mark.parametrize("offset", [0.0, 3.0])
+def test_norms_of_single_channels(count: int, offset: float) -> None:
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(8, 8)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    network = nn.Sequential(Conv2d(4, 8, 3, norm=norm, activation=torch.relu)).eval()
+    nn.init.constant_(network[0].bias, offset)
+    fast = rearranged(network)
+    assert isinstance(fast[0].norm, ChannelNorm)
+    x = torch.randn(count, 4, 9, 9)
+    torch.testing.assert_close(fast(x), network(x), rtol=1e-4, atol=1e-4)
+    rearrange(network, autocast=True)
+    assert isinstance(network[0].norm, nn.GroupNorm)
+
+
+def test_a_norm_of_a_constant_map_is_its_bias() -> None:
+    """Rounding makes its variance slightly negative."""
+    norm = nn.GroupNorm(8, 8)
+    nn.init.constant_(norm.bias, 2.0)
+    x = torch.full((3, 8, 14, 14), 1000.1)
+    torch.testing.assert_close(ChannelNorm(norm)(x), torch.full_like(x, 2.0), rtol=0, atol=0.1)
 
 
 @pytest.mark.parametrize("joined", [True, False], ids=["joined", "apart"])

@@ -89,6 +89,22 @@ def test_equals_the_network(name: str) -> None:
         assert not found
 
 
+@pytest.mark.parametrize("name", ["demo/PFFNet_R18_FPN.yaml", "bbbc039/CellRCNN_R18_FPN.yaml"])
+def test_rescoring_by_the_semantic_branch(name: str) -> None:
+    cfg = config(name, "MODEL.PFFNET.SEMANTIC_POWER", 0.5)
+    model = distinct(cfg)
+    graph = graph_of(model, cfg)
+    image = picture(75, 101)
+    found = outputs(graph, image)
+    with torch.no_grad():
+        seen = image.flip(0) if cfg.INPUT.FORMAT == "BGR" else image
+        (expected,) = model.inference([{"image": seen, "normalised": True}], do_postprocess=False)
+    torch.testing.assert_close(found["class_scores"], expected.class_scores, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found["scores"], expected.scores, rtol=1e-5, atol=1e-5)
+    graph.semantic_power = 0.0
+    assert (outputs(graph, image)["class_scores"] > found["class_scores"]).all()
+
+
 def test_an_image_without_objects() -> None:
     cfg = config("demo/PFFNet_R18_FPN.yaml")
     model = distinct(cfg)
