@@ -106,7 +106,7 @@ class CollectionExporter(ABC):
         """
 
 
-def library(module: str, name: str, requirement: str) -> Any:
+def required(module: str, name: str, requirement: str) -> Any:
     """Imports the optional module that a format needs. Raises InputError that says what to install if it is missing."""
     try:
         return importlib.import_module(module)

@@ -12,7 +12,7 @@ import tifffile
 
 from pffnet_d2.atomic_write import whole_file
 from pffnet_d2.errors import InputError
-from pffnet_d2.inference.export.base import CollectionExporter, library
+from pffnet_d2.inference.export.base import CollectionExporter, required
 from pffnet_d2.inference.export.label_tiff import LabelTiff
 
 Plant = tuple[str, str]  # subset and name, as in ("A1", "plant003")
@@ -37,7 +37,7 @@ class Cvppp(CollectionExporter):
 
 
 def _h5py() -> Any:
-    return library("h5py", Cvppp.name, "h5py>=3.8")
+    return required("h5py", Cvppp.name, "h5py>=3.8")
 
 
 def plants_of(paths: Iterable[Path]) -> list[Plant]:

@@ -37,7 +37,7 @@ class OmeZarr(Exporter):
     in_parallel = True
 
     def require(self) -> None:
-        base.library("zarr", self.name, "pffnet_d2[ome-zarr]")
+        base.required("zarr", self.name, "pffnet_d2[ome-zarr]")
 
     def replaces(self, place: Path) -> bool:
         return not place.exists() or (place / NAME / ".zattrs").is_file()

@@ -31,7 +31,7 @@ class Parquet(Exporter):
     in_parallel = True
 
     def require(self) -> None:
-        base.library("pyarrow", self.name, "pffnet_d2[cluster]")
+        base.required("pyarrow", self.name, "pffnet_d2[cluster]")
 
     def check(self, name: str, image: SourceImage) -> None:
         check_square(name, image.pixel_size)

@@ -29,7 +29,7 @@ class Roi(Exporter):
     about = "outlines for ImageJ"
 
     def require(self) -> None:
-        base.library("roifile", self.name, "roifile>=2023.2.12")
+        base.required("roifile", self.name, "roifile>=2023.2.12")
 
     def begin(self, path: Path, image: SourceImage) -> AbstractContextManager[Add]:
         return _archive(path, image.shape)
