@@ -80,7 +80,8 @@ class Trainer(DefaultTrainer):
             InputError: the keys below MODEL describe no network.
         """
         model = build_network(cfg)
-        if cfg.MODEL.DEVICE == "cpu":
+        # In bfloat16 a step with channels_last takes longer (docs/performance.md).
+        if cfg.MODEL.DEVICE == "cpu" and not cfg.SOLVER.AMP.ENABLED:
             lay_out(model)
         logger.info(f"Model:\n{model}")
         return model

@@ -127,10 +127,12 @@ def test_torchscript_equals_onnx(onnx_run: Path, tmp_path: Path, capsys: pytest.
             np.testing.assert_allclose(found, value, rtol=1e-4, atol=1e-4)
 
 
-def test_nothing_found(tiny_run: Path, tmp_path: Path) -> None:
-    """A file of a network that takes everything for background gives no rows."""
+@pytest.mark.parametrize("power", ["0.0", "0.5"])
+def test_nothing_found(power: str, tiny_run: Path, tmp_path: Path) -> None:
+    """A file of a network that takes everything for background gives no rows, rescored or not."""
     # With 32 channels each group of the norm would have one value for a single ROI, which torch refuses.
     opts = ["MODEL.ROI_MASK_QUALITY_HEAD.FC_DIM", "64", "MODEL.ROI_BOX_HEAD.FC_DIM", "64"]
+    opts += ["MODEL.PFFNET.SEMANTIC_POWER", power]
     model = build_network(read_config(str(tiny_run / "config.yaml"), opts))
     model.roi_heads.box_predictor.cls_score.bias.data[1] = 1000
     torch.save({"model": model.state_dict()}, tmp_path / "model_final.pth")
