@@ -36,7 +36,7 @@ from report import report
 
 from pffnet_d2 import Predictor
 from pffnet_d2.data.readers import READERS
-from pffnet_d2.device import computes_in_bfloat16
+from pffnet_d2.device import faster_in_bfloat16
 from pffnet_d2.inference.model_config import config_of
 from pffnet_d2.inference.options import ModelOptions
 from pffnet_d2.model_zoo.export import export_onnx
@@ -129,8 +129,8 @@ def side(name: str, args: argparse.Namespace, folder: Path) -> Side:
     if name == "torch":
         return ours(device="cpu", **model)
     if name == "torch in bfloat16":
-        if not computes_in_bfloat16("cpu"):
-            raise Skipped("this CPU has no units for it")
+        if not faster_in_bfloat16("cpu"):
+            raise Skipped("this CPU is not faster in it")
         return ours(device="cpu", precision="bfloat16", **model)
     if name == "onnxruntime":
         try:

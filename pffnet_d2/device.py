@@ -23,13 +23,15 @@ def device_of(model: nn.Module) -> torch.device:
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
-def computes_in_bfloat16(device: str) -> bool:
-    """Whether a device has units for bfloat16: a CPU with AVX-512 BF16 or AMX, or a GPU. Others only emulate it, which
-    takes longer than float32. False for a CPU of which torch does not say it."""
+def faster_in_bfloat16(device: str) -> bool:
+    """Whether convolutions take less time in bfloat16 than in float32: on a GPU with units for it, on a CPU with AMX,
+    and on one of AMD with AVX-512 BF16. On Intel's CPUs with AVX-512 BF16 and without AMX they take 1.9 times as long
+    (docs/studies/inference-speed.md), and others only emulate bfloat16. False for a CPU of which torch says nothing."""
     if device.startswith("cuda"):
         return torch.cuda.is_bf16_supported(including_emulation=False)
     capabilities = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
-    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    by_amd = str(capabilities.get("cpu_name", "")).startswith("AMD")
+    return bool(capabilities.get("amx_bf16") or (by_amd and capabilities.get("avx512_bf16")))
 
 
 @contextmanager

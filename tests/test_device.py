@@ -14,7 +14,7 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 from detectron2.utils.events import EventStorage
 
 from pffnet_d2 import Predictor
-from pffnet_d2.device import computes_in_bfloat16, denormals_flushed, device_here
+from pffnet_d2.device import denormals_flushed, device_here, faster_in_bfloat16
 from pffnet_d2.engine.train_step import TrainStep
 from pffnet_d2.modeling.roi_masks import Unpasted
 
@@ -78,14 +78,22 @@ def test_denormals_are_flushed_only_during_prediction(tiny_run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("units", "expected"),
-    [({"avx512_bf16": True}, True), ({"amx_bf16": True}, True), ({"avx512_bf16": False, "avx512_f": True}, False)],
+    ("capabilities", "expected"),
+    [
+        ({"cpu_name": "AMD EPYC 9R14", "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, True),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, False),
+        ({"avx512_bf16": True}, False),
+        ({"cpu_name": "AMD EPYC 7R13", "avx512_bf16": False}, False),
+    ],
 )
-def test_bfloat16_on_a_cpu(monkeypatch: pytest.MonkeyPatch, units: dict[str, bool], expected: bool) -> None:
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
-    assert computes_in_bfloat16("cpu") is expected
+def test_bfloat16_on_a_cpu(
+    monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, str | bool], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert faster_in_bfloat16("cpu") is expected
 
 
 def test_bfloat16_where_torch_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert not computes_in_bfloat16("cpu")
+    assert not faster_in_bfloat16("cpu")

@@ -50,8 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=["auto", "float32", "bfloat16"],
         default="float32",
-        help="auto: bfloat16, which is faster, on CPUs and GPUs with units for it; the summary says which "
-        "(default: %(default)s)",
+        help="auto: bfloat16 on CPUs and GPUs that are faster in it; the summary says which (default: %(default)s)",
     )
     parser.add_argument("--threshold", type=float, metavar="BETA", help="class score an object needs (default: config)")
     parser.add_argument(

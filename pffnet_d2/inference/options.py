@@ -53,7 +53,7 @@ class ModelOptions:
         device: "cpu", "cuda", "cuda:1"; None uses MODEL.DEVICE, or the CPU if that is a CUDA device and the machine
             has none.
         precision: of convolutions and matrix products: "float32", "bfloat16" or "auto", which is bfloat16 if the device
-            has units for it. Results in bfloat16 differ slightly.
+            is faster in it. Results in bfloat16 differ slightly.
         thresholds: keys of MODEL.PFFNET.LABEL_MAP to override, such as {"SCORE_THRESH": 0.4, "MASK_THRESH": 0.5}, or a
             YAML file of such keys, plain or as `pffnet thresholds` writes it.
         normalisation: for all images, instead of the one that fits the depth of each; a string has the form of

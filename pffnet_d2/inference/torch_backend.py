@@ -13,7 +13,7 @@ from detectron2.structures import Instances
 from numpy.typing import NDArray
 
 from pffnet_d2.data.augmentation import build_augmentations
-from pffnet_d2.device import computes_in_bfloat16
+from pffnet_d2.device import faster_in_bfloat16
 from pffnet_d2.errors import DeviceMemoryError
 from pffnet_d2.inference.backend import Backend, Detected
 from pffnet_d2.inference.model_config import config_of
@@ -44,7 +44,7 @@ class TorchBackend(Backend):
         self.device = self.cfg.MODEL.DEVICE
         self.precision = options.precision
         if options.precision == "auto":
-            self.precision = "bfloat16" if computes_in_bfloat16(self.device) else "float32"
+            self.precision = "bfloat16" if faster_in_bfloat16(self.device) else "float32"
         if torch.device(self.device).type == "cpu":
             rearrange(network, autocast=self.precision != "float32")
         self.model = for_inference(network, self.cfg)

@@ -44,7 +44,7 @@ def test_precision(tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < np.abs(scores[0] - scores[1]).max() < 0.1
     assert Predictor(model=tiny_run, device="cpu").identity == plain.identity
     for units, chosen in ((True, "bfloat16"), (False, "float32")):
-        monkeypatch.setattr(torch_backend, "computes_in_bfloat16", lambda device, units=units: units)
+        monkeypatch.setattr(torch_backend, "faster_in_bfloat16", lambda device, units=units: units)
         assert Predictor(model=tiny_run, device="cpu", precision="auto").precision == chosen
 
 
