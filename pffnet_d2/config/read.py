@@ -209,6 +209,10 @@ def differences(cfg: Any) -> dict[str, Any]:
     defaults = get_cfg()
     add_pffnet_config(defaults)
 
+    def plain(value: Any) -> Any:
+        # Detectron2 has tuples where a config read from a file has lists.
+        return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
+
     def changed(node: Any, default: Any) -> dict[str, Any]:
         found = {}
         for key, value in node.items():
@@ -216,7 +220,7 @@ def differences(cfg: Any) -> dict[str, Any]:
                 value, default_value = changed(value, default.get(key, {})), {}
             else:
                 default_value = default.get(key)
-            if value != default_value:
+            if plain(value) != plain(default_value):
                 found[key] = value
         return found
 

@@ -74,6 +74,8 @@ def test_differences_give_the_config_back(name: str, tmp_path: Path) -> None:
     (tmp_path / "flat.yaml").write_text(yaml.safe_dump(differences(cfg)))
     assert "_BASE_" not in (tmp_path / "flat.yaml").read_text()
     assert read_config(str(tmp_path / "flat.yaml")) == cfg
+    (tmp_path / "dumped.yaml").write_text(cfg.dump())  # as training writes it: with lists for all tuples
+    assert differences(read_config(str(tmp_path / "dumped.yaml"))) == differences(cfg)
     defaults = get_cfg()
     add_pffnet_config(defaults)
     assert differences(defaults) == {"VERSION": 2}
