@@ -204,14 +204,11 @@ def differences(cfg: Any) -> dict[str, Any]:
     The result is short, has no ``_BASE_``, and can be read by any release that has these keys. MODEL.DEVICE is not
     included, because it belongs to the machine, not to the model.
     """
+    import yaml
     from detectron2.config import get_cfg
 
     defaults = get_cfg()
     add_pffnet_config(defaults)
-
-    def plain(value: Any) -> Any:
-        # Detectron2 has tuples where a config read from a file has lists.
-        return [plain(each) for each in value] if isinstance(value, (list, tuple)) else value
 
     def changed(node: Any, default: Any) -> dict[str, Any]:
         found = {}
@@ -220,11 +217,12 @@ def differences(cfg: Any) -> dict[str, Any]:
                 value, default_value = changed(value, default.get(key, {})), {}
             else:
                 default_value = default.get(key)
-            if plain(value) != plain(default_value):
+            if value != default_value:
                 found[key] = value
         return found
 
-    found = changed(cfg, defaults)
+    # Through yaml, where tuples and lists are the same.
+    found = changed(yaml.safe_load(cfg.dump()), yaml.safe_load(defaults.dump()))
     found.get("MODEL", {}).pop("DEVICE", None)
     return {**found, "VERSION": cfg.VERSION}  # without it Detectron2 warns
 
