@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -160,7 +161,7 @@ def prepare_own(source: Path, root: Path, options: Mapping[str, str]) -> list[st
 
 def adapt(cfg: CfgNode, splits: Sequence[str], *, measure_padding: bool) -> None:
     """Set the keys that depend on the images: data sets, diameter of the objects, size of a pixel (which is not known),
-    whether all look like fluorescence.
+    whether all look like fluorescence, and the caps on proposals and detections.
 
     Args:
         measure_padding: also set MODEL.PIXEL_MEAN to the median of each channel, so that padding looks like most of
@@ -176,6 +177,7 @@ def adapt(cfg: CfgNode, splits: Sequence[str], *, measure_padding: bool) -> None
         raise InputError("no image for training has an object; give label images with ids from 1 on")
     cfg.MODEL.PFFNET.DIAMETER = round(float((2 * np.sqrt(areas / np.pi)).mean()), 2)
     cfg.MODEL.PFFNET.PIXEL_SIZE = 0.0
+    _raise_caps(cfg, [r["height"] * r["width"] for s in splits for r in DatasetCatalog.get(f"{NAME}_{s}")])
 
     fluorescence = True
     counts = np.zeros((3, 256), np.int64)
@@ -188,3 +190,18 @@ def adapt(cfg: CfgNode, splits: Sequence[str], *, measure_padding: bool) -> None
         below = counts.cumsum(axis=1) * 2 >= counts.sum(axis=1, keepdims=True)
         red, green, blue = below.argmax(axis=1).astype(float).tolist()
         cfg.MODEL.PIXEL_MEAN = [red, green, blue] if cfg.INPUT.FORMAT == "RGB" else [blue, green, red]
+
+
+def _raise_caps(cfg: CfgNode, sizes: Sequence[int]) -> None:
+    """Raise the caps of ``cfg`` as prediction does for images as large as the median of ``sizes``, in pixels.
+
+    Evaluation uses the caps of the config; without this it would miss objects that prediction with the model finds.
+    """
+    size = round(float(np.median(sizes)))
+    if 0 < cfg.MODEL.PFFNET.CAPS_AREA < size:
+        factor = size / cfg.MODEL.PFFNET.CAPS_AREA
+        rpn = cfg.MODEL.RPN
+        rpn.PRE_NMS_TOPK_TEST = math.ceil(rpn.PRE_NMS_TOPK_TEST * factor)
+        rpn.POST_NMS_TOPK_TEST = math.ceil(rpn.POST_NMS_TOPK_TEST * factor)
+        cfg.TEST.DETECTIONS_PER_IMAGE = math.ceil(cfg.TEST.DETECTIONS_PER_IMAGE * factor)
+        cfg.MODEL.PFFNET.CAPS_AREA = size

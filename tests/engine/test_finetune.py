@@ -112,8 +112,14 @@ def test_what_the_images_decide(packaged: Path, tmp_path: Path) -> None:
     adapt(cfg, splits, measure_padding=False)
     assert cfg.MODEL.PFFNET.IMAGES == ""
     assert padding == cfg.MODEL.PIXEL_MEAN
+    assert cfg.MODEL.PFFNET.CAPS_AREA == starting_config(str(packaged), None).MODEL.PFFNET.CAPS_AREA
     cfg = starting_config("scratch", None)
+    cfg.MODEL.PFFNET.CAPS_AREA = 64 * 48  # half an image, so that prediction doubles the caps
+    rpn = cfg.MODEL.RPN
+    rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST, cfg.TEST.DETECTIONS_PER_IMAGE = 31, 21, 11
     adapt(cfg, splits, measure_padding=True)
+    assert (rpn.PRE_NMS_TOPK_TEST, rpn.POST_NMS_TOPK_TEST, cfg.TEST.DETECTIONS_PER_IMAGE) == (62, 42, 22)
+    assert cfg.MODEL.PFFNET.CAPS_AREA == 64 * 96
     assert cfg.MODEL.PIXEL_MEAN == [244.0] * 3  # 255 - 10, - 11 and - 12: the second is the median
     for file in (source / "labels").iterdir():
         tifffile.imwrite(file, np.zeros((64, 96), np.uint16))
