@@ -205,6 +205,9 @@ def _add_training(cfg: Any, CN: Any) -> None:
     cfg.SOLVER.PFFNET.CLIP_NORM = 0.0
     # Decay of the moving average of the weights that is evaluated and saved as the model, such as 0.999; 0: no average.
     cfg.SOLVER.PFFNET.EMA_DECAY = 0.0
+    # Share that the weights of MODEL.WEIGHTS keep in the model that is evaluated and saved; the rest is the average or,
+    # without one, the trained weights. For fine-tuning on few images.
+    cfg.SOLVER.PFFNET.START_SHARE = 0.0
 
     cfg.TEST.PFFNET = CN()
     # Also report the VOC 2010 average precision of masks and of their boxes (docs/metrics.md).

@@ -257,6 +257,7 @@ VALUES: dict[str, Rule] = {
     "SOLVER.PFFNET.ADAM_EPSILON": real(0),
     "SOLVER.PFFNET.CLIP_NORM": real(0),
     "SOLVER.PFFNET.EMA_DECAY": real(0, 1, below=True),
+    "SOLVER.PFFNET.START_SHARE": real(0, 1, below=True),
     "SOLVER.AMP.DTYPE": among("float16", "bfloat16"),
     "TEST.DETECTIONS_PER_IMAGE": _COUNT,
     "TEST.EVAL_PERIOD": whole(0),

@@ -112,7 +112,8 @@ def _train(
         scores["before"] = Trainer.test(cfg, trainer.model)
     trainer.register_hooks([Progress(say), *hooks])
     scores["after"] = trainer.train()
-    return trainer.model, {title: results for title, results in scores.items() if results}
+    trained = trainer.average.model if trainer.average else trainer.model
+    return trained, {title: results for title, results in scores.items() if results}
 
 
 def starting_config(start: str, config: str | None) -> CfgNode:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -55,7 +56,7 @@ def build_optimizer(cfg: Any, model: nn.Module) -> torch.optim.Optimizer:
 def check_optimizer(cfg: Any) -> None:
     """
     Raises:
-        InputError: the optimizer is unknown, or gradients are to be clipped in two ways.
+        InputError: the optimizer is unknown, gradients are to be clipped in two ways, or random weights are to be kept.
     """
     own = cfg.SOLVER.PFFNET
     check_value("SOLVER.PFFNET.OPTIMIZER", own.OPTIMIZER, "SOLVER.PFFNET.OPTIMIZER")
@@ -63,6 +64,11 @@ def check_optimizer(cfg: Any) -> None:
         raise InputError(
             "SOLVER.PFFNET.CLIP_NORM and SOLVER.CLIP_GRADIENTS.ENABLED: gradients are clipped in one way; set "
             "SOLVER.CLIP_GRADIENTS.ENABLED False, or SOLVER.PFFNET.CLIP_NORM 0.0"
+        )
+    if own.START_SHARE > 0 and not cfg.MODEL.WEIGHTS:
+        raise InputError(
+            f"SOLVER.PFFNET.START_SHARE {own.START_SHARE}: training starts from random weights, which no model should "
+            "keep; set it to 0.0, or MODEL.WEIGHTS to the weights of a trained model"
         )
 
 
@@ -96,16 +102,21 @@ class WeightAverage(HookBase):
     The decay at iteration n (from 1) is min(decay, (1 + n) / (10 + n)), so that the average of a short run is not
     dominated by its random first weights (as TensorFlow's ExponentialMovingAverage does with num_updates).
 
+    With ``start_share`` s the weights to use are s start + (1 - s) average, where start is what the run started from
+    (Wortsman et al. 2022, arXiv 2109.01903, 3: weight-space ensembles). Parameters that were not in its file are those
+    of the average.
+
     Attributes:
-        model: a copy of the model with the averaged weights, in evaluation mode. Its buffers are those of the last
+        model: a copy of the model with the weights to use, in evaluation mode. Its buffers are those of the last
             iteration.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, start_share: float = 0.0) -> None:
         """
         Args:
             model: the model in training; the average starts from its weights.
             decay: of the average per iteration, 0 to 1.
+            start_share: s, 0 to 1.
         """
 
         @torch.no_grad()
@@ -115,22 +126,51 @@ class WeightAverage(HookBase):
 
         self.source = model.module if isinstance(model, DistributedDataParallel) else model
         self.averaged = AveragedModel(self.source, multi_avg_fn=average)
-        self.model = self.averaged.module.eval()
+        self.start_share = start_share
+        self.start: dict[str, Tensor] = {}
+        self.model = (copy.deepcopy(self.averaged.module) if start_share else self.averaged.module).eval()
 
     def after_step(self) -> None:
         self.averaged.update_parameters(self.source)
+        self._mix()
 
-    def restart(self) -> None:
-        """Start again from the weights that the model has now."""
-        self.model.load_state_dict(self.source.state_dict())
+    def restart(self, new: Collection[str] = ()) -> None:
+        """Start again from the weights that the model has now. ``new``: parameters that no file gave their values."""
+        self.averaged.module.load_state_dict(self.source.state_dict())
         self.averaged.n_averaged.zero_()
+        if self.start_share:
+            given = [(name, value) for name, value in self.source.named_parameters() if name not in new]
+            self.start = {name: value.detach().clone() for name, value in given}
+        self._mix()
 
     def training_state(self) -> dict[str, Any]:
-        """What resuming needs besides the averaged weights: the weights in training, and how many are averaged."""
-        return {"weights": self.source.state_dict(), "iterations": int(self.averaged.n_averaged)}
+        """What resuming needs besides the weights to use: the weights in training, how many are averaged and, where the
+        start has a share, the start and the average."""
+        state = {"weights": self.source.state_dict(), "iterations": int(self.averaged.n_averaged)}
+        return state | ({"start": self.start, "average": self.averaged.module.state_dict()} if self.start_share else {})
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Continue from a checkpoint with this ``state``, whose averaged weights the model has now."""
-        self.model.load_state_dict(self.source.state_dict())
-        self.source.load_state_dict(state["weights"])
+        """Continue from a checkpoint with this ``state``, whose weights to use the model has now.
+
+        Raises:
+            InputError: the start has a share, and the checkpoint does not hold it.
+        """
+        if self.start_share and "start" not in state:
+            raise InputError(
+                f"SOLVER.PFFNET.START_SHARE {self.start_share}: the run to resume was begun with 0.0, and does not "
+                "hold the weights that it started from; set it to 0.0, or omit --resume to start again"
+            )
+        self.averaged.module.load_state_dict(state.get("average", self.source.state_dict()))
         self.averaged.n_averaged.fill_(state["iterations"])
+        self.source.load_state_dict(state["weights"])
+        if self.start_share:
+            device = device_of(self.source)
+            self.start = {name: value.to(device) for name, value in state["start"].items()}
+        self._mix()
+
+    @torch.no_grad()
+    def _mix(self) -> None:
+        if self.start_share:
+            self.model.load_state_dict(self.averaged.module.state_dict())
+            mixed = dict(self.model.named_parameters())
+            torch._foreach_lerp_([mixed[name] for name in self.start], list(self.start.values()), self.start_share)

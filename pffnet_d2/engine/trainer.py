@@ -65,8 +65,8 @@ class Trainer(DefaultTrainer):
         precision = PRECISIONS[amp.DTYPE] if amp.ENABLED else None
         self._trainer = TrainStep(model, loader, optimizer, seed=chosen_seed(cfg), precision=precision)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
-        decay = cfg.SOLVER.PFFNET.EMA_DECAY
-        self.average = WeightAverage(model, decay) if decay else None
+        decay, share = cfg.SOLVER.PFFNET.EMA_DECAY, cfg.SOLVER.PFFNET.START_SHARE
+        self.average = WeightAverage(model, decay, share) if decay or share else None
         self.checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, average=self.average, trainer=weakref.proxy(self))
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER

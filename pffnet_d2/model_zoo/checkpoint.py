@@ -11,6 +11,7 @@ import os
 import pickle
 import re
 import zipfile
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -142,7 +143,7 @@ class Average(Protocol):
 
     model: nn.Module
 
-    def restart(self) -> None: ...
+    def restart(self, new: Collection[str] = ()) -> None: ...
 
     def resume(self, state: dict[str, Any]) -> None: ...
 
@@ -168,6 +169,7 @@ class Checkpointer(DetectionCheckpointer):
         """
         super().__init__(model, save_dir, **checkpointables)
         self.average = average
+        self._new: Collection[str] = ()  # parameters that were not in the file that was loaded last
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """Load ``path`` (a file, ``catalog://`` or a URL; "" loads nothing) and return the rest of its content.
@@ -180,10 +182,12 @@ class Checkpointer(DetectionCheckpointer):
             path = self._local(path)
         self._source = path
         left: dict[str, Any] = super().load(path, checkpointables=checkpointables)
-        if self.average is not None and self._whole and AVERAGE in left:
-            self.average.resume(left.pop(AVERAGE))
+        if self.average is not None and self._whole:
+            # A run that was begun without an average goes on with one.
+            begun = {"weights": self.model.state_dict(), "iterations": 0}
+            self.average.resume(left.pop(AVERAGE, begun))
         elif self.average is not None:
-            self.average.restart()
+            self.average.restart(self._new)
         return left
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
@@ -278,6 +282,7 @@ class Checkpointer(DetectionCheckpointer):
         except ValueError as error:  # upstream's matching of names found two places for one weight
             raise InputError(f"{self._source}: {error} These weights do not fit the config") from error
 
+        self._new = set(incompatible.missing_keys)
         misfits = [
             f"{key} {file} in the file, {model} here"
             for key, file, model in incompatible.incorrect_shapes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from detectron2.config import CfgNode, get_cfg
@@ -87,24 +89,57 @@ def test_average_is_that_of_a_plain_loop(values: list[float], decay: float) -> N
     assert average.model.weight.item() == pytest.approx(expected, abs=1e-4)
 
 
-def test_average_resumes() -> None:
+@pytest.mark.parametrize("share", [0.0, 0.5])
+def test_average_resumes(share: float) -> None:
     """A run stopped in the middle averages as one that was not."""
     torch.manual_seed(0)
     values = torch.randn(8, 2, 2)
     model = nn.Linear(2, 2, bias=False)
-    through, first = WeightAverage(model, 0.9), WeightAverage(model, 0.9)
+    through, first = WeightAverage(model, 0.9, share), WeightAverage(model, 0.9, share)
+    through.restart()
+    first.restart()
     for i, value in enumerate(values):
         model.weight.data.copy_(value)
         through.after_step()
         if i < 4:
             first.after_step()
             saved, state = {k: v.clone() for k, v in first.model.state_dict().items()}, first.training_state()
-            state["weights"] = {k: v.clone() for k, v in state["weights"].items()}
+            state = copy.deepcopy(state)
     model.load_state_dict(saved)  # as a checkpointer does
-    second = WeightAverage(model, 0.9)
+    second = WeightAverage(model, 0.9, share)
     second.resume(state)
     assert torch.equal(model.weight, values[3])
     for value in values[4:]:
         model.weight.data.copy_(value)
         second.after_step()
     assert torch.equal(second.model.weight, through.model.weight)
+
+    if share:
+        with pytest.raises(InputError, match=r"begun with 0\.0"):
+            second.resume({"weights": model.state_dict(), "iterations": 3})
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.9])
+def test_the_start_keeps_its_share(decay: float) -> None:
+    model, plain = nn.Linear(1, 1), nn.Linear(1, 1)
+    for each in (model, plain):
+        nn.init.constant_(each.weight, 2.0)
+        nn.init.constant_(each.bias, 4.0)
+    mixed, average = WeightAverage(model, decay, 0.25), WeightAverage(plain, decay)
+    mixed.restart(new=["bias"])  # no file gave its value
+    for value in (6.0, 10.0):
+        for each, hook in ((model, mixed), (plain, average)):
+            with torch.no_grad():
+                each.weight.fill_(value)
+                each.bias.fill_(value)
+            hook.after_step()
+    assert mixed.model.weight.item() == pytest.approx(0.25 * 2 + 0.75 * average.model.weight.item())
+    assert mixed.model.bias.item() == average.model.bias.item()
+    assert model.weight.item() == 10  # training is not touched
+
+
+def test_a_share_of_random_weights() -> None:
+    cfg = config(START_SHARE=0.5)
+    cfg.MODEL.WEIGHTS = ""
+    with pytest.raises(InputError, match=r"START_SHARE 0\.5: training starts from random weights"):
+        build_optimizer(cfg, nn.Linear(2, 2))

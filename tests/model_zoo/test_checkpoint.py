@@ -18,6 +18,7 @@ from hypothesis.extra import numpy as hnp
 from torch import nn
 
 from pffnet_d2.config import config_path, read_config
+from pffnet_d2.engine.optimizer import WeightAverage
 from pffnet_d2.errors import InputError
 from pffnet_d2.model_zoo.checkpoint import Checkpointer, NumpyUnpickler, read_weights
 
@@ -228,6 +229,15 @@ def test_heads_of_other_classes_are_new_only_when_training_starts(tmp_path: Path
     assert torch.equal(ours.head.weight, before)
     with pytest.raises(InputError, match=r"head\.weight \(81, 2\) in the file, \(1, 2\) here"):
         Checkpointer(ours).load(str(tmp_path / "coco.pth"))
+
+
+def test_new_heads_keep_no_share_of_the_start(tmp_path: Path) -> None:
+    theirs, ours = Model(), Model()
+    theirs.head = nn.Linear(2, 81)
+    torch.save(theirs.state_dict(), tmp_path / "coco.pth")
+    average = WeightAverage(ours, 0.9, 0.5)
+    Checkpointer(ours, average=average).load(str(tmp_path / "coco.pth"), checkpointables=[])
+    assert average.start.keys() == {n for n, _ in ours.named_parameters() if not n.startswith("head.")}
 
 
 def test_saved_checkpoints_are_weights_only_and_can_be_read(tmp_path: Path) -> None:
