@@ -75,7 +75,7 @@ def demonstrate(out: Path, opts: Sequence[str] = ()) -> int:
         say(f"3/4  scores on images never trained on ({', '.join(cfg.DATASETS.TEST)})")
         say(score_table(scores))
         overlays = out / "overlays"
-        count = draw_overlays(cfg, trainer.model, cfg.DATASETS.TEST[0], overlays)
+        count = draw_overlays(cfg, trainer.model_to_use, cfg.DATASETS.TEST[0], overlays)
     learning_curve(training / "metrics.json", out / "learning_curve.png")
     say(f"4/4  {count} pictures (image | truth | prediction) in {overlays}; {out / 'learning_curve.png'}")
     say(f"     weights: {training / 'model_final.pth'}; {time.perf_counter() - start:.0f} s in all")

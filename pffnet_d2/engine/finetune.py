@@ -31,6 +31,7 @@ from pffnet_d2.errors import InputError
 from pffnet_d2.imaging.read import read_image
 from pffnet_d2.inference.modality import unlike_fluorescence
 from pffnet_d2.masks.coco import paint
+from pffnet_d2.model_zoo.facts import ModelFacts
 from pffnet_d2.model_zoo.find import CONFIG, DEFAULT, find_model
 
 RECIPE, SCRATCH = "finetune.yaml", "scratch.yaml"
@@ -112,8 +113,7 @@ def _train(
         scores["before"] = Trainer.test(cfg, trainer.model)
     trainer.register_hooks([Progress(say), *hooks])
     scores["after"] = trainer.train()
-    trained = trainer.average.model if trainer.average else trainer.model
-    return trained, {title: results for title, results in scores.items() if results}
+    return trainer.model_to_use, {title: results for title, results in scores.items() if results}
 
 
 def starting_config(start: str, config: str | None) -> CfgNode:
@@ -172,13 +172,14 @@ def adapt(cfg: CfgNode, splits: Sequence[str], *, measure_padding: bool) -> None
         InputError: no image for training has an object.
     """
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ((f"{NAME}_{s}",) if s in splits else () for s in ("train", "val"))
-    records = DatasetCatalog.get(f"{NAME}_train")
+    prepared = {split: DatasetCatalog.get(f"{NAME}_{split}") for split in splits}
+    records = prepared["train"]
     areas = np.concatenate([paint(r["annotations"], r["height"], r["width"])[1] for r in records])
     if not areas.size:
         raise InputError("no image for training has an object; give label images with ids from 1 on")
     cfg.MODEL.PFFNET.DIAMETER = round(float((2 * np.sqrt(areas / np.pi)).mean()), 2)
     cfg.MODEL.PFFNET.PIXEL_SIZE = 0.0
-    _raise_caps(cfg, [r["height"] * r["width"] for s in splits for r in DatasetCatalog.get(f"{NAME}_{s}")])
+    _raise_caps(cfg, [record["height"] * record["width"] for split in splits for record in prepared[split]])
 
     fluorescence = True
     counts = np.zeros((3, 256), np.int64)
@@ -199,10 +200,9 @@ def _raise_caps(cfg: CfgNode, sizes: Sequence[int]) -> None:
     Evaluation uses the caps of the config; without this it would miss objects that prediction with the model finds.
     """
     size = round(float(np.median(sizes)))
-    if 0 < cfg.MODEL.PFFNET.CAPS_AREA < size:
-        factor = size / cfg.MODEL.PFFNET.CAPS_AREA
-        rpn = cfg.MODEL.RPN
-        rpn.PRE_NMS_TOPK_TEST = math.ceil(rpn.PRE_NMS_TOPK_TEST * factor)
-        rpn.POST_NMS_TOPK_TEST = math.ceil(rpn.POST_NMS_TOPK_TEST * factor)
-        cfg.TEST.DETECTIONS_PER_IMAGE = math.ceil(cfg.TEST.DETECTIONS_PER_IMAGE * factor)
+    facts = ModelFacts.from_config(cfg, stride=1)  # the caps do not depend on it
+    factor = facts.cap_factor(size, 1)
+    if factor > 1:
+        for key, cap in facts.caps.items():
+            cfg.merge_from_list([key, math.ceil(cap * factor)])
         cfg.MODEL.PFFNET.CAPS_AREA = size

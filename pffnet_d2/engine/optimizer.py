@@ -106,9 +106,6 @@ class WeightAverage(HookBase):
     (Wortsman et al. 2022, arXiv 2109.01903, 3: weight-space ensembles). Parameters that were not in its file are those
     of the average.
 
-    Attributes:
-        model: a copy of the model with the weights to use, in evaluation mode. Its buffers are those of the last
-            iteration.
     """
 
     def __init__(self, model: nn.Module, decay: float, start_share: float = 0.0) -> None:
@@ -125,14 +122,24 @@ class WeightAverage(HookBase):
             torch._foreach_lerp_(list(averaged), list(current), 1 - min(decay, (1 + step) / (10 + step)))
 
         self.source = model.module if isinstance(model, DistributedDataParallel) else model
-        self.averaged = AveragedModel(self.source, multi_avg_fn=average)
+        self.averaged = AveragedModel(self.source, multi_avg_fn=average).eval()
         self.start_share = start_share
         self.start: dict[str, Tensor] = {}
-        self.model = (copy.deepcopy(self.averaged.module) if start_share else self.averaged.module).eval()
+
+    @property
+    def model(self) -> nn.Module:
+        """A copy of the model with the weights to use, in evaluation mode. Its buffers are those of the last iteration.
+        It is made anew where the start has a share, because only evaluation and checkpoints need it."""
+        if not self.start:
+            return self.averaged.module
+        mixed = copy.deepcopy(self.averaged.module)
+        parameters = dict(mixed.named_parameters())
+        with torch.no_grad():
+            torch._foreach_lerp_([parameters[name] for name in self.start], list(self.start.values()), self.start_share)
+        return mixed
 
     def after_step(self) -> None:
         self.averaged.update_parameters(self.source)
-        self._mix()
 
     def restart(self, new: Collection[str] = ()) -> None:
         """Start again from the weights that the model has now. ``new``: parameters that no file gave their values."""
@@ -141,7 +148,6 @@ class WeightAverage(HookBase):
         if self.start_share:
             given = [(name, value) for name, value in self.source.named_parameters() if name not in new]
             self.start = {name: value.detach().clone() for name, value in given}
-        self._mix()
 
     def training_state(self) -> dict[str, Any]:
         """What resuming needs besides the weights to use: the weights in training, how many are averaged and, where the
@@ -166,11 +172,3 @@ class WeightAverage(HookBase):
         if self.start_share:
             device = device_of(self.source)
             self.start = {name: value.to(device) for name, value in state["start"].items()}
-        self._mix()
-
-    @torch.no_grad()
-    def _mix(self) -> None:
-        if self.start_share:
-            self.model.load_state_dict(self.averaged.module.state_dict())
-            mixed = dict(self.model.named_parameters())
-            torch._foreach_lerp_([mixed[name] for name in self.start], list(self.start.values()), self.start_share)

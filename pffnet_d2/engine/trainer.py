@@ -86,14 +86,18 @@ class Trainer(DefaultTrainer):
         logger.info(f"Model:\n{model}")
         return model
 
+    @property
+    def model_to_use(self) -> nn.Module:
+        """The network that is evaluated and saved: ``model`` or, where weights are averaged, that of the average."""
+        return self.model if self.average is None else self.average.model
+
     def build_hooks(self) -> list[HookBase]:
         hooks: list[HookBase] = super().build_hooks()
         if self.average is None:
             return hooks
-        averaged = self.average.model
 
         def test() -> dict[str, Any]:
-            self._last_eval_results = self.test(self.cfg, averaged)
+            self._last_eval_results = self.test(self.cfg, self.model_to_use)
             return self._last_eval_results
 
         evaluation = EvalHook(self.cfg.TEST.EVAL_PERIOD, test)

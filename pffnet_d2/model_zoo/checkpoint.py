@@ -141,7 +141,8 @@ def _reason(error: pickle.UnpicklingError) -> str:
 class Average(Protocol):
     """A moving average of weights (``engine.optimizer.WeightAverage``)."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module: ...
 
     def restart(self, new: Collection[str] = ()) -> None: ...
 

@@ -103,8 +103,7 @@ def test_average_resumes(share: float) -> None:
         through.after_step()
         if i < 4:
             first.after_step()
-            saved, state = {k: v.clone() for k, v in first.model.state_dict().items()}, first.training_state()
-            state = copy.deepcopy(state)
+            saved, state = copy.deepcopy((first.model.state_dict(), first.training_state()))
     model.load_state_dict(saved)  # as a checkpointer does
     second = WeightAverage(model, 0.9, share)
     second.resume(state)
