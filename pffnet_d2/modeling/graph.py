@@ -125,17 +125,24 @@ class DetectionGraph(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Return the boxes (n, 4) of the detections and their class scores (n,), descending."""
         heads = self.model.roi_heads
-        pooled = _pool(heads.box_pooler, [features[name] for name in heads.box_in_features], proposals)
         predictor = heads.box_predictor
-        logits, deltas = (x[:-1] for x in predictor(heads.box_head(pooled)))
+        maps = [features[name] for name in heads.box_in_features]
+
+        def regressed(boxes: Tensor) -> tuple[Tensor, Tensor]:
+            logits, deltas = (x[:-1] for x in predictor(heads.box_head(_pool(heads.box_pooler, maps, boxes))))
+            return logits, _clipped(predictor.box2box_transform.apply_deltas(deltas, boxes), limits)
+
+        logits, boxes = regressed(proposals)
         scores = (logits.sigmoid() if getattr(predictor, "use_sigmoid_ce", False) else logits.softmax(-1))[:, 0]
-        boxes = _clipped(predictor.box2box_transform.apply_deltas(deltas, proposals), limits)
         likely = scores > predictor.test_score_thresh
         boxes, scores = boxes[likely], scores[likely]
         kept = nms(boxes, scores, predictor.test_nms_thresh)
         if predictor.test_topk_per_image >= 0:
             kept = kept[: _scaled(predictor.test_topk_per_image, factor)]
-        return boxes[kept], scores[kept]
+        boxes, scores = boxes[kept], scores[kept]
+        for _ in range(getattr(heads, "box_refinements", 0)):
+            _, boxes = regressed(boxes)
+        return boxes, scores
 
     def _masks(self, features: Mapping[str, Tensor], boxes: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return the masks (n, m, m) of the detections and their quality (n,), None without a quality head."""

@@ -31,9 +31,9 @@ class PFFNetROIHeads(StandardROIHeads):
     """Box head on all sampled ROIs; mask head, quality head and fusion on the positive ones.
 
     Training returns the losses and each image's positive ROIs, with ``mask_logits`` (k, C, m, m) and ``fusion_boxes``
-    (k, 4), in the order in which the fusion head writes them (:func:`set_fusion_order`). Inference returns instances
-    with ``class_scores`` s_cls, ``mask_quality`` s_qua, ``scores`` = s_conf = s_cls * s_qua ([P] Eq. 6; NMS uses only
-    s_cls) and ``pred_masks`` (k, 1, m, m) probabilities.
+    (k, 4), in the order in which the fusion head writes them (:func:`set_fusion_order`). Inference refines the boxes of
+    detections. It returns instances with ``class_scores`` s_cls, ``mask_quality`` s_qua, ``scores`` =
+    s_conf = s_cls * s_qua ([P] Eq. 6; NMS uses only s_cls) and ``pred_masks`` (k, 1, m, m) probabilities.
     """
 
     @configurable
@@ -45,6 +45,7 @@ class PFFNetROIHeads(StandardROIHeads):
         mask_quality_loss_weight: float = 1.0,
         fusion_boxes: str = "proposal",
         fusion_rois: str = "all",
+        box_refinements: int = 0,
         keep_mask_logits: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -54,6 +55,7 @@ class PFFNetROIHeads(StandardROIHeads):
             mask_loss_weight: MODEL.PFFNET.MASK_LOSS_WEIGHT.
             mask_quality_loss_weight: MODEL.ROI_MASK_QUALITY_HEAD.LOSS_WEIGHT.
             fusion_boxes, fusion_rois: MODEL.PFFNET.FUSION.{BOXES, ROIS}.
+            box_refinements: MODEL.PFFNET.BOX_REFINEMENTS.
             keep_mask_logits: inference also returns ``mask_logits`` (k, C, m, m), from which the fused map is made.
             kwargs: passed to ``StandardROIHeads``.
         """
@@ -70,6 +72,7 @@ class PFFNetROIHeads(StandardROIHeads):
         self.mask_quality_loss_weight = mask_quality_loss_weight
         self.fusion_boxes = fusion_boxes
         self.fusion_rois = fusion_rois
+        self.box_refinements = box_refinements
         self.keep_mask_logits = keep_mask_logits
 
     @classmethod
@@ -84,6 +87,7 @@ class PFFNetROIHeads(StandardROIHeads):
         ret["mask_quality_loss_weight"] = cfg.MODEL.ROI_MASK_QUALITY_HEAD.LOSS_WEIGHT
         ret["fusion_boxes"] = cfg.MODEL.PFFNET.FUSION.BOXES
         ret["fusion_rois"] = cfg.MODEL.PFFNET.FUSION.ROIS
+        ret["box_refinements"] = cfg.MODEL.PFFNET.BOX_REFINEMENTS
         ret["keep_mask_logits"] = "semantic_fused" in cfg.MODEL.PFFNET.OUTPUTS
         return ret
 
@@ -129,6 +133,23 @@ class PFFNetROIHeads(StandardROIHeads):
                 roi.fusion_boxes = torch.stack([x, y], dim=2).flatten(1)
                 roi.foreground_score = score
         return losses
+
+    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> list[Instances]:
+        """Return the detections, their boxes refined. Only inference calls this."""
+        instances: list[Instances] = super()._forward_box(features, proposals)
+        for _ in range(self.box_refinements):
+            self._refine_boxes(features, instances)
+        return instances
+
+    def _refine_boxes(self, features: dict[str, Tensor], instances: list[Instances]) -> None:
+        """Let the box head regress ``pred_boxes`` once more, as if they were proposals. Class scores stay."""
+        boxes = [x.pred_boxes for x in instances]
+        pooled = self.box_pooler([features[f] for f in self.box_in_features], boxes)
+        _, deltas = self.box_predictor(self.box_head(pooled))
+        refined = self.box_predictor.box2box_transform.apply_deltas(deltas, torch.cat([x.tensor for x in boxes]))
+        for x, box in zip(instances, refined.split([len(x) for x in boxes]), strict=True):
+            x.pred_boxes = Boxes(box)
+            x.pred_boxes.clip(x.image_size)
 
     def _mask_losses(self, features: dict[str, Tensor], positive: list[Instances]) -> dict[str, Tensor]:
         """Compute the mask and quality losses. Sets ``mask_logits`` on the ROIs."""

@@ -73,9 +73,11 @@ def outputs(graph: DetectionGraph, image: Tensor) -> dict[str, Tensor]:
     return dict(zip(outputs_of(graph.model), graph(image), strict=True))
 
 
-@pytest.mark.parametrize("name", CONFIGS)
-def test_equals_the_network(name: str) -> None:
-    cfg = config(name)
+@pytest.mark.parametrize(
+    ("name", "refinements"), [*((name, 0) for name in CONFIGS), ("dsb2018/PFFNet_Lite0_FPN.yaml", 2)]
+)
+def test_equals_the_network(name: str, refinements: int) -> None:
+    cfg = config(name, "MODEL.PFFNET.BOX_REFINEMENTS", refinements)
     model = distinct(cfg)
     graph = graph_of(model, cfg)
     for height, width in ((64, 96), (75, 101)):
