@@ -10,12 +10,17 @@ from torch import nn
 from pffnet_d2.device import denormals_flushed
 from pffnet_d2.errors import InputError
 
+# Keys of MODEL.PFFNET, each an attribute of the network or of its ROI heads in small letters. They change predictions
+# but no weights, so that a network without them could be built and trained, and nobody would notice.
+READ_IN_PREDICTION = ("SEMANTIC_POWER", "BOX_REFINEMENTS")
+
 
 def build_network(cfg: Any) -> nn.Module:
     """Call Detectron2's ``build_model`` on the device of MODEL.DEVICE.
 
     Raises:
-        InputError: each value is valid by itself (``config.values``), but together they do not describe a network.
+        InputError: each value is valid by itself (``config.values``), but together they do not describe a network, or
+            the network would ignore one of ``READ_IN_PREDICTION``.
     """
     try:
         with denormals_flushed(cfg.MODEL.DEVICE):
@@ -29,4 +34,12 @@ def build_network(cfg: Any) -> nn.Module:
             f"them with a config that comes with the package and has MODEL.META_ARCHITECTURE "
             f"{cfg.MODEL.META_ARCHITECTURE}"
         ) from error
+    for key in READ_IN_PREDICTION:
+        readers = (network, getattr(network, "roi_heads", None))
+        value = cfg.MODEL.PFFNET[key]
+        if value and not any(hasattr(reader, key.lower()) for reader in readers):
+            raise InputError(
+                f"MODEL.PFFNET.{key} {value}: MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE} with "
+                f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME} does not read it; set it to {type(value)(0)}"
+            )
     return network

@@ -248,6 +248,11 @@ PARTS = [
     ),
 ]
 
+MASK_RCNN = (
+    "META_ARCHITECTURE GeneralizedRCNN BACKBONE.NAME build_resnet_fpn_backbone ROI_HEADS.NAME StandardROIHeads "
+    "ROI_MASK_HEAD.NAME MaskRCNNConvUpsampleHead"
+)
+
 CONTRADICTIONS = [
     contradiction(
         "maps that the backbone does not have",
@@ -313,6 +318,18 @@ CONTRADICTIONS = [
         "ROI_HEADS.NAME StandardROIHeads",
         "MODEL.PFFNET.FUSION.NAME RAFFHead",
         "set MODEL.ROI_HEADS.NAME PFFNetROIHeads",
+    ),
+    contradiction(
+        "refined boxes of Mask R-CNN",
+        f"{MASK_RCNN} PFFNET.BOX_REFINEMENTS 1",
+        "MODEL.PFFNET.BOX_REFINEMENTS 1: MODEL.META_ARCHITECTURE GeneralizedRCNN",
+        "set it to 0",
+    ),
+    contradiction(
+        "rescoring without a semantic branch",
+        f"{MASK_RCNN} PFFNET.SEMANTIC_POWER 0.5",
+        "MODEL.PFFNET.SEMANTIC_POWER 0.5: MODEL.META_ARCHITECTURE GeneralizedRCNN",
+        "set it to 0.0",
     ),
     contradiction("no masks", "MASK_ON False", "MODEL.MASK_ON False", "set MODEL.MASK_ON True"),
     contradiction("three classes", "ROI_HEADS.NUM_CLASSES 3", "MODEL.ROI_HEADS.NUM_CLASSES 3", "set it to 1"),
