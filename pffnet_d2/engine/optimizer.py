@@ -105,7 +105,6 @@ class WeightAverage(HookBase):
     With ``start_share`` s the weights to use are s start + (1 - s) average, where start is what the run started from
     (Wortsman et al. 2022, arXiv 2109.01903, 3: weight-space ensembles). Parameters that were not in its file are those
     of the average.
-
     """
 
     def __init__(self, model: nn.Module, decay: float, start_share: float = 0.0) -> None:

@@ -116,8 +116,7 @@ class PFFNetROIHeads(StandardROIHeads):
 
     def _box_losses(self, features: dict[str, Tensor], sampled: list[Instances]) -> dict[str, Tensor]:
         """Compute the box losses. Sets ``fusion_boxes`` and ``foreground_score`` on the ROIs."""
-        pooled = self.box_pooler([features[f] for f in self.box_in_features], [x.proposal_boxes for x in sampled])
-        scores, deltas = self.box_predictor(self.box_head(pooled))
+        scores, deltas = self._box_predictions(features, sampled)
         losses: dict[str, Tensor] = self.box_predictor.losses((scores, deltas), sampled)
         with torch.no_grad():
             foreground = 1 - scores.float().softmax(1)[:, -1]
@@ -143,13 +142,17 @@ class PFFNetROIHeads(StandardROIHeads):
 
     def _refine_boxes(self, features: dict[str, Tensor], instances: list[Instances]) -> None:
         """Let the box head regress ``pred_boxes`` once more, as if they were proposals. Class scores stay."""
-        boxes = [x.pred_boxes for x in instances]
-        pooled = self.box_pooler([features[f] for f in self.box_in_features], boxes)
-        _, deltas = self.box_predictor(self.box_head(pooled))
-        refined = self.box_predictor.box2box_transform.apply_deltas(deltas, torch.cat([x.tensor for x in boxes]))
-        for x, box in zip(instances, refined.split([len(x) for x in boxes]), strict=True):
+        rois = [Instances(x.image_size, proposal_boxes=x.pred_boxes) for x in instances]
+        refined = self.box_predictor.predict_boxes(self._box_predictions(features, rois), rois)
+        for x, box in zip(instances, refined, strict=True):
             x.pred_boxes = Boxes(box)
             x.pred_boxes.clip(x.image_size)
+
+    def _box_predictions(self, features: dict[str, Tensor], rois: list[Instances]) -> tuple[Tensor, Tensor]:
+        """Return the logits (K, 2) and box deltas (K, 4) of all ``proposal_boxes`` together."""
+        pooled = self.box_pooler([features[f] for f in self.box_in_features], [x.proposal_boxes for x in rois])
+        scores, deltas = self.box_predictor(self.box_head(pooled))
+        return scores, deltas
 
     def _mask_losses(self, features: dict[str, Tensor], positive: list[Instances]) -> dict[str, Tensor]:
         """Compute the mask and quality losses. Sets ``mask_logits`` on the ROIs."""
