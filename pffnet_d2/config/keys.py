@@ -66,8 +66,9 @@ def _add_prediction(cfg: Any, CN: Any) -> None:
     # Multiplies the class scores of detections by (mean of S_sem under the mask) ** this, in prediction; 0: as in the
     # papers, which drop the semantic branch (docs/studies/lite-recipe.md).
     cfg.MODEL.PFFNET.SEMANTIC_POWER = 0.0
-    # How often the box head of PFFNetROIHeads regresses the boxes of detections once more before their masks are
-    # predicted; 0: as in the papers. 2 makes outlines better at little cost (docs/studies/lite-recipe.md).
+    # How often the box head of PFFNetROIHeads or RefinedBoxROIHeads regresses the boxes of detections once more before
+    # their masks are predicted; 0: as in the papers. 2 makes outlines better at little cost
+    # (docs/studies/lite-recipe.md).
     cfg.MODEL.PFFNET.BOX_REFINEMENTS = 0
     # Weight of the mask loss.
     cfg.MODEL.PFFNET.MASK_LOSS_WEIGHT = 1.0

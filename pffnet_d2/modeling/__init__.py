@@ -4,6 +4,7 @@ from . import (  # noqa: F401  (imported for their registration)
     backbone,
     backbone_lite,
     box_head,
+    box_refinement,
     fcn8s,
     fusion_head,
     mask_head,

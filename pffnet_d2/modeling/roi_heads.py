@@ -9,12 +9,13 @@ from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels
-from detectron2.modeling.roi_heads import StandardROIHeads, select_foreground_proposals
+from detectron2.modeling.roi_heads import select_foreground_proposals
 from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from pffnet_d2.errors import InputError
 
+from .box_refinement import RefinedBoxROIHeads
 from .mask_head import gt_areas, mask_loss, mask_targets
 from .mask_quality_head import build_mask_quality_head, quality_loss, quality_target
 
@@ -27,7 +28,7 @@ ROIS_PER_CHUNK = 256
 
 
 @ROI_HEADS_REGISTRY.register()
-class PFFNetROIHeads(StandardROIHeads):
+class PFFNetROIHeads(RefinedBoxROIHeads):
     """Box head on all sampled ROIs; mask head, quality head and fusion on the positive ones.
 
     Training returns the losses and each image's positive ROIs, with ``mask_logits`` (k, C, m, m) and ``fusion_boxes``
@@ -45,7 +46,6 @@ class PFFNetROIHeads(StandardROIHeads):
         mask_quality_loss_weight: float = 1.0,
         fusion_boxes: str = "proposal",
         fusion_rois: str = "all",
-        box_refinements: int = 0,
         keep_mask_logits: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -55,9 +55,8 @@ class PFFNetROIHeads(StandardROIHeads):
             mask_loss_weight: MODEL.PFFNET.MASK_LOSS_WEIGHT.
             mask_quality_loss_weight: MODEL.ROI_MASK_QUALITY_HEAD.LOSS_WEIGHT.
             fusion_boxes, fusion_rois: MODEL.PFFNET.FUSION.{BOXES, ROIS}.
-            box_refinements: MODEL.PFFNET.BOX_REFINEMENTS.
             keep_mask_logits: inference also returns ``mask_logits`` (k, C, m, m), from which the fused map is made.
-            kwargs: passed to ``StandardROIHeads``.
+            kwargs: passed to ``RefinedBoxROIHeads``.
         """
         super().__init__(**kwargs)
         for key, value, known in (("BOXES", fusion_boxes, BOXES), ("ROIS", fusion_rois, ROIS)):
@@ -72,7 +71,6 @@ class PFFNetROIHeads(StandardROIHeads):
         self.mask_quality_loss_weight = mask_quality_loss_weight
         self.fusion_boxes = fusion_boxes
         self.fusion_rois = fusion_rois
-        self.box_refinements = box_refinements
         self.keep_mask_logits = keep_mask_logits
 
     @classmethod
@@ -87,7 +85,6 @@ class PFFNetROIHeads(StandardROIHeads):
         ret["mask_quality_loss_weight"] = cfg.MODEL.ROI_MASK_QUALITY_HEAD.LOSS_WEIGHT
         ret["fusion_boxes"] = cfg.MODEL.PFFNET.FUSION.BOXES
         ret["fusion_rois"] = cfg.MODEL.PFFNET.FUSION.ROIS
-        ret["box_refinements"] = cfg.MODEL.PFFNET.BOX_REFINEMENTS
         ret["keep_mask_logits"] = "semantic_fused" in cfg.MODEL.PFFNET.OUTPUTS
         return ret
 
@@ -132,27 +129,6 @@ class PFFNetROIHeads(StandardROIHeads):
                 roi.fusion_boxes = torch.stack([x, y], dim=2).flatten(1)
                 roi.foreground_score = score
         return losses
-
-    def _forward_box(self, features: dict[str, Tensor], proposals: list[Instances]) -> list[Instances]:
-        """Return the detections, their boxes refined. Only inference calls this."""
-        instances: list[Instances] = super()._forward_box(features, proposals)
-        for _ in range(self.box_refinements):
-            self._refine_boxes(features, instances)
-        return instances
-
-    def _refine_boxes(self, features: dict[str, Tensor], instances: list[Instances]) -> None:
-        """Let the box head regress ``pred_boxes`` once more, as if they were proposals. Class scores stay."""
-        rois = [Instances(x.image_size, proposal_boxes=x.pred_boxes) for x in instances]
-        refined = self.box_predictor.predict_boxes(self._box_predictions(features, rois), rois)
-        for x, box in zip(instances, refined, strict=True):
-            x.pred_boxes = Boxes(box)
-            x.pred_boxes.clip(x.image_size)
-
-    def _box_predictions(self, features: dict[str, Tensor], rois: list[Instances]) -> tuple[Tensor, Tensor]:
-        """Return the logits (K, 2) and box deltas (K, 4) of all ``proposal_boxes`` together."""
-        pooled = self.box_pooler([features[f] for f in self.box_in_features], [x.proposal_boxes for x in rois])
-        scores, deltas = self.box_predictor(self.box_head(pooled))
-        return scores, deltas
 
     def _mask_losses(self, features: dict[str, Tensor], positive: list[Instances]) -> dict[str, Tensor]:
         """Compute the mask and quality losses. Sets ``mask_logits`` on the ROIs."""

@@ -74,10 +74,18 @@ def outputs(graph: DetectionGraph, image: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("name", "refinements"), [*((name, 0) for name in CONFIGS), ("dsb2018/PFFNet_Lite0_FPN.yaml", 2)]
+    ("name", "opts"),
+    [
+        *((name, ["MODEL.PFFNET.BOX_REFINEMENTS", 0]) for name in CONFIGS),
+        ("dsb2018/PFFNet_Lite0_FPN.yaml", []),
+        (
+            "bbbc039/MaskRCNN_GN_R18_FPN.yaml",
+            ["MODEL.ROI_HEADS.NAME", "RefinedBoxROIHeads", "MODEL.PFFNET.BOX_REFINEMENTS", 2],
+        ),
+    ],
 )
-def test_equals_the_network(name: str, refinements: int) -> None:
-    cfg = config(name, "MODEL.PFFNET.BOX_REFINEMENTS", refinements)
+def test_equals_the_network(name: str, opts: list[Any]) -> None:
+    cfg = config(name, *opts)
     model = distinct(cfg)
     graph = graph_of(model, cfg)
     for height, width in ((64, 96), (75, 101)):

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -73,56 +72,6 @@ def test_without_quality_head_scores_are_class_scores(compact_cfg: Callable) -> 
         (x, _) = heads.forward_with_given_boxes(features, detections(3, 1))
     assert torch.equal(x.scores, x.class_scores)
     assert not x.has("mask_quality")
-
-
-@torch.no_grad()
-def test_boxes_are_refined_one_by_one(compact_cfg: Callable) -> None:
-    """Against a plain loop over boxes. Images without detections stay without."""
-    heads, features = heads_and_features(compact_cfg, "MODEL.PFFNET.BOX_REFINEMENTS", 2)
-    assert heads.box_refinements == 2
-    torch.nn.init.normal_(heads.box_predictor.bbox_pred.weight, std=0.5)
-    given = detections(5, 3)
-    corners = [x.pred_boxes.tensor.clone() for x in given]
-    heads._refine_boxes(features, given)
-    for i, boxes in enumerate(corners):
-        own = [features[f][i : i + 1] for f in heads.box_in_features]
-        for j, box in enumerate(boxes):
-            deltas = heads.box_predictor(heads.box_head(heads.box_pooler(own, [Boxes(box[None])])))[1][0]
-            (x1, y1, x2, y2), (dx, dy, dw, dh) = box.tolist(), (deltas / torch.tensor([10.0, 10, 5, 5])).tolist()
-            x, y = (x1 + x2) / 2 + dx * (x2 - x1), (y1 + y2) / 2 + dy * (y2 - y1)
-            w, h = math.exp(dw) * (x2 - x1), math.exp(dh) * (y2 - y1)
-            expected = torch.tensor([x - w / 2, y - h / 2, x + w / 2, y + h / 2]).clamp(0, 64)
-            torch.testing.assert_close(given[i].pred_boxes.tensor[j], expected, rtol=1e-4, atol=1e-3)
-            assert not torch.allclose(expected, box, atol=0.1)
-    assert torch.equal(given[0].scores, detections(5, 3)[0].scores)
-
-    none = detections(0, 0)
-    heads._refine_boxes(features, none)
-    assert [tuple(x.pred_boxes.tensor.shape) for x in none] == [(0, 4), (0, 4)]
-
-
-@torch.no_grad()
-def test_detections_are_refined_as_often_as_the_config_says(compact_cfg: Callable) -> None:
-    def found(times: int) -> Instances:
-        torch.manual_seed(0)
-        # Random weights are sure of nothing.
-        opts = ("MODEL.PFFNET.BOX_REFINEMENTS", times, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0)
-        model = build_model(compact_cfg(*opts)).eval()
-        torch.nn.init.normal_(model.roi_heads.box_predictor.bbox_pred.weight, std=0.2)
-        image = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0)) * 255
-        (instances,) = model.inference([{"image": image}], do_postprocess=False)
-        if times == 0:
-            model.roi_heads._refine_boxes(
-                model.backbone(model.preprocess_image([{"image": image}]).tensor), [instances]
-            )
-        return instances
-
-    by_hand, once, twice = found(0), found(1), found(2)
-    assert len(by_hand) == len(once) == len(twice) > 3
-    torch.testing.assert_close(by_hand.pred_boxes.tensor, once.pred_boxes.tensor)
-    torch.testing.assert_close(by_hand.class_scores, twice.class_scores)
-    assert not torch.allclose(once.pred_boxes.tensor, twice.pred_boxes.tensor, atol=0.1)
-    assert not torch.allclose(once.pred_masks, twice.pred_masks, atol=1e-3)
 
 
 def train_rois(compact_cfg: Callable, batch: list[dict[str, Any]], *options: Any) -> list[Instances]:
