@@ -30,13 +30,14 @@ def rescored(class_scores: Tensor, support: Tensor, power: float) -> Tensor:
     return class_scores * support.to(class_scores.dtype) ** power
 
 
-def semantic_support(objects: Tensor, instances: list[Instances]) -> list[Tensor]:
+def semantic_support(logits: Tensor, instances: list[Instances]) -> list[Tensor]:
     """Return the support of each detection, (k,) per image, as :func:`support_under` computes it.
 
     Args:
-        objects: (N, 1, H, W), as there.
+        logits: S_sem (N, 2, H, W), class 1 the objects.
         instances: per image, with ``pred_boxes`` in pixels of that map and ``pred_masks`` (k, 1, m, m).
     """
+    objects = logits.float().softmax(1)[:, 1:]
     rois = convert_boxes_to_pooler_format([x.pred_boxes for x in instances]).to(objects.dtype)
     support = support_under(objects, rois, torch.cat([x.pred_masks for x in instances]))
     return list(support.split([len(x) for x in instances]))
@@ -49,8 +50,7 @@ def rescore(instances: list[Instances], logits: Tensor, power: float) -> None:
     ranks the detections of all images together, lost 2.8 points by it.
 
     Args:
-        instances: as :func:`semantic_support` needs them.
-        logits: S_sem (N, 2, H, W), class 1 the objects.
+        instances, logits: as for :func:`semantic_support`.
     """
-    for x, support in zip(instances, semantic_support(logits.float().softmax(1)[:, 1:], instances), strict=True):
+    for x, support in zip(instances, semantic_support(logits, instances), strict=True):
         x.class_scores = rescored(x.class_scores if x.has("class_scores") else x.scores, support, power)

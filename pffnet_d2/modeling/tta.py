@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from pffnet_d2.device import denormals_flushed, device_of
 from pffnet_d2.errors import InputError
 from pffnet_d2.modeling.roi_masks import Unpasted, with_roi_masks
+from pffnet_d2.modeling.semantic_support import rescored, semantic_support
 
 # (quarters counter-clockwise, whether left and right are exchanged afterwards)
 VIEWS: dict[str, tuple[int, bool]] = {
@@ -53,8 +54,6 @@ def for_inference(model: nn.Module, cfg: Any) -> nn.Module:
         model = model.module
     if not isinstance(model, GeneralizedRCNN):
         raise InputError(f"MODEL.PFFNET.TTA: {cfg.MODEL.META_ARCHITECTURE} cannot be augmented; set it to []")
-    if getattr(model, "semantic_power", 0.0):
-        raise InputError("MODEL.PFFNET.TTA: views are not rescored; set MODEL.PFFNET.SEMANTIC_POWER 0.0, or TTA to []")
     return TestTimeAugmentation(model, names, cfg.MODEL.ROI_HEADS.NMS_THRESH_TEST, cfg.TEST.DETECTIONS_PER_IMAGE)
 
 
@@ -66,7 +65,8 @@ class TestTimeAugmentation(nn.Module):
     class scores as weights. The class score of the merged instance is the sum of their class scores divided by the
     number of views, so that a detection of a single view gets a low score. Masks (and mask quality) are then predicted
     in every view for the merged boxes, and their probabilities are averaged. ``scores`` is ``class_scores`` *
-    ``mask_quality`` once, as without augmentation.
+    ``mask_quality`` once, as without augmentation. With MODEL.PFFNET.SEMANTIC_POWER the semantic branch rescores a
+    merged instance by the mean of its support in the views.
     """
 
     __test__ = False  # not a test class for pytest
@@ -97,7 +97,8 @@ class TestTimeAugmentation(nn.Module):
             found.append((turn_boxes_back(instances.pred_boxes.tensor, view, size), instances))
 
         merged = self._merge(size, found)
-        masks, qualities = [], []
+        power: float = getattr(model, "semantic_power", 0.0)
+        masks, qualities, supports = [], [], []
         for view, view_features, view_size in zip(self.views, features, sizes, strict=True):
             given = Instances(view_size)
             given.pred_boxes = Boxes(turn_boxes(merged.pred_boxes.tensor, view, size))
@@ -106,12 +107,16 @@ class TestTimeAugmentation(nn.Module):
             masks.append(turn_back(given.pred_masks, view))
             if given.has("mask_quality"):
                 qualities.append(given.mask_quality)
+            if power:
+                supports += semantic_support(model.sem_seg_head(view_features, None)[0], [given])
         merged.pred_masks = torch.stack(masks).mean(0)
         if given.has("class_scores"):
             merged.class_scores = merged.scores
         if qualities:
             merged.mask_quality = torch.stack(qualities).mean(0)
             merged.scores = merged.class_scores * merged.mask_quality
+        if supports:
+            merged.class_scores = rescored(merged.class_scores, torch.stack(supports).mean(0), power)
         return with_roi_masks(merged, inputs.get("height", size[0]), inputs.get("width", size[1]))
 
     def _merge(self, size: tuple[int, int], found: list[tuple[Tensor, Instances]]) -> Instances:

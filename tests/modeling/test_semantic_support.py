@@ -16,11 +16,12 @@ def test_mean_under_the_mask() -> None:
     """A map of 1 on the left and 0.2 on the right; a mask on the left, one on both halves, and an empty one."""
     objects = torch.full((2, 1, 8, 8), 0.2)
     objects[0, :, :, :4] = 1
+    logits = torch.cat([1 - objects, objects], dim=1).log()
     whole, left, none = torch.ones(1, 4, 4), torch.zeros(1, 4, 4), torch.zeros(1, 4, 4)
     left[:, :, :2] = 0.9
     boxes = [[0.0, 0.0, 8.0, 8.0]] * 3
     first = detections(boxes, torch.stack([left, whole, none]))
-    found = semantic_support(objects, [first, detections(boxes[:1], whole[None])])
+    found = semantic_support(logits, [first, detections(boxes[:1], whole[None])])
     torch.testing.assert_close(found[0], torch.tensor([1.0, 0.6, 0.0]))
     torch.testing.assert_close(found[1], torch.tensor([0.2]))
 

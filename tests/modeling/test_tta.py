@@ -61,17 +61,21 @@ def picture() -> torch.Tensor:
     return image
 
 
-def test_one_view_is_the_model_itself(tiny_run: Path) -> None:
-    """Scores are therefore class score times mask quality, multiplied once."""
-    plain, one = (outputs(tiny_run, views, picture()) for views in ([], ["identity"]))
-    order = plain.class_scores.argsort(descending=True, stable=True)
-    plain = plain[order]
+@pytest.mark.parametrize("power", [0.0, 0.5])
+def test_one_view_is_the_model_itself(tiny_run: Path, power: float) -> None:
+    """Scores are therefore class score times mask quality, multiplied once, and class scores are rescored once."""
+    opts = ("MODEL.PFFNET.SEMANTIC_POWER", str(power))
+    plain, one = (outputs(tiny_run, views, picture(), *opts) for views in ([], ["identity"]))
+    plain, one = (x[x.pred_boxes.area().argsort()] for x in (plain, one))
     assert len(one) == len(plain) > 5
     for name in ("scores", "class_scores", "mask_quality"):
         torch.testing.assert_close(one.get(name), plain.get(name), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(one.pred_boxes.tensor, plain.pred_boxes.tensor, rtol=1e-4, atol=1e-3)
     torch.testing.assert_close(one.pred_masks, plain.pred_masks, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(one.scores, one.class_scores * one.mask_quality)
+    unscored = outputs(tiny_run, [], picture())
+    unscored = unscored[unscored.pred_boxes.area().argsort()]
+    torch.testing.assert_close(one.scores, unscored.class_scores * one.mask_quality)
+    assert torch.equal(one.class_scores < unscored.class_scores - 1e-3, torch.full((len(one),), power > 0))
 
 
 @pytest.mark.parametrize("name", ["hflip", "rotate90"])
