@@ -89,8 +89,8 @@ class DetectionGraph(nn.Module):
         if quality is not None:
             results |= {"mask_quality": quality, "scores": class_scores * quality}
         if self.semantic_power:
-            objects = self.model.sem_seg_head(features)[0].softmax(1)[:, 1:]
-            support = support_under(objects, F.pad(boxes, (1, 0)), masks[:, None])
+            s_sem = self.model.sem_seg_head(features)[0]
+            support = support_under(s_sem, F.pad(boxes, (1, 0)), masks[:, None])
             results["class_scores"] = rescored(class_scores, support, self.semantic_power)
         return tuple(results[name] for name in outputs_of(self.model))
 

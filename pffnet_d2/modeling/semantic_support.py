@@ -9,16 +9,17 @@ from torch import Tensor
 from torchvision.ops import roi_align
 
 
-def support_under(objects: Tensor, rois: Tensor, masks: Tensor) -> Tensor:
+def support_under(logits: Tensor, rois: Tensor, masks: Tensor) -> Tensor:
     """Return the mean probability of the object class under each mask, (k,) in [0, 1]; 0 under an empty mask.
 
     It is sampled at the cells of the masks.
 
     Args:
-        objects: (N, 1, H, W), the probability of S_sem that a pixel belongs to an object.
-        rois: (k, 5), the index of the image and the box in pixels of that map, of the type of ``objects``.
+        logits: S_sem (N, 2, H, W), class 1 the objects.
+        rois: (k, 5) float32, the index of the image and the box in pixels of that map.
         masks: (k, 1, m, m) probabilities in the frames of the boxes.
     """
+    objects = logits.float().softmax(1)[:, 1:]
     inside = (masks > 0.5).to(objects.dtype)
     side = int(masks.shape[-1])  # while an exporter traces it is a tensor
     under = roi_align(objects, rois, side, sampling_ratio=1, aligned=True)
@@ -34,12 +35,11 @@ def semantic_support(logits: Tensor, instances: list[Instances]) -> list[Tensor]
     """Return the support of each detection, (k,) per image, as :func:`support_under` computes it.
 
     Args:
-        logits: S_sem (N, 2, H, W), class 1 the objects.
+        logits: as there.
         instances: per image, with ``pred_boxes`` in pixels of that map and ``pred_masks`` (k, 1, m, m).
     """
-    objects = logits.float().softmax(1)[:, 1:]
-    rois = convert_boxes_to_pooler_format([x.pred_boxes for x in instances]).to(objects.dtype)
-    support = support_under(objects, rois, torch.cat([x.pred_masks for x in instances]))
+    rois = convert_boxes_to_pooler_format([x.pred_boxes for x in instances]).float()
+    support = support_under(logits, rois, torch.cat([x.pred_masks for x in instances]))
     return list(support.split([len(x) for x in instances]))
 
 

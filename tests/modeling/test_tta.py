@@ -66,6 +66,8 @@ def test_one_view_is_the_model_itself(tiny_run: Path, power: float) -> None:
     """Scores are therefore class score times mask quality, multiplied once, and class scores are rescored once."""
     opts = ("MODEL.PFFNET.SEMANTIC_POWER", str(power))
     plain, one = (outputs(tiny_run, views, picture(), *opts) for views in ([], ["identity"]))
+    # Views are merged in descending order of the class score before rescoring.
+    assert (one.scores / one.mask_quality).diff().max() < 1e-6
     plain, one = (x[x.pred_boxes.area().argsort()] for x in (plain, one))
     assert len(one) == len(plain) > 5
     for name in ("scores", "class_scores", "mask_quality"):
