@@ -6,6 +6,7 @@ On the CPU, with OMP_NUM_THREADS threads, from random weights. Training: one ste
 images, optimizer included, data loading not. Inference: one 256 x 256 image, masks left in their boxes' frames where
 the method can, with the same cap on detections (DETECTIONS, which random weights reach) for all. FLOPs of that
 inference: two a multiplication and addition, convolutions and matrix products as torch.utils.flop_counter counts them.
+The networks are as Detectron2 builds them, without the forms of modeling/fast_form.py.
 The methods take turns, so that a machine that is busy for a while is busy for all; each time is the median of its
 turns. Last come the ratios to Mask R-CNN, with a json line each.
 """
