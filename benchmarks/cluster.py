@@ -40,7 +40,8 @@ from numpy.typing import NDArray
 from report import report
 
 from pffnet_d2.imaging.normalisation import AUTO
-from pffnet_d2.inference.batch import Job, predict_files
+from pffnet_d2.inference.batch import predict_files
+from pffnet_d2.inference.job import Job
 from pffnet_d2.inference.options import PredictOptions
 from pffnet_d2.inference.predictor import Predictor
 from pffnet_d2.inference.sources import Source

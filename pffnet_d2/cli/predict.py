@@ -184,7 +184,8 @@ def run(args: argparse.Namespace) -> int:
         InputError: a mistake in the arguments, the model or the images.
     """
     _check_installation(onnx=args.config is None and onnx_form(args.model) is not None)
-    from pffnet_d2.inference.batch import Job, predict_files
+    from pffnet_d2.inference.batch import predict_files
+    from pffnet_d2.inference.job import Job
     from pffnet_d2.inference.sources import find_sources
 
     options = _options(args)

@@ -1,4 +1,4 @@
-"""What finds the objects: a network in torch, or one in a file that onnxruntime runs. Predictor uses either."""
+"""What finds the objects for Predictor: a network in torch, or one in a file that onnxruntime runs."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pffnet_d2 import env
-from pffnet_d2.inference.options import ModelOptions
 from pffnet_d2.model_zoo.facts import ModelFacts
 
 
@@ -57,20 +55,3 @@ class Backend(ABC):
     def identity(self, scale: float) -> str:
         """Differs between backends whose detections may differ, for images enlarged by ``scale``. It does not depend
         on where their files are."""
-
-
-def backend_for(options: ModelOptions) -> Backend:
-    """The model of the options, loaded.
-
-    Raises:
-        ImportError, InputError: as :class:`~pffnet_d2.inference.predictor.Predictor` does.
-    """
-    if options.onnx_file is not None:
-        from pffnet_d2.inference.onnx_backend import OnnxBackend
-
-        return OnnxBackend(options.onnx_file, options)
-    if problem := env.problem():
-        raise ImportError(f"pffnet_d2.Predictor: {problem}")
-    from pffnet_d2.inference.torch_backend import TorchBackend
-
-    return TorchBackend(options)

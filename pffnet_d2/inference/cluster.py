@@ -19,12 +19,13 @@ import torch
 from tqdm import tqdm
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.inference.batch import Job, Worker, summarise, take
+from pffnet_d2.inference.job import Job, summarise, take
 from pffnet_d2.inference.options import PredictOptions
 from pffnet_d2.inference.predictor import Predictor
 from pffnet_d2.inference.run_manifest import Entry, RunManifest, description, digest_of, entry, key_of, run_manifest
 from pffnet_d2.inference.sources import Source
 from pffnet_d2.inference.summary import Outcome, Summary
+from pffnet_d2.inference.worker import Worker
 from pffnet_d2.parallel.dask_tasks import ClusterOptions, connected, run_tasks
 
 
@@ -61,14 +62,12 @@ class Ended:
 def predict_on_cluster(job: Job, cluster: ClusterOptions) -> Summary:
     """Predict all files of a job. Images that the manifest names as done are skipped.
 
+    Args:
+        job: with an absolute ``out``.
+
     Raises:
         InputError: there is no cluster, or it is lost; the model cannot be used; with ``job.stop``, a file fails.
     """
-    job = replace(job, out=Path(os.path.abspath(job.out)))
-    if job.options.tile is not None:
-        from pffnet_d2.inference.cluster_tiles import predict_tiles_on_cluster
-
-        return predict_tiles_on_cluster(job, cluster)
     with run_manifest(job.out) as manifest, connected(cluster) as client:
         shared = shared_by_tasks(job, cluster)
         described = first_result(client, describe_run, shared)

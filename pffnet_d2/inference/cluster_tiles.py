@@ -21,8 +21,8 @@ from typing import Any
 from tqdm import tqdm
 
 from pffnet_d2.errors import InputError
-from pffnet_d2.inference.batch import Job, outcome_of_tiles, summarise, take
 from pffnet_d2.inference.cluster import Shared, first_result, shared_by_tasks, worker_for
+from pffnet_d2.inference.job import Job, outcome_of_tiles, summarise, take
 from pffnet_d2.inference.large import LargePrediction, Run
 from pffnet_d2.inference.large_image import opened
 from pffnet_d2.inference.parallel_results import ParallelResults, Work
@@ -63,6 +63,9 @@ class _Progress:
 
 def predict_tiles_on_cluster(job: Job, cluster: ClusterOptions) -> Summary:
     """Predict the files of a job in tiles. Tiles that an earlier run kept are not predicted again.
+
+    Args:
+        job: with an absolute ``out``.
 
     Raises:
         InputError: there is no cluster, or it is lost; the model cannot be used; with ``job.stop``, a file fails.

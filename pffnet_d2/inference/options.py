@@ -17,13 +17,13 @@ from pffnet_d2.imaging.normalisation import Normalisation, parse_normalisation
 from pffnet_d2.imaging.scene import ALL, Selection
 from pffnet_d2.inference.export import Formats, choose
 from pffnet_d2.inference.export.measure import Measures
-from pffnet_d2.inference.own_scale import AUTO
 from pffnet_d2.model_zoo.find import onnx_form
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
 
 AnyPath = str | os.PathLike[str]
+AUTO = "auto"  # as diameter: that of the objects in each image
 PRECISIONS = ("auto", "float32", "bfloat16")
 
 

@@ -6,18 +6,9 @@ image. Measured in docs/predict.md (``benchmarks/diameter.py``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
-from pffnet_d2.errors import InputError
-
-if TYPE_CHECKING:
-    from pffnet_d2.inference.predictor import Prediction, Predictor
-
-AUTO = "auto"
 # Between these ratios of diameters the first pass stands: the model was trained on objects of half to double size, and
 # on fields whose nuclei measure 0.98 times the model's diameter the second pass gains 0.005 AJI.
 _CLOSE = 1.25
@@ -26,26 +17,19 @@ _CLOSE = 1.25
 _FAR, _ENOUGH = 2.0, 10
 
 
-def predict_at_own_scale(predictor: Predictor, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
-    """Predict normalised images, (H, W, 3) uint8 RGB, each at the scale of its own objects.
+def own_scale(label_map: NDArray[np.int32], known: float) -> float:
+    """The scale at which an image's objects, found at its own size, would have the diameter that the model knows.
 
-    An image keeps its first pass if it has no objects, if they are close to the diameter that the model knows, or if
-    the second pass would need an image that is too large (``Predictor.network_size``).
+    Args:
+        label_map: (H, W), 0 background.
+        known: mean diameter in training, pixels.
+
+    Returns:
+        1.0 if there are no objects, or they are close to that diameter already.
     """
-    own_size = predictor.at_scale(1.0)
-    found = own_size.predict(images)
-    for i, image in enumerate(images):
-        diameter = mean_diameter(found[i].label_map)
-        scale = predictor.facts.diameter / diameter if diameter else 1.0
-        if 1 / _CLOSE <= scale <= _CLOSE:
-            continue
-        scaled = predictor.at_scale(scale)
-        try:
-            scaled.network_size(*image.shape[:2])
-        except InputError:
-            continue
-        found[i] = scaled.predict([image])[0]
-    return found
+    diameter = mean_diameter(label_map)
+    scale = known / diameter if diameter else 1.0
+    return 1.0 if 1 / _CLOSE <= scale <= _CLOSE else scale
 
 
 def doubt_about_size(label_map: NDArray[np.int32], known: float) -> str:

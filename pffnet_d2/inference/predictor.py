@@ -14,16 +14,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pffnet_d2 import env
 from pffnet_d2.errors import DeviceMemoryError, InputError
 from pffnet_d2.imaging.lazy import Sliceable
 from pffnet_d2.imaging.microscopy import MicroscopyImage, read_microscopy_image
 from pffnet_d2.imaging.normalisation import BY_DEPTH, normalisation_of, to_rgb8
 from pffnet_d2.inference import caps
-from pffnet_d2.inference.backend import backend_for
+from pffnet_d2.inference.backend import Backend
 from pffnet_d2.inference.large import LargePrediction, Progress, TileModel, check_tiles, predict_large
 from pffnet_d2.inference.modality import UNLIKE, lost_contrast
-from pffnet_d2.inference.options import ImageOptions, ModelOptions, kind_of
-from pffnet_d2.inference.own_scale import AUTO, doubt_about_size, predict_at_own_scale
+from pffnet_d2.inference.options import AUTO, ImageOptions, ModelOptions, kind_of
+from pffnet_d2.inference.own_scale import doubt_about_size, own_scale
 from pffnet_d2.masks.compose import label_map_and_indices
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Predictor:
             options = ModelOptions(config=config, weights=weights, **others)
         elif config is not None or weights is not None or others:
             raise TypeError("give either options or the other arguments")
-        self.backend = backend_for(options)
+        self.backend = _loaded(options)
         self.facts = self.backend.facts
         self.own_scale = options.diameter == AUTO
         self.scale = self.facts.scale_for(options.diameter)
@@ -255,7 +256,7 @@ class Predictor:
             if not isinstance(image, np.ndarray) or image.dtype != np.uint8 or image.shape[2:] != (3,):
                 raise InputError(f"{kind_of(image)}: predict takes (H, W, 3) uint8 arrays, as normalise() makes them")
         if self.own_scale:
-            return predict_at_own_scale(self, images)
+            return self._predict_at_own_scale(images)
         found: dict[int, Prediction] = {}
         for group in _of_equal_size(images):
             size = None if self.scale == 1 else self.network_size(*images[group[0]].shape[:2])
@@ -264,6 +265,23 @@ class Predictor:
                 label_map, kept = label_map_and_indices(each.instances, self.rule)
                 found[i] = Prediction(label_map, each.capped, self.backend.chosen(each.instances, kept))
         return [found[i] for i in range(len(images))]
+
+    def _predict_at_own_scale(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        """Predict each image a second time, at the scale that the objects of a first pass ask for. The first pass
+        stands if the second would need an image that is too large (``network_size``)."""
+        own_size = self.at_scale(1.0)
+        found = own_size.predict(images)
+        for i, image in enumerate(images):
+            scale = own_scale(found[i].label_map, self.facts.diameter)
+            if scale == 1:
+                continue
+            scaled = self.at_scale(scale)
+            try:
+                scaled.network_size(*image.shape[:2])
+            except InputError:
+                continue
+            found[i] = scaled.predict([image])[0]
+        return found
 
     def predict_large(
         self,
@@ -365,6 +383,19 @@ class Predictor:
         network = self.backend.identity(self.scale)
         by_image = AUTO if self.own_scale else "matches pixels" if self.matching else ""
         return f"{network} {by_image}".rstrip()
+
+
+def _loaded(options: ModelOptions) -> Backend:
+    """The model of the options. Only the libraries that it needs are imported."""
+    if options.onnx_file is not None:
+        from pffnet_d2.inference.onnx_backend import OnnxBackend
+
+        return OnnxBackend(options.onnx_file, options)
+    if problem := env.problem():
+        raise ImportError(f"pffnet_d2.Predictor: {problem}")
+    from pffnet_d2.inference.torch_backend import TorchBackend
+
+    return TorchBackend(options)
 
 
 def _of_equal_size(images: Sequence[NDArray[Any]]) -> Iterator[list[int]]:

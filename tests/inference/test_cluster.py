@@ -26,7 +26,8 @@ pytest.importorskip("pyarrow", reason="pyarrow is not installed")
 
 from pffnet_d2.errors import InputError
 from pffnet_d2.inference import cluster as on_cluster
-from pffnet_d2.inference.batch import Job, predict_files
+from pffnet_d2.inference.batch import predict_files
+from pffnet_d2.inference.job import Job
 from pffnet_d2.inference.options import PredictOptions
 from pffnet_d2.inference.sources import find_sources
 from pffnet_d2.inference.summary import Summary

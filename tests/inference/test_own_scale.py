@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,53 +13,27 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from pffnet_d2 import Predictor
 from pffnet_d2.cli.main import main
-from pffnet_d2.errors import InputError
-from pffnet_d2.inference.own_scale import doubt_about_size, mean_diameter, predict_at_own_scale
+from pffnet_d2.inference.own_scale import doubt_about_size, mean_diameter, own_scale
 
 
-class StandIn:
-    """Knows diameter 20 and finds one square of ``side`` pixels, or nothing for side 0, at whatever scale."""
-
-    facts = SimpleNamespace(diameter=20.0)
-
-    def __init__(self, side: int, scale: float = 1.0, largest: float = 100.0) -> None:
-        self.side, self.scale, self.largest = side, scale, largest
-
-    def at_scale(self, scale: float) -> StandIn:
-        return StandIn(self.side, scale, self.largest)
-
-    def network_size(self, height: int, width: int) -> tuple[int, int]:
-        if self.scale > self.largest:
-            raise InputError("too large")
-        return height, width
-
-    def predict(self, images: Sequence[np.ndarray]) -> list[Any]:
-        found = []
-        for image in images:
-            labels = np.zeros(image.shape[:2], np.int32)
-            labels[: self.side, : self.side] = 1
-            found.append(SimpleNamespace(label_map=labels, scale=self.scale))
-        return found
-
-
-IMAGE = np.zeros((100, 100, 3), np.uint8)
+def square(side: int) -> np.ndarray:
+    labels = np.zeros((100, 100), np.int32)
+    labels[:side, :side] = 1
+    return labels
 
 
 @pytest.mark.parametrize(
-    ("side", "largest", "expected"),
+    ("side", "expected"),
     [
-        (0, 100.0, 1.0),  # nothing was found
-        (18, 100.0, 1.0),  # diameter 20.3: close
-        (15, 100.0, 1.0),  # 16.9: 1.18 times too small
-        (5, 100.0, 20 / (10 / np.pi**0.5)),
-        (60, 100.0, 20 / (120 / np.pi**0.5)),
-        (5, 2.0, 1.0),  # the enlarged image would be too large
+        (0, 1.0),  # nothing was found
+        (18, 1.0),  # diameter 20.3: close
+        (15, 1.0),  # 16.9: 1.18 times too small
+        (5, 20 / (10 / np.pi**0.5)),
+        (60, 20 / (120 / np.pi**0.5)),
     ],
 )
-def test_scale_of_the_second_pass(side: int, largest: float, expected: float) -> None:
-    standing_in: Any = StandIn(side, largest=largest)
-    (found,) = predict_at_own_scale(standing_in, [IMAGE])
-    assert found.scale == pytest.approx(expected)  # type: ignore[attr-defined]
+def test_scale_of_the_second_pass(side: int, expected: float) -> None:
+    assert own_scale(square(side), known=20.0) == pytest.approx(expected)
 
 
 def test_mean_diameter() -> None:
@@ -82,6 +54,19 @@ def test_it_equals_the_diameter_given_by_hand(tiny_run: Path) -> None:
     expected = by_hand.predict([pixels])[0].label_map
     np.testing.assert_array_equal(automatic.predict([pixels])[0].label_map, expected)
     assert automatic.scale == 1.0  # unchanged for the next image
+
+
+def test_the_first_pass_stands_where_the_second_image_would_be_too_large(
+    tiny_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
+    plain = Predictor(model=tiny_run, device="cpu")
+    (first,) = plain.predict([pixels])
+    twice = str(2 * mean_diameter(first.label_map))
+    automatic = Predictor(diameter="auto", model=tiny_run, device="cpu", opts=["MODEL.PFFNET.DIAMETER", twice])
+    assert (automatic.predict([pixels])[0].label_map != first.label_map).any()
+    monkeypatch.setattr("pffnet_d2.inference.predictor.MAX_ENLARGED", 2 * 64 * 96)
+    np.testing.assert_array_equal(automatic.predict([pixels])[0].label_map, first.label_map)
 
 
 def test_not_in_tiles_and_not_for_unknown_models(

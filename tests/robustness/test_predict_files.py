@@ -318,7 +318,7 @@ def test_another_run_makes_the_same(
 ) -> None:
     """It is named, in the place of its image too; a run beside it in the same folder is no matter."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("pffnet_d2.inference.batch._PATIENCE", 0.1)
+    monkeypatch.setattr("pffnet_d2.inference.worker._PATIENCE", 0.1)
     case = Case(
         "",
         f"predict --model {{run}} --out out --stop-on-error {LABELS} {tiles} a.tif",
