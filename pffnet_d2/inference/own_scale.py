@@ -1,4 +1,4 @@
-"""Prediction at the scale that the objects of each image ask for: ``--diameter auto``.
+"""The scale that the objects of an image ask for: ``--diameter auto``.
 
 A first pass finds objects at the image's own size. Their mean diameter decides at which scale a second pass sees the
 image. Measured in docs/predict.md (``benchmarks/diameter.py``).

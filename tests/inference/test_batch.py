@@ -57,6 +57,9 @@ def predict(tiny_run: Path, *arguments: object, out: Path) -> int:
     return main([str(a) for a in ["predict", *model, "--out", out, *arguments]])
 
 
+# --- Results --------------------------------------------------------------------------------------------------------
+
+
 def test_all_formats(tiny_run: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("roifile")
     out = tmp_path / "new" / "out"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,27 +15,56 @@ pytest.importorskip("detectron2", reason="Detectron2 is not installed")
 
 from pffnet_d2 import Predictor
 from pffnet_d2.cli.main import main
-from pffnet_d2.inference.own_scale import doubt_about_size, mean_diameter, own_scale
+from pffnet_d2.errors import InputError
+from pffnet_d2.inference.own_scale import doubt_about_size, mean_diameter
 
 
-def square(side: int) -> np.ndarray:
-    labels = np.zeros((100, 100), np.int32)
-    labels[:side, :side] = 1
-    return labels
+class StandIn(Predictor):
+    """Knows diameter 20 and finds one square of ``side`` pixels, or nothing for side 0, at whatever scale."""
+
+    facts: Any = SimpleNamespace(diameter=20.0)
+
+    def __init__(self, side: int, scale: float = 1.0, largest: float = 100.0) -> None:
+        self.side, self.scale, self.largest, self.own_scale = side, scale, largest, False
+
+    def at_scale(self, scale: float) -> StandIn:
+        return StandIn(self.side, scale, self.largest)
+
+    def network_size(self, height: int, width: int) -> tuple[int, int]:
+        if self.scale > self.largest:
+            raise InputError("too large")
+        return height, width
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[Any]:
+        if self.own_scale:
+            return self._predict_at_own_scale(images)
+        found = []
+        for image in images:
+            labels = np.zeros(image.shape[:2], np.int32)
+            labels[: self.side, : self.side] = 1
+            found.append(SimpleNamespace(label_map=labels, scale=self.scale))
+        return found
+
+
+IMAGE = np.zeros((100, 100, 3), np.uint8)
 
 
 @pytest.mark.parametrize(
-    ("side", "expected"),
+    ("side", "largest", "expected"),
     [
-        (0, 1.0),  # nothing was found
-        (18, 1.0),  # diameter 20.3: close
-        (15, 1.0),  # 16.9: 1.18 times too small
-        (5, 20 / (10 / np.pi**0.5)),
-        (60, 20 / (120 / np.pi**0.5)),
+        (0, 100.0, 1.0),  # nothing was found
+        (18, 100.0, 1.0),  # diameter 20.3: close
+        (15, 100.0, 1.0),  # 16.9: 1.18 times too small
+        (5, 100.0, 20 / (10 / np.pi**0.5)),
+        (60, 100.0, 20 / (120 / np.pi**0.5)),
+        (5, 2.0, 1.0),  # the enlarged image would be too large
     ],
 )
-def test_scale_of_the_second_pass(side: int, expected: float) -> None:
-    assert own_scale(square(side), known=20.0) == pytest.approx(expected)
+def test_scale_of_the_second_pass(side: int, largest: float, expected: float) -> None:
+    standing_in = StandIn(side, largest=largest)
+    standing_in.own_scale = True
+    (found,) = standing_in.predict([IMAGE])
+    assert found.scale == pytest.approx(expected)
 
 
 def test_mean_diameter() -> None:

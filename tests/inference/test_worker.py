@@ -70,9 +70,6 @@ def plate(folder: Path, count: int) -> list[Source]:
     return [Source(folder / f"{i}.tif", str(i)) for i in range(count)]
 
 
-# --- Results --------------------------------------------------------------------------------------------------------
-
-
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
