@@ -212,6 +212,18 @@ def test_cell_rcnn_v2_as_published() -> None:
     assert norms == {"FrozenBatchNorm2d"}
 
 
+@pytest.mark.parametrize("folder", ["bbbc039", "dsb2018", "kumar", "tnbc"])
+def test_cell_rcnn_laid_over_v2_is_cell_rcnn(folder: str) -> None:
+    """On Lite0 the config of Cell R-CNN is laid over V2's: nothing of V2's network is left, the data is the same."""
+    v2, cell = (read(f"{folder}/{name}_Lite0_FPN.yaml") for name in ("CellRCNN_V2", "CellRCNN"))
+    plain = read("dsb2018/PFFNet_Lite0_FPN.yaml")
+    plain.merge_from_file(str(config_path("methods/CellRCNN.yaml")), allow_unsafe=False)
+    plain.MODEL.ROI_MASK_HEAD.CONV_DIM = 32
+    assert str(build_model(cell)) == str(build_model(plain)) != str(build_model(v2))
+    assert (cell.DATASETS, cell.INPUT, cell.TEST) == (v2.DATASETS, v2.INPUT, v2.TEST)
+    assert cell.MODEL.PFFNET.SEMANTIC_POWER == v2.MODEL.PFFNET.SEMANTIC_POWER == 0.5
+
+
 def test_augmentations_are_the_papers() -> None:
     """[P] IV-A: flips and rotations; for all but BBBC039 also blurs and noise."""
     every = ["flip", "rotate90", "gaussian_blur", "median_blur", "gaussian_noise"]
